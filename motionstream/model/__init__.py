@@ -1,0 +1,1 @@
+"""The networks: transformer with rolling cache, track head, autoencoder, text encoder, motion prior."""

@@ -1,0 +1,102 @@
+"""The rolling key/value cache with attention sinks (paper section 3.2).
+
+Context of a chunk: the first `sink` chunks, the `window` chunks before it, and its own tokens, in that order.
+A chunk's place in the cache, not its age, gives its rotary position. Sink keys therefore never turn again and are
+stored rotated; window keys are also kept as they were before rotation, and turned to their place whenever they move.
+A chunk that is a sink is not in the window as well. Once full, every chunk costs the same for ever.
+
+Layout is the one of diffusers' attention dispatcher: [batch, tokens, heads, head_dim].
+"""
+
+import torch
+from torch import Tensor
+
+
+def rotate(x: Tensor, table: Tensor) -> Tensor:
+    """Rotary position embedding: turns neighbouring pairs of x [B, L, H, D] by the complex table [L, 1, D/2]."""
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * table).flatten(-2).type_as(x)
+
+
+class LayerCache:
+    """Keys and values of one layer, preallocated: [sink | window | current chunk]."""
+
+    def __init__(self, shape: tuple[int, int, int, int], sink: int, window: int, dtype, device):
+        batch, self.size, heads, head_dim = shape
+        self.sink, self.window = sink, window
+
+        def buffer(chunks: int) -> Tensor:
+            return torch.zeros(batch, chunks * self.size, heads, head_dim, dtype=dtype, device=device)
+
+        self.keys = buffer(sink + window + 1)  # rotated, as attention reads them
+        self.values = buffer(sink + window + 1)
+        self.unrotated = buffer(window)  # the window's keys before rotation
+
+    def extend(self, filled: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values a chunk attends to: `filled` cached tokens, then its own (key already rotated)."""
+        if torch.is_grad_enabled():  # autograd keeps what it reads, so it gets a copy that will not be overwritten
+            return torch.cat([self.keys[:, :filled], key], 1), torch.cat([self.values[:, :filled], value], 1)
+        end = filled + self.size
+        self.keys[:, filled:end], self.values[:, filled:end] = key, value
+        return self.keys[:, :end], self.values[:, :end]
+
+    @torch.no_grad()
+    def write(self, chunks: int, key: Tensor, value: Tensor, table: Tensor) -> None:
+        """Stores a clean chunk (key before rotation) when `chunks` were stored before it. `table`: all positions."""
+        size, first = self.size, self.sink * self.size
+        if chunks < self.sink:
+            place = slice(chunks * size, (chunks + 1) * size)
+            self.keys[:, place], self.values[:, place] = rotate(key, table[place]), value
+        elif self.window:
+            values = self.values[:, first : first + self.window * size]
+            slot = min(chunks - self.sink, self.window - 1)
+            if chunks - self.sink >= self.window:  # full: the oldest chunk leaves, the others move up one place
+                self.unrotated[:, : slot * size] = self.unrotated[:, size:].clone()
+                values[:, : slot * size] = values[:, size:].clone()
+            end = (slot + 1) * size
+            self.unrotated[:, slot * size : end], values[:, slot * size : end] = key, value
+            self.keys[:, first : first + end] = rotate(self.unrotated[:, :end], table[first : first + end])
+
+
+class RollingCache:
+    """The caches of all layers and the rotary positions of their places.
+
+    Args:
+        layers: number of transformer layers.
+        shape: (batch, tokens of one chunk, heads, head_dim).
+        table: complex rotary table [(sink + window + 1) * chunk tokens, 1, head_dim / 2], temporal position = place.
+        sink, window: chunks kept for ever, newest chunks kept.
+    """
+
+    def __init__(self, layers: int, shape: tuple[int, int, int, int], table: Tensor, *, sink: int, window: int, dtype):
+        if sink < 0 or window < 0:
+            raise ValueError(f"sink is {sink} and window is {window} chunks; both must be at least 0")
+        if table.shape[0] != (sink + window + 1) * shape[1]:
+            raise ValueError(
+                f"rotary table has {table.shape[0]} positions; the cache has {sink + window + 1} x {shape[1]} tokens"
+            )
+        self.shape, self.sink, self.window, self.table = shape, sink, window, table
+        self.layers = [LayerCache(shape, sink, window, dtype, table.device) for _ in range(layers)]
+        self.chunks = 0  # clean chunks stored so far
+
+    @property
+    def filled(self) -> int:
+        """Cached tokens that the next chunk sees; also the place of its first token."""
+        return min(self.chunks, self.sink + self.window) * self.shape[1]
+
+    @property
+    def positions(self) -> Tensor:
+        """Rotary table of the next chunk's tokens."""
+        return self.table[self.filled : self.filled + self.shape[1]]
+
+    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """All keys and values the present chunk attends to; its own key [B, L, H, D] comes rotated by `positions`."""
+        return self.layers[layer].extend(self.filled, key, value)
+
+    def write(self, layer: int, key: Tensor, value: Tensor) -> None:
+        """Stores the present chunk, clean, its key not rotated. Only after this layer's attention has been computed."""
+        self.layers[layer].write(self.chunks, key, value, self.table)
+
+    def advance(self) -> None:
+        """Counts the chunk that a writing pass has stored in every layer."""
+        self.chunks += 1

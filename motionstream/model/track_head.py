@@ -1,0 +1,78 @@
+"""Tracks to condition channels (paper section 3.1, equation 1).
+
+Each track carries the sinusoidal code of its ID number; the code is written on the latent grid wherever the track is
+visible. The head packs four frames' codes into channels, as the autoencoder packs four frames into one latent frame,
+and mixes them with one 1x1x1 convolution.
+"""
+
+import math
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+
+from motionstream.tracks import Tracks
+
+
+def embed_ids(ids: Tensor, dim: int = 64) -> Tensor:
+    """Sinusoidal encoding of ID numbers [N] -> [N, dim]: sines in the first half, cosines in the second."""
+    frequencies = torch.exp(-math.log(10_000) * torch.arange(dim // 2, device=ids.device) / (dim // 2))
+    angles = ids.float()[:, None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def track_map(tracks: Tracks, width: int, height: int, stride: int, dim: int = 64, device="cpu") -> Tensor:
+    """Equation 1: `c[t, floor(y / s), floor(x / s)] = v[t, n] * phi_n`, zero elsewhere.
+
+    width, height: frame size in pixels; stride: pixels per latent cell. A point that is invisible or outside the frame
+    is not written (never clamped to the border). Where several tracks meet in one cell the last one stays.
+
+    Returns: float32 [T, height // stride, width // stride, dim].
+    """
+    points, visible, ids = (torch.tensor(a, device=device) for a in (tracks.points, tracks.visible, tracks.ids))
+    rows, columns = height // stride, width // stride
+    column, row = points.div(stride).floor().unbind(-1)  # still floats: far outside they would not fit an integer
+    written = visible & (column >= 0) & (column < columns) & (row >= 0) & (row < rows)
+    time, track = written.nonzero(as_tuple=True)
+    cell = (time * rows + row[written].long()) * columns + column[written].long()
+    # Scatter with repeated targets has no defined order: which track owns a cell is settled first, by the highest n.
+    owner = torch.full((tracks.T, rows, columns), -1, device=device)
+    owner.view(-1).scatter_reduce_(0, cell, track, "amax")
+    codes = embed_ids(ids, dim)
+    return torch.cat([codes, codes.new_zeros(1, dim)])[owner]  # -1 = nobody's = the last row
+
+
+def pack_time(x: Tensor, stride: int, first: bool) -> Tensor:
+    """Packs time into channels as the autoencoder does: [B, C, T, H, W] -> [B, stride * C, t, H, W].
+
+    first: whether x begins with frame 0, which is alone in its latent frame (it is repeated `stride` times):
+    T = 1 + stride * (t - 1). Otherwise T = stride * t.
+    """
+    if first:
+        x = torch.cat([x[:, :, :1].expand(-1, -1, stride - 1, -1, -1), x], dim=2)
+    if x.shape[2] % stride:
+        raise ValueError(f"frames in groups of {stride} expected (frame 0 alone if it is there), got {list(x.shape)}")
+    return x.unflatten(2, (-1, stride)).transpose(2, 3).flatten(1, 2)
+
+
+class TrackHead(ModelMixin, ConfigMixin):
+    """4x temporal compression by packing time into channels, then one 1x1x1 convolution.
+
+    Args:
+        track_dim: length d of the ID code.
+        out_channels: condition channels given to the transformer.
+        temporal_stride: frames per latent frame.
+    """
+
+    @register_to_config
+    def __init__(self, track_dim: int = 64, out_channels: int = 16, temporal_stride: int = 4):
+        super().__init__()
+        self.conv = nn.Conv3d(temporal_stride * track_dim, out_channels, kernel_size=1)
+
+    def forward(self, maps: Tensor, first: bool) -> Tensor:
+        """Track maps [B, T, h, w, track_dim] -> [B, out_channels, t, h, w]; first: see `pack_time`.
+
+        Chunk by chunk equals all at once: 9 frames give 3 latent frames, every later 12 give 3.
+        """
+        return self.conv(pack_time(maps.movedim(-1, 1), self.config.temporal_stride, first))

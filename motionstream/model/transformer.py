@@ -1,0 +1,216 @@
+"""Wan's video transformer, bidirectional (teacher) or chunk-causal with a rolling cache (student).
+
+The network and its weight names are diffusers' own; only `in_channels` is wider (noisy latents, image condition,
+tracks, motion prior). What differs from the stock class is how it is run:
+
+- the self-attention processor reads and writes a `RollingCache`, and rotary positions are places in that cache;
+- keys and values of text and image are computed once per prompt (`encode_context`), not once per pass;
+- tokens that share a timestep form one row of the batch everywhere but in attention, so that per-token timesteps
+  (Wan 2.2 TI2V) cost no more than one timestep.
+"""
+
+import functools
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from diffusers import WanTransformer3DModel
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from diffusers.utils import apply_lora_scale
+from torch import Tensor
+
+from motionstream.model.cache import RollingCache, rotate
+
+SCORES_AT_ONCE = 2**22
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every layer's cross-attention sees: keys and values of text and, for Wan 2.1 I2V, of the image.
+
+    layers: per layer (text key, text value) or (text key, text value, image key, image value), [B, tokens, heads, dim].
+    """
+
+    layers: tuple[tuple[Tensor, ...], ...]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a layer's tokens stand: batch size, rotary table [L, 1, head_dim / 2], and the cache if there is one."""
+
+    batch: int
+    table: Tensor
+    cache: RollingCache | None = None
+    layer: int = 0
+    write: bool = False
+
+
+def matmul_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attention as plain matrix products, in blocks of queries whose scores stay in the processor's caches.
+
+    In bfloat16 on a CPU this is twice as fast as PyTorch's fused kernel, forwards and backwards; in float32 it isn't.
+    Scores are rounded to bfloat16: about 1 % error where the fused kernel has 0.2 %. All [B, tokens, heads, head_dim].
+    """
+    samples = []
+    for q, k, v in zip(*(x.transpose(1, 2) for x in (query * query.shape[-1] ** -0.5, key, value)), strict=True):
+        blocks = math.ceil(q.shape[0] * q.shape[1] * k.shape[1] / SCORES_AT_ONCE)
+        samples.append(torch.cat([torch.softmax(part @ k.mT, -1) @ v for part in q.chunk(blocks, 1)], 1))
+    return torch.stack(samples).transpose(1, 2)
+
+
+class _Processor:
+    _attention_backend = None  # set by diffusers' `set_attention_backend`
+    _parallel_config = None
+
+    def _attention(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """The one place where attention is computed: by diffusers' dispatcher, unless that is known to be slow."""
+        if self._attention_backend is None and query.device.type == "cpu" and value.dtype == torch.bfloat16:
+            out = matmul_attention(query.to(value.dtype), key.to(value.dtype), value)
+        else:
+            out = dispatch_attention_fn(query, key, value, backend=self._attention_backend)
+        return out.flatten(2).type_as(query)
+
+
+class SelfAttention(_Processor):
+    """Full attention over the tokens at hand and, with a cache, over the chunks it holds."""
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, rotary_emb: Place = None):
+        place = rotary_emb
+        heads = (place.batch, -1, attn.heads, attn.inner_dim // attn.heads)
+        query = attn.norm_q(attn.to_q(hidden_states)).reshape(heads)
+        key = attn.norm_k(attn.to_k(hidden_states)).reshape(heads)
+        value = attn.to_v(hidden_states).reshape(heads)
+
+        keys, values = rotate(key, place.table), value
+        if place.cache is not None:
+            keys, values = place.cache.extend(place.layer, keys, values)
+        out = self._attention(rotate(query, place.table), keys, values)
+        if place.write:
+            place.cache.write(place.layer, key, value)
+        return attn.to_out[1](attn.to_out[0](out)).view_as(hidden_states)
+
+
+class CrossAttention(_Processor):
+    """Attention to the text's (and the image's) keys and values of a `Context`."""
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states, attention_mask=None, rotary_emb=None):
+        text_key, text_value, *image = encoder_hidden_states
+        query = attn.norm_q(attn.to_q(hidden_states)).reshape(text_key.shape[0], -1, *text_key.shape[2:])
+        out = self._attention(query, text_key, text_value)
+        if image:
+            out = out + self._attention(query, *image)
+        return attn.to_out[1](attn.to_out[0](out)).view_as(hidden_states)
+
+
+class MotionTransformer(WanTransformer3DModel):
+    """`diffusers.WanTransformer3DModel` (same configuration, same weight names) that can also run chunk by chunk."""
+
+    @functools.wraps(WanTransformer3DModel.__init__)  # keeps the signature, from which diffusers reads the config keys
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        for block in self.blocks:
+            block.attn1.set_processor(SelfAttention())
+            block.attn2.set_processor(CrossAttention())
+
+    def encode_context(self, text: Tensor, image: Tensor | None = None) -> Context:
+        """Text embeddings [B, L, text_dim] and CLIP image tokens [B, N, image_dim] -> keys and values of all layers."""
+        embedder = self.condition_embedder
+        text = embedder.text_embedder(text)
+        image = None if image is None else embedder.image_embedder(image)
+        layers = []
+        for attn in (block.attn2 for block in self.blocks):
+            parts = (attn.norm_k(attn.to_k(text)), attn.to_v(text))
+            if image is not None:
+                parts += (attn.norm_added_k(attn.add_k_proj(image)), attn.add_v_proj(image))
+            layers.append(tuple(part.unflatten(2, (attn.heads, -1)) for part in parts))
+        return Context(tuple(layers))
+
+    def rotary_table(self, frames: int, height: int, width: int) -> Tensor:
+        """Complex rotary table [L, 1, head_dim / 2] of a latent grid (latent frames, latent height and width)."""
+        longest = max(self._grid(frames, height, width))
+        if longest > self.config.rope_max_seq_len:
+            raise ValueError(f"{longest} rotary positions along one axis; at most {self.config.rope_max_seq_len}")
+        cos, sin = self.rope(torch.empty(1, 1, frames, height, width, device="meta"))
+        return torch.complex(cos[0, ..., 0::2].float(), sin[0, ..., 1::2].float())
+
+    def new_cache(self, batch: int, frames: int, height: int, width: int, *, sink: int, window: int) -> RollingCache:
+        """An empty cache for chunks of `frames` latent frames of latent size height x width."""
+        table = self.rotary_table((sink + window + 1) * frames, height, width)
+        device = table.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.dtype
+        tokens = table.shape[0] // (sink + window + 1)
+        shape = (batch, tokens, self.config.num_attention_heads, self.config.attention_head_dim)
+        return RollingCache(len(self.blocks), shape, table, sink=sink, window=window, dtype=dtype)
+
+    @apply_lora_scale("attention_kwargs")
+    def forward(
+        self,
+        hidden_states: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor | Context,
+        encoder_hidden_states_image: Tensor | None = None,
+        return_dict: bool = True,
+        attention_kwargs: dict | None = None,
+        cache: RollingCache | None = None,
+        write: bool = False,
+    ) -> Transformer2DModelOutput | tuple[Tensor]:
+        """The stock forward pass, and with a cache the one of the present chunk.
+
+        Args:
+            hidden_states: [B, in_channels, T, H, W].
+            timestep: 0..1000, [B] or [B, G] where each of the G equal runs of a sample's tokens has its own: G = T
+                for one per latent frame, G = number of tokens for one per token.
+            encoder_hidden_states: text embeddings [B, L, text_dim], or the `Context` made of them once.
+            encoder_hidden_states_image: CLIP image tokens [B, N, image_dim] (part of the `Context`, if that is given).
+            cache: earlier chunks to attend to; hidden_states is then exactly one chunk.
+            write: stores this (clean) chunk in the cache and moves the cache on.
+
+        Returns: [B, out_channels, T, H, W].
+        """
+        if torch.is_grad_enabled() and self.gradient_checkpointing and cache is not None:
+            raise ValueError("gradient checkpointing would read the cache again after it has rolled; switch one off")
+        batch, _, *size = hidden_states.shape
+        grid = self._grid(*size)
+        tokens = math.prod(grid)
+        context = encoder_hidden_states
+        if not isinstance(context, Context):
+            context = self.encode_context(context, encoder_hidden_states_image)
+        place = self._place(batch, size, tokens, cache, write)
+
+        x = self.patch_embedding(hidden_states).flatten(2).transpose(1, 2)
+        rows = timestep.numel()  # tokens of one timestep form a row
+        x = x.reshape(rows, batch * tokens // rows, -1)
+        temb, modulation = self._embed_timestep(timestep.flatten(), x)
+        for layer, block in enumerate(self.blocks):
+            inputs = (x, context.layers[layer], modulation, replace(place, layer=layer))
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                x = self._gradient_checkpointing_func(block, *inputs)
+            else:
+                x = block(*inputs)
+        if write:
+            cache.advance()
+
+        shift, scale = (self.scale_shift_table + temb.unsqueeze(1)).chunk(2, dim=1)
+        x = self.proj_out((self.norm_out(x.float()) * (1 + scale) + shift).type_as(x))
+        x = x.reshape(batch, *grid, *self.config.patch_size, -1).permute(0, 7, 1, 4, 2, 5, 3, 6)
+        output = x.flatten(6, 7).flatten(4, 5).flatten(2, 3)
+        return Transformer2DModelOutput(sample=output) if return_dict else (output,)
+
+    def _grid(self, *size: int) -> list[int]:
+        """Latent frames, height, width -> tokens along each axis."""
+        return [side // patch for side, patch in zip(size, self.config.patch_size, strict=True)]
+
+    def _place(self, batch: int, size: list[int], tokens: int, cache: RollingCache | None, write: bool) -> Place:
+        if cache is None:
+            return Place(batch, self.rotary_table(*size))
+        if cache.shape[:2] != (batch, tokens):
+            raise ValueError(f"chunk of {batch} x {tokens} tokens does not fit the cache's {cache.shape[:2]}")
+        return Place(batch, cache.positions, cache, write=write)
+
+    def _embed_timestep(self, timestep: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Timesteps [rows] -> embedding [rows, dim] and the blocks' shifts, scales and gates [rows, 6, dim]."""
+        embedder = self.condition_embedder
+        weight = embedder.time_embedder.linear_1.weight
+        temb = embedder.time_embedder(embedder.timesteps_proj(timestep).to(weight.dtype)).type_as(like)
+        return temb, embedder.time_proj(embedder.act_fn(temb)).unflatten(1, (6, -1))

@@ -1,0 +1,135 @@
+"""The transformer is diffusers' own, to the last digit, and keeps its weight names."""
+
+import pytest
+import torch
+from diffusers import WanTransformer3DModel
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+
+from motionstream.model import transformer
+from motionstream.model.transformer import MotionTransformer, matmul_attention
+
+TINY = dict(
+    num_attention_heads=2,
+    attention_head_dim=12,
+    in_channels=20,
+    out_channels=8,
+    text_dim=10,
+    freq_dim=32,
+    ffn_dim=48,
+    num_layers=2,
+)
+IMAGE = dict(image_dim=14, added_kv_proj_dim=24)
+
+
+def pair(**extra) -> tuple[WanTransformer3DModel, MotionTransformer]:
+    torch.manual_seed(0)
+    stock = WanTransformer3DModel(**TINY, **extra).eval()
+    ours = MotionTransformer(**TINY, **extra).eval()
+    ours.load_state_dict(stock.state_dict(), strict=True)  # same names, same shapes
+    return stock, ours
+
+
+def same(stock, ours, *inputs) -> None:
+    with torch.no_grad():
+        expected, got = stock(*inputs, return_dict=False)[0], ours(*inputs, return_dict=False)[0]
+    assert expected.abs().max() > 0.01
+    assert (expected - got).abs().max() <= 1e-5
+
+
+def test_image_to_video_with_image_tokens_equals_diffusers():
+    stock, ours = pair(**IMAGE)
+    text, image = torch.randn(2, 512, 10), torch.randn(2, 7, 14)  # 512: the stock processor's fixed text length
+    same(stock, ours, torch.randn(2, 20, 3, 6, 8), torch.tensor([900.0, 20.0]), text, image)
+
+
+def test_per_token_timesteps_equal_diffusers():
+    stock, ours = pair()
+    same(stock, ours, torch.randn(2, 20, 3, 6, 8), torch.rand(2, 3 * 3 * 4) * 1000, torch.randn(2, 5, 10))
+
+
+def test_a_timestep_per_latent_frame_equals_the_same_timestep_for_its_tokens():
+    stock, ours = pair()
+    x, text = torch.randn(2, 20, 3, 6, 8), torch.randn(2, 5, 10)
+    per_frame = torch.tensor([[0.0, 700.0, 700.0], [0.0, 30.0, 1000.0]])
+    with torch.no_grad():
+        expected = stock(x, per_frame.repeat_interleave(12, 1), text).sample
+        assert (expected - ours(x, per_frame, text).sample).abs().max() <= 1e-5
+
+
+def test_context_computed_once_gives_the_same_result():
+    _, ours = pair(**IMAGE)
+    x, t = torch.randn(1, 20, 2, 4, 4), torch.tensor([500.0])
+    text, image = torch.randn(1, 9, 10), torch.randn(1, 7, 14)
+    with torch.no_grad():
+        expected = ours(x, t, text, image).sample
+        context = ours.encode_context(text, image)
+        assert torch.equal(ours(x, t, context).sample, expected)
+        assert not torch.allclose(ours(x, t, ours.encode_context(text + 1, image)).sample, expected)
+        assert not torch.allclose(ours(x, t, ours.encode_context(text, image + 1)).sample, expected)
+
+
+def test_gradients_equal_diffusers_with_and_without_checkpointing():
+    stock, ours = pair()
+    inputs = torch.randn(1, 20, 2, 4, 4), torch.tensor([300.0]), torch.randn(1, 5, 10)
+    stock(*inputs).sample.square().sum().backward()
+    for checkpointing in (False, True):
+        ours.zero_grad()
+        if checkpointing:
+            ours.enable_gradient_checkpointing()
+        ours(*inputs).sample.square().sum().backward()
+        for (name, a), (_, b) in zip(stock.named_parameters(), ours.named_parameters(), strict=True):
+            assert torch.allclose(a.grad, b.grad, rtol=1e-3, atol=1e-4), name
+
+
+def test_the_configuration_is_the_stock_one():
+    stock, ours = pair()
+    assert dict(ours.config) == dict(stock.config)
+    assert MotionTransformer.from_config(ours.config).state_dict().keys() == stock.state_dict().keys()
+
+
+def test_bfloat16_autocast_stays_close():
+    _, ours = pair()
+    x, t, text = torch.randn(1, 20, 3, 4, 4), torch.tensor([[0.0, 400.0, 400.0]]), torch.randn(1, 5, 10)
+    with torch.no_grad():
+        exact = ours(x, t, text).sample
+        with torch.autocast("cpu", torch.bfloat16):
+            rough = ours(x, t, text).sample
+    assert (exact - rough.float()).norm() / exact.norm() < 0.03
+
+
+@pytest.mark.parametrize("at_once", [2**22, 1500])
+def test_attention_by_matrix_products_agrees_with_the_dispatcher(at_once, monkeypatch):
+    monkeypatch.setattr(transformer, "SCORES_AT_ONCE", at_once)
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(2, tokens, 3, 16, requires_grad=True) for tokens in (50, 70, 70))
+    expected, got = dispatch_attention_fn(query, key, value), matmul_attention(query, key, value)
+    assert (got - expected).abs().max() <= 1e-5
+    gradients = (torch.autograd.grad(x.square().sum(), (query, key, value)) for x in (got, expected))
+    for a, b in zip(*gradients, strict=True):
+        assert (a - b).abs().max() <= 1e-4
+    rough = matmul_attention(*(x.bfloat16() for x in (query, key, value)))
+    assert rough.dtype == torch.bfloat16
+    assert (rough.float() - expected).norm() / expected.norm() < 0.02
+
+
+def test_bfloat16_on_the_cpu_goes_another_way_only_while_no_backend_is_chosen(monkeypatch):
+    def unexpected(*_, **__):
+        raise AssertionError("the dispatcher was asked")
+
+    _, ours = pair()
+    inputs = torch.randn(1, 20, 2, 4, 4), torch.tensor([300.0]), torch.randn(1, 5, 10)
+    monkeypatch.setattr(transformer, "dispatch_attention_fn", unexpected)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        ours(*inputs)
+        for block in ours.blocks:
+            block.attn1.processor._attention_backend = "native"
+        with pytest.raises(AssertionError, match="dispatcher"):
+            ours(*inputs)
+    with torch.no_grad(), pytest.raises(AssertionError, match="dispatcher"):
+        pair()[1](*inputs)
+
+
+def test_a_grid_beyond_the_rotary_table_is_refused():
+    _, ours = pair(rope_max_seq_len=4)
+    with pytest.raises(ValueError, match="5 rotary positions.*at most 4"):
+        ours.rotary_table(5, 4, 4)

@@ -1,0 +1,327 @@
+"""The motion prior: the first frame moved along the dense motion that a few tracks imply.
+
+A small model cannot learn from minutes of training what every track ID means; it learns at once from a picture that is
+already nearly right. The prior makes it, in three steps:
+
+1. A U-Net reads the first frame and the tracks' anchors (where they start in it) and gives each pixel a feature. How much
+   a pixel follows a track is a softmax over the tracks of feature affinity and nearness, beside one learned choice more:
+   to stay. These weights depend on the picture and the anchors alone, never on the motion.
+2. Each pixel's motion is the moving-least-squares affine map (Schaefer et al. 2006) of the tracks under these weights.
+3. The moved pixels are splatted, nearer ones over farther ones; the first frame is sampled through the resulting backward
+   motion, so it stays sharp however long the stream, and what no pixel reached has confidence 0.
+
+The reference is the first frame for ever. When the set of tracks changes, the motion so far is kept as the base on which
+new tracks add; a track that starts later finds its anchor through the inverse of the motion so far.
+"""
+
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor, nn
+
+from motionstream.tracks import Tracks
+
+CELL = 2  # pixels of the frame to a side of one motion cell
+UNIT = 32.0  # pixels: keeps the moments of the least squares near 1
+FRONT = 12.0  # log-weight of a cell that is surely in front over one that is surely behind
+CERTAIN = 3.0  # log-odds with which a track moves the place it is attached to, at the least
+SHARPEN = 3  # power of the odds with which a cell follows the tracks
+
+
+class Block(nn.Module):
+    def __init__(self, incoming: int, channels: int, stride: int = 1):
+        super().__init__()
+        self.enter = nn.Conv2d(incoming, channels, 3, stride=stride, padding=1)
+        self.norm = nn.GroupNorm(8, channels)
+        self.inner = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.enter(x)
+        return x + self.inner(F.silu(self.norm(x)))
+
+
+class UNet(nn.Module):
+    """[B, incoming, h, w] -> [B, outgoing, h, w]; any h and w."""
+
+    def __init__(self, incoming: int, widths: tuple[int, ...], outgoing: int):
+        super().__init__()
+        self.enter = Block(incoming, widths[0])
+        self.down = nn.ModuleList(Block(a, b, stride=2) for a, b in zip(widths, widths[1:], strict=False))
+        self.up = nn.ModuleList(
+            Block(a + b, b) for a, b in zip(reversed(widths[1:]), reversed(widths[:-1]), strict=True))
+        self.leave = nn.Conv2d(widths[0], outgoing, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        levels = [self.enter(x)]
+        for block in self.down:
+            levels.append(block(F.silu(levels[-1])))
+        x = levels.pop()
+        for block in self.up:
+            skip = levels.pop()
+            x = block(F.silu(torch.cat([F.interpolate(x, size=skip.shape[-2:], mode="nearest"), skip], dim=1)))
+        return self.leave(F.silu(x))
+
+
+def cell_centres(height: int, width: int) -> Tensor:
+    """Centres of the motion cells of a frame, float32 [h*w, 2] pixels (x, y), h = height/2, w = width/2."""
+    rows = torch.arange(height // CELL) * CELL + CELL / 2
+    columns = torch.arange(width // CELL) * CELL + CELL / 2
+    return torch.stack(torch.meshgrid(rows, columns, indexing="ij")[::-1], -1).reshape(-1, 2)
+
+
+def least_squares_motion(weights: Tensor, stay: Tensor, centres: Tensor, anchors: Tensor, moved: Tensor, visible: Tensor,
+                         ridge: Tensor) -> Tensor:
+    """Moving least squares: the affine motion of every cell under its weights of the tracks, and its share in it.
+
+    weights [P, N] and stay [P] sum to 1 over each cell; anchors [N, 2]; moved [T, N, 2] is each track's displacement from
+    its anchor, in pixels; visible [T, N] tells which tracks count at which time; ridge (pixels squared) pulls the affine
+    part towards pure translation where the tracks do not determine it. Returns the motion of the tracks that a cell
+    follows, [T, P, 2] in pixels, and its share in it, [T, P]: 0 where it stays, 1 where it goes along.
+    """
+    times = len(moved)
+    middle = anchors.mean(0)
+    a = (anchors - middle) / UNIT
+    r = moved / UNIT
+    seen = visible.to(a)[..., None]
+    products = torch.stack([a[:, 0] ** 2, a[:, 0] * a[:, 1], a[:, 1] ** 2], -1).expand(times, -1, -1)
+    mixed = (a[None, :, :, None] * r[:, :, None, :]).flatten(2)
+    moments = torch.cat([torch.ones_like(seen), a.expand(times, -1, -1), products, r, mixed], -1) * seen  # [T, N, 12]
+    sums = (weights @ moments.movedim(0, 1).flatten(1)).unflatten(1, (times, 12)).movedim(1, 0)  # [T, P, 12]
+    mass = sums[..., :1]
+    mean = sums[..., 1:] / mass.clamp_min(1e-8)
+    at, went = mean[..., :2], mean[..., 5:7]
+    xx = mean[..., 2] - at[..., 0] ** 2 + ridge / UNIT**2
+    yy = mean[..., 4] - at[..., 1] ** 2 + ridge / UNIT**2
+    xy = mean[..., 3] - at[..., 0] * at[..., 1]
+    cross = mean[..., 7:].unflatten(-1, (2, 2)) - at[..., :, None] * went[..., None, :]
+    inverse = torch.stack([yy, -xy, -xy, xx], -1).unflatten(-1, (2, 2)) / (xx * yy - xy**2)[..., None, None]
+    away = ((centres - middle) / UNIT - at)[..., None, :]
+    motion = went + (away @ inverse @ cross)[..., 0, :]
+    return motion * UNIT, mass[..., 0] / (mass[..., 0] + stay + 1e-8)
+
+
+def clean(motion: Tensor, share: Tensor, height: int, width: int) -> Tensor:
+    """Motion [T, P, 2] times the share [T, P] of it that each cell takes part in, without torn specks.
+
+    Shares are sharpened, so that a cell goes or stays; an object takes its rim along; a median over 5x5 cells, as in
+    classical optical flow, removes what is left of specks and keeps edges.
+    """
+    share = share**SHARPEN / (share**SHARPEN + (1 - share) ** SHARPEN)
+    share = F.max_pool2d(share.unflatten(1, (1, height // CELL, width // CELL)), 3, 1, 1).flatten(1)
+    moved = (motion * share[..., None]).unflatten(1, (height // CELL, width // CELL)).numpy()
+    medians = [np.stack([cv2.medianBlur(np.ascontiguousarray(frame[..., k]), 5) for k in (0, 1)], -1) for frame in moved]
+    return torch.from_numpy(np.stack(medians)).flatten(1, 2)
+
+
+def splat(displacement: Tensor, front: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Turns forward motion of the first frame's cells into backward motion of the new frame's cells.
+
+    displacement [T, P, 2] pixels, front [P] in [0, 1]. Each cell is laid on the four cells that it lands between; where
+    several land, the ones in front win. Returns backward [T, 2, h, w] in pixels (what to add to a new pixel's place to
+    find it in the first frame) and coverage [T, 1, h, w]: the area that landed there, 1 where nothing stretched.
+    """
+    times, cells = displacement.shape[:2]
+    h, w = height // CELL, width // CELL
+    landed = (cell_centres(height, width) + displacement) / CELL - 0.5
+    corner = landed.floor()
+    fraction = landed - corner
+    priority = torch.exp(FRONT * front)
+    sums = torch.zeros(times * h * w, 4)
+    offset = torch.arange(times)[:, None] * (h * w)
+    for dx in (0, 1):
+        for dy in (0, 1):
+            column, row = corner[..., 0] + dx, corner[..., 1] + dy
+            share = (1 - (fraction[..., 0] - dx).abs()) * (1 - (fraction[..., 1] - dy).abs())
+            share = share * ((column >= 0) & (column < w) & (row >= 0) & (row < h))
+            index = offset + row.clamp(0, h - 1).long() * w + column.clamp(0, w - 1).long()
+            weight = share * priority
+            values = torch.stack([weight, -weight * displacement[..., 0], -weight * displacement[..., 1], share], -1)
+            sums.index_add_(0, index.flatten(), values.flatten(0, 1))
+    sums = sums.view(times, h, w, 4).permute(0, 3, 1, 2)
+    return sums[:, 1:3] / sums[:, :1].clamp_min(1e-12), sums[:, 3:]
+
+
+def close_gaps(backward: Tensor, coverage: Tensor) -> tuple[Tensor, Tensor]:
+    """Fills cells that stretching left bare from their neighbours; real holes keep confidence 0.
+
+    Returns backward [T, 2, h, w] and confidence [T, 1, h, w] in [0, 1].
+    """
+    known = (coverage > 0.05).to(coverage)
+    around = F.avg_pool2d(known, 3, 1, 1, count_include_pad=False)
+    mean = F.avg_pool2d(backward * known, 3, 1, 1, count_include_pad=False) / around.clamp_min(1e-6)
+    filled = torch.where(known > 0, backward, mean)
+    return filled, ((around - 0.3) / 0.25).clamp(0, 1) * (around > 0)
+
+
+def fill_holes(picture: Tensor, confidence: Tensor) -> Tensor:
+    """Pull-push: where confidence is low, the mean colour of the nearest known surroundings. [T, 3, H, W], [T, 1, H, W]."""
+    weight, levels = confidence, []
+    colour = picture * confidence
+    while min(colour.shape[-2:]) > 2:
+        levels.append((colour, weight))
+        colour = F.avg_pool2d(colour, 2, ceil_mode=True, count_include_pad=False)
+        weight = F.avg_pool2d(weight, 2, ceil_mode=True, count_include_pad=False)
+    known = colour / weight.clamp_min(1e-4)
+    for colour, weight in reversed(levels):
+        known = F.interpolate(known, size=colour.shape[-2:], mode="bilinear", align_corners=False)
+        share = (weight * 4).clamp(0, 1)
+        known = torch.lerp(known, colour / weight.clamp_min(1e-4), share)
+    return torch.lerp(known, picture, confidence)
+
+
+def _nearest(centres: Tensor, anchors: Tensor, valid: Tensor) -> Tensor:
+    """Distance of each centre [B, P, 2] to its nearest valid anchor, pixels [B, P]; far away where there is none."""
+    with torch.no_grad():
+        return torch.cdist(centres, anchors).masked_fill(~valid[:, None], 1e4).amin(-1)
+
+
+@dataclass
+class PriorState:
+    """What one stream's prior remembers: fixed size but for one row a track."""
+
+    image: Tensor  # [3, H, W] in [-1, 1]: the reference
+    base: Tensor  # [P, 2] displacement in pixels when the present set of tracks began
+    latest: Tensor  # [P, 2] displacement at the newest frame
+    ids: tuple[int, ...] = ()
+    anchors: dict[int, Tensor] = field(default_factory=dict)  # id -> [2], its place in the first frame
+    held: Tensor | None = None  # [N, 2] base at the anchors
+    weights: Tensor | None = None  # [P, N]
+    stay: Tensor | None = None  # [P]
+    front: Tensor | None = None  # [P]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.image.shape[1], self.image.shape[2]
+
+
+class MotionPrior(ModelMixin, ConfigMixin):
+    """Image and tracks -> the first frame in motion, with a confidence; see the module's docstring."""
+
+    @register_to_config
+    def __init__(self, widths: tuple[int, ...] = (32, 64, 96, 128, 160, 192), features: int = 32):
+        super().__init__()
+        self.net = UNet(3 * CELL**2 + 2, tuple(widths), 2 * features + 2)
+        self.sharpness = nn.Parameter(torch.tensor(1.0))
+        self.nearness = nn.Parameter(torch.tensor(1.0))
+        self.reach = nn.Parameter(torch.tensor(4.0))  # pixels within which all anchors are equally near
+        self.ridge = nn.Parameter(torch.tensor(3.0))  # log of pixels squared
+        self.to(memory_format=torch.channels_last)
+
+    def features(self, image: Tensor, anchors: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """What each cell is like, given the picture and where its tracks start.
+
+        image [B, 3, H, W] in [-1, 1]; anchors [B, N, 2] pixels; valid bool [B, N]: which of them count. Returns per cell
+        queries [B, P, C] and logits [B, P] of staying and of lying in front; per anchor keys [B, N, C] and a head start
+        [B, N], so large that a track surely moves the very place that it is attached to.
+        """
+        height, width = image.shape[-2:]
+        nearest = _nearest(cell_centres(height, width).expand(len(image), -1, -1), anchors, valid)
+        shown = nearest[:, None].unflatten(2, (height // CELL, width // CELL))
+        marks = torch.cat([torch.exp(-shown / 4), torch.exp(-shown / 24)], dim=1)
+        x = torch.cat([F.pixel_unshuffle(image, CELL), marks.to(image)], dim=1)
+        found = self.net(x.contiguous(memory_format=torch.channels_last)).float()
+        channels = self.config.features
+        queries, keys, stay, front = found.split([channels, channels, 1, 1], dim=1)
+        places = (anchors / torch.tensor([width, height]) * 2 - 1)[:, None]
+        there = F.grid_sample(found[:, : 2 * channels + 1], places, align_corners=False, padding_mode="border")[:, :, 0]
+        own_query, key, own_stay = there.transpose(1, 2).split([channels, channels, 1], dim=-1)
+        head_start = F.relu(own_stay[..., 0] - self._match(own_query, key) + CERTAIN)
+        return queries.flatten(2).transpose(1, 2), stay.flatten(1), front.flatten(1), key, head_start
+
+    def _match(self, query: Tensor, key: Tensor) -> Tensor:
+        return (query * key).sum(-1) * self.sharpness / self.config.features**0.5
+
+    def weigh(self, centres: Tensor, queries: Tensor, stay: Tensor, anchors: Tensor, keys: Tensor, head_start: Tensor,
+              valid: Tensor) -> Tensor:
+        """Shares [B, P, 1 + N] with which each cell stays (first) or follows each track; they sum to 1."""
+        distance = torch.cdist(centres, anchors)
+        nearest = _nearest(centres, anchors, valid)[..., None]
+        match = queries @ keys.transpose(1, 2) * self.sharpness / self.config.features**0.5 + head_start[:, None]
+        near = torch.log((distance**2 + self.reach**2) / (nearest**2 + self.reach**2))
+        follow = (match - F.softplus(self.nearness) * near).masked_fill(~valid[:, None], float("-inf"))
+        return torch.cat([stay[..., None], follow], dim=-1).softmax(-1)
+
+    def start(self, image: Tensor) -> PriorState:
+        """A stream that begins with `image` [3, H, W] in [-1, 1], H and W even."""
+        cells = (image.shape[1] // CELL) * (image.shape[2] // CELL)
+        return PriorState(image.float(), torch.zeros(cells, 2), torch.zeros(cells, 2))
+
+    @torch.no_grad()
+    def step(self, state: PriorState, tracks: Tracks) -> tuple[Tensor, Tensor]:
+        """The next `tracks.T` frames: the moved picture [1, 3, T, H, W] in [-1, 1], confidence [1, 1, T, H, W]."""
+        displacement = self.motion(state, tracks)
+        if not displacement.any():
+            still = state.image[None, :, None].expand(-1, -1, tracks.T, -1, -1)
+            return still, torch.ones_like(still[:, :1])
+        backward, confidence = close_gaps(*splat(displacement, state.front, *state.size))
+        warped, confidence = _sample(state.image, backward, confidence)
+        return fill_holes(warped, confidence).movedim(0, 1)[None], confidence.movedim(0, 1)[None]
+
+    @torch.no_grad()
+    def motion(self, state: PriorState, tracks: Tracks) -> Tensor:
+        """Displacement of every cell of the first frame, [T, P, 2] pixels, at each of the tracks' frames."""
+        points = torch.tensor(tracks.points)
+        # A hidden track says nothing, but one that has left the frame takes what it holds along.
+        beyond = (points < 0).any(-1) | (points >= torch.tensor(state.size[::-1])).any(-1)
+        visible = torch.tensor(tracks.visible) | beyond
+        if state.front is None or tuple(tracks.ids.tolist()) != state.ids:
+            self._regroup(state, tracks, points, visible)
+        if not tracks.N:
+            return state.base.expand(tracks.T, -1, -1)
+        anchors = torch.stack([state.anchors[i] for i in state.ids])
+        moved = points - anchors - state.held
+        with torch.autocast("cpu", enabled=False):  # second moments need all the digits of float32
+            motion, share = least_squares_motion(
+                state.weights, state.stay, cell_centres(*state.size), anchors, moved, visible, self.ridge.exp())
+            displacement = state.base + clean(motion, share, *state.size)
+        state.latest = displacement[-1].clone()
+        return displacement
+
+    def _regroup(self, state: PriorState, tracks: Tracks, points: Tensor, visible: Tensor) -> None:
+        """Takes in a new set of tracks: bakes the motion so far, anchors the newcomers, weighs all of them anew."""
+        state.base = state.latest
+        state.ids = tuple(tracks.ids.tolist())
+        centres = cell_centres(*state.size)
+        begun = {}
+        for n, track in enumerate(state.ids):
+            if track not in state.anchors:
+                first = points[int(visible[:, n].int().argmax()), n]
+                landed = (centres + state.base - first).square().sum(1)
+                # Of all cells that landed here, the one in front.
+                rank = landed - (0 if state.front is None else (landed < 4 * CELL**2) * state.front * 4 * CELL**2)
+                begun[track] = state.base[int(rank.argmin())]
+                state.anchors[track] = first - begun[track]
+        state.anchors = {track: state.anchors[track] for track in state.ids}
+        anchors = torch.stack([*state.anchors.values(), torch.zeros(2)])  # the last one never counts: N may be 0
+        valid = (torch.arange(len(anchors)) < len(state.ids))[None]
+        queries, stay, front, keys, head_start = self.features(state.image[None], anchors[None], valid)
+        with torch.autocast("cpu", enabled=False):
+            weights = self.weigh(centres[None], queries, stay, anchors[None], keys, head_start, valid)[0]
+        state.stay, state.weights, state.front = weights[:, 0], weights[:, 1:-1].contiguous(), front[0].sigmoid()
+        height, width = state.size
+        places = anchors[:-1] / torch.tensor([width, height]) * 2 - 1
+        base = state.base.T.unflatten(1, (height // CELL, width // CELL))[None]
+        state.held = F.grid_sample(base, places[None, None], align_corners=False, padding_mode="border")[0, :, 0].T
+        for n, track in enumerate(state.ids):
+            if track in begun:  # exactly where it was grabbed, so that nothing jumps
+                state.held[n] = begun[track]
+
+
+def _sample(image: Tensor, backward: Tensor, confidence: Tensor) -> tuple[Tensor, Tensor]:
+    """The first frame seen through backward motion, bicubic: [T, 3, H, W]; and the confidence at the same size."""
+    _, height, width = image.shape
+    picture = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+    columns, rows = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
+    backward = F.interpolate(backward, size=(height, width), mode="bilinear", align_corners=False).numpy()
+    seen = [cv2.remap(picture, columns + flow[0], rows + flow[1], cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+            for flow in backward]
+    inside = torch.from_numpy(np.stack([
+        (columns + flow[0] > -1) & (columns + flow[0] < width) & (rows + flow[1] > -1) & (rows + flow[1] < height)
+        for flow in backward]))
+    sure = F.interpolate(confidence, size=(height, width), mode="bilinear", align_corners=False)
+    return torch.from_numpy(np.stack(seen)).permute(0, 3, 1, 2).clamp(-1, 1), sure * inside[:, None]

@@ -1,0 +1,67 @@
+"""The embedded student's text encoder: a documented vocabulary of weather and light, one learned vector a word.
+
+The small student never saw captions, only clips under these effects, so it reads nothing else: other words are passed over
+(`unknown` names them, so that an interface can say so). An empty prompt asks for the picture as it is.
+"""
+
+import re
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor, nn
+
+from motionstream.errors import InputError
+
+MAX_PROMPT = 500  # characters
+VOCABULARY = {  # effect -> other words for it
+    "night": ("nighttime", "midnight", "moonlight"),
+    "sunset": ("sunrise", "dusk", "dawn", "golden"),
+    "sepia": ("vintage", "antique"),
+    "monochrome": ("grayscale", "greyscale", "noir"),
+    "cold": ("winter", "icy", "cool"),
+    "warm": ("summer", "autumn"),
+    "bright": ("sunny", "overexposed"),
+    "dark": ("darker", "gloomy", "shadow"),
+    "vivid": ("colorful", "colourful", "saturated"),
+    "fog": ("foggy", "mist", "misty", "haze", "hazy"),
+    "snow": ("snowy", "snowing", "snowfall", "blizzard"),
+    "rain": ("rainy", "raining", "rainfall", "storm"),
+}
+FILLERS = frozenset("a an and at by day falling full heavy in it its light of on scene the to under very video weather with".split())
+
+
+class EffectTextEncoder(ModelMixin, ConfigMixin):
+    """Prompt -> [1, length, text_dim]: the vectors of the effects named, in order; the rest is the vector of "nothing"."""
+
+    @register_to_config
+    def __init__(self, text_dim: int = 64, length: int = 4, vocabulary: tuple[str, ...] = tuple(VOCABULARY)):
+        super().__init__()
+        self.embedding = nn.Embedding(1 + len(vocabulary), text_dim)
+
+    @property
+    def vocabulary(self) -> tuple[str, ...]:
+        return tuple(self.config.vocabulary)
+
+    def tokens(self, prompt: str) -> list[int]:
+        """Numbers of the effects named, 1 and up, at most `length`, each once. InputError on an endless prompt."""
+        found = dict.fromkeys(effect for word in _words(prompt) if (effect := self._effect(word)))
+        return [1 + self.vocabulary.index(effect) for effect in found][: self.config.length]
+
+    def unknown(self, prompt: str) -> list[str]:
+        """The words of `prompt` that mean nothing to this model."""
+        return [word for word in dict.fromkeys(_words(prompt)) if word not in FILLERS and not self._effect(word)]
+
+    def encode(self, prompt: str) -> Tensor:
+        tokens = self.tokens(prompt)
+        padded = tokens + [0] * (self.config.length - len(tokens))
+        return self.embedding(torch.tensor([padded], device=self.embedding.weight.device))
+
+    def _effect(self, word: str) -> str | None:
+        return next((effect for effect in self.vocabulary if word == effect or word in VOCABULARY.get(effect, ())), None)
+
+
+def _words(prompt: str) -> list[str]:
+    if len(prompt) > MAX_PROMPT:
+        raise InputError(f"prompt has {len(prompt)} characters; at most {MAX_PROMPT}: shorten it")
+    return re.findall(r"[a-z]+", prompt.lower())

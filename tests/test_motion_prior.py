@@ -1,0 +1,169 @@
+"""The motion prior's geometry against closed forms, and its state against one pass over the same tracks."""
+
+import numpy as np
+import pytest
+import torch
+
+from motionstream.model.motion_prior import (
+    MotionPrior, cell_centres, clean, close_gaps, fill_holes, least_squares_motion, splat)
+from motionstream.tracks import Tracks
+
+WIDTH, HEIGHT = 64, 48
+
+
+@pytest.fixture(scope="module")
+def prior():
+    torch.manual_seed(0)
+    return MotionPrior(widths=(8, 8, 8), features=4).eval()
+
+
+def tracks(points, ids=None, visible=None):
+    points = np.asarray(points, np.float32)
+    return Tracks(points, np.ones(points.shape[:2], bool) if visible is None else visible,
+                  np.arange(points.shape[1]) if ids is None else np.asarray(ids))
+
+
+def image():
+    return torch.rand(3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(3)) * 2 - 1
+
+
+def test_an_affine_motion_is_reproduced_from_few_tracks():
+    centres = cell_centres(HEIGHT, WIDTH)
+    anchors = torch.tensor([[5.0, 5.0], [60.0, 8.0], [30.0, 44.0], [50.0, 30.0]])
+    linear, shift = torch.tensor([[0.1, -0.2], [0.15, 0.05]]), torch.tensor([3.0, -2.0])
+    weights = torch.full((len(centres), 4), 0.25)
+    moved = (anchors @ linear.T + shift)[None]
+    motion, share = least_squares_motion(weights, torch.zeros(len(centres)), centres, anchors, moved,
+                                         torch.ones(1, 4, dtype=torch.bool), torch.tensor(1e-3))
+    assert share.min() > 0.999
+    torch.testing.assert_close(motion[0], centres @ linear.T + shift, atol=2e-3, rtol=1e-3)
+
+
+def test_one_track_is_a_translation_and_staying_cells_stay():
+    centres = cell_centres(HEIGHT, WIDTH)
+    follow = (centres[:, 0] < 30).float()
+    motion, share = least_squares_motion(
+        follow[:, None], 1 - follow, centres, torch.tensor([[10.0, 10.0]]), torch.tensor([[[7.0, -3.0]]]),
+        torch.ones(1, 1, dtype=torch.bool), torch.tensor(20.0))
+    torch.testing.assert_close(share[0], follow)
+    torch.testing.assert_close(motion[0, follow > 0], torch.tensor([7.0, -3.0]).expand(int(follow.sum()), 2))
+
+
+def test_cleaning_removes_specks_and_keeps_whole_regions():
+    centres = cell_centres(HEIGHT, WIDTH)
+    region = ((centres - torch.tensor([30.0, 24.0])).abs().amax(1) < 12).float()
+    share = region.clone()
+    share[-20] = 1.0  # a lone cell far away
+    share[(centres - torch.tensor([31.0, 25.0])).square().sum(1).argmin()] = 0.0  # a lone hole
+    moved = clean(torch.tensor([6.0, 0.0]).expand(1, len(centres), 2), share[None], HEIGHT, WIDTH)[0]
+    assert torch.equal(moved[(centres - torch.tensor([30.0, 24.0])).abs().amax(1) < 8, 0].unique(), torch.tensor([6.0]))
+    far = (centres - torch.tensor([30.0, 24.0])).abs().amax(1) > 18
+    assert moved[far & (centres[:, 1] < 44)].abs().max() == 0 and moved[-1].abs().max() == 0
+
+
+def test_an_invisible_track_counts_for_nothing():
+    centres = cell_centres(HEIGHT, WIDTH)
+    weights = torch.full((len(centres), 2), 0.5)
+    moved = torch.tensor([[[4.0, 0.0], [100.0, 100.0]]])
+    motion, _ = least_squares_motion(
+        weights, torch.zeros(len(centres)), centres, torch.tensor([[10.0, 10.0], [40.0, 20.0]]), moved,
+        torch.tensor([[True, False]]), torch.tensor(20.0))
+    torch.testing.assert_close(motion[0], torch.tensor([4.0, 0.0]).expand_as(motion[0]))
+
+
+def test_splatting_a_translation_gives_its_inverse_and_an_uncovered_strip():
+    centres = cell_centres(HEIGHT, WIDTH)
+    backward, coverage = splat(torch.tensor([8.0, 0.0]).expand(1, len(centres), 2), torch.zeros(len(centres)), HEIGHT, WIDTH)
+    assert not coverage[0, 0, :, :4].any()
+    torch.testing.assert_close(coverage[0, 0, :, 4:], torch.ones(HEIGHT // 2, WIDTH // 2 - 4))
+    torch.testing.assert_close(backward[0, 0, :, 4:], torch.full((HEIGHT // 2, WIDTH // 2 - 4), -8.0))
+    _, confidence = close_gaps(backward, coverage)
+    assert not confidence[0, 0, :, :3].any() and confidence[0, 0, :, 5:].min() == 1
+
+
+def test_what_is_in_front_hides_what_is_behind():
+    centres = cell_centres(HEIGHT, WIDTH)
+    left = centres[:, 0] < 20
+    displacement = torch.where(left[:, None], torch.tensor([20.0, 0.0]), torch.tensor([0.0, 0.0]))[None]
+    backward, _ = splat(displacement, left.float(), HEIGHT, WIDTH)
+    torch.testing.assert_close(backward[0, 0, :, 10:20], torch.full((HEIGHT // 2, 10), -20.0), atol=1e-2, rtol=0)
+    behind, _ = splat(displacement, 1 - left.float(), HEIGHT, WIDTH)
+    torch.testing.assert_close(behind[0, 0, :, 10:20], torch.zeros(HEIGHT // 2, 10), atol=1e-2, rtol=0)
+
+
+def test_magnifying_leaves_no_gaps():
+    centres = cell_centres(HEIGHT, WIDTH)
+    backward, coverage = splat(((centres - torch.tensor([32.0, 24.0])) * 0.9)[None], torch.zeros(len(centres)), HEIGHT, WIDTH)
+    assert (coverage < 0.05).any()
+    _, confidence = close_gaps(backward, coverage)
+    assert confidence.min() > 0.9
+
+
+def test_holes_take_the_colour_around_them():
+    picture = torch.full((1, 3, 32, 32), 0.5)
+    confidence = torch.ones(1, 1, 32, 32)
+    confidence[..., 10:20, 10:20] = 0
+    picture[..., 10:20, 10:20] = -1
+    torch.testing.assert_close(fill_holes(picture, confidence), torch.full((1, 3, 32, 32), 0.5), atol=1e-3, rtol=0)
+
+
+def test_without_motion_the_picture_stays_exactly(prior):
+    state = prior.start(image())
+    pinned = tracks(np.full((9, 1, 2), 20.0))
+    for given in (Tracks.empty(9), pinned.resample(12)):
+        warped, confidence = prior.step(state, given)
+        assert warped.shape == (1, 3, given.T, HEIGHT, WIDTH) and confidence.shape == (1, 1, given.T, HEIGHT, WIDTH)
+        assert torch.equal(warped, state.image[None, :, None].expand_as(warped)) and confidence.min() == 1
+
+
+def test_steps_of_any_length_equal_one_step(prior):
+    rng = np.random.default_rng(0)
+    path = tracks(rng.uniform(5, 40, (1, 6, 2)) + np.linspace(0, 9, 21)[:, None, None] * rng.normal(0, 1, (1, 6, 2)))
+    whole = prior.motion(prior.start(image()), path)
+    state = prior.start(image())
+    parts = [prior.motion(state, path.rows(a, b)) for a, b in ((0, 9), (9, 10), (10, 21))]
+    torch.testing.assert_close(torch.cat(parts), whole, atol=1e-3, rtol=1e-3)
+
+
+def test_motion_so_far_is_kept_when_tracks_end_and_others_begin(prior):
+    state = prior.start(image())
+    dragged = prior.motion(state, tracks(np.linspace([[20, 20]], [[32, 20]], 9)))[-1]
+    assert dragged[:, 0].max() > 1
+    torch.testing.assert_close(prior.motion(state, Tracks.empty(4))[-1], dragged)
+    newcomer = tracks(np.full((4, 1, 2), 25.0), ids=[7])
+    torch.testing.assert_close(prior.motion(state, newcomer)[-1], dragged, atol=1e-3, rtol=0)
+
+
+def test_a_track_that_starts_on_a_moved_part_grabs_that_part(prior):
+    state = prior.start(image())
+    prior.motion(state, tracks(np.linspace([[20, 20]], [[32, 24]], 9)))
+    moved = cell_centres(HEIGHT, WIDTH) + state.latest
+    cell = int((cell_centres(HEIGHT, WIDTH) - torch.tensor([20.0, 20.0])).square().sum(1).argmin())
+    prior.motion(state, tracks(moved[cell].expand(3, 1, 2).numpy(), ids=[9]))
+    assert (state.anchors[9] - cell_centres(HEIGHT, WIDTH)[cell]).norm() < 3
+
+
+def test_a_track_always_moves_what_it_is_attached_to():
+    for seed in range(5):
+        torch.manual_seed(seed)
+        untrained = MotionPrior(widths=(8, 8, 8), features=4).eval()
+        motion = untrained.motion(untrained.start(image()), tracks(np.linspace([[20, 20]], [[32, 20]], 9)))
+        at = (cell_centres(HEIGHT, WIDTH) - torch.tensor([20.0, 20.0])).square().sum(1).argmin()
+        assert 11 < motion[-1, at, 0] < 13
+
+
+def test_state_does_not_grow(prior):
+    state = prior.start(image())
+    for number in range(30):
+        prior.step(state, tracks(np.full((4, 2, 2), 20.0) + number / 10, ids=[number, number + 1]))
+    assert len(state.anchors) == 2
+
+
+def test_what_is_dragged_out_of_the_frame_does_not_come_back(prior):
+    state = prior.start(image())
+    path = np.linspace([[50, 20]], [[90, 20]], 9)
+    leaving = tracks(path).in_frame(WIDTH, HEIGHT)
+    assert not leaving.visible[-1].any()
+    motion = prior.motion(state, leaving)
+    torch.testing.assert_close(motion, prior.motion(prior.start(image()), tracks(path)))
+    assert motion[-1, :, 0].max() > motion[4, :, 0].max()

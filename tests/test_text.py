@@ -1,0 +1,34 @@
+"""The embedded text encoder: its vocabulary, and what it makes of any prompt."""
+
+import pytest
+import torch
+
+from motionstream.errors import InputError
+from motionstream.model.text import VOCABULARY, EffectTextEncoder
+from motionstream.training.effects import EFFECTS
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return EffectTextEncoder(text_dim=8).eval()
+
+
+def test_the_documented_words_are_the_effects_shown_in_training(encoder):
+    assert set(encoder.vocabulary) == set(EFFECTS) == set(VOCABULARY)
+
+
+def test_synonyms_case_and_fillers_do_not_matter(encoder):
+    torch.testing.assert_close(encoder.encode("A SNOWY scene at Night!"), encoder.encode("snow night"))
+    assert encoder.unknown("a snowy dragon at night, dragon") == ["dragon"]
+
+
+def test_every_prompt_has_the_same_shape_and_effects_differ(encoder):
+    shapes = {tuple(encoder.encode(prompt).shape) for prompt in ("", "snow", "ночь", " ".join(VOCABULARY))}
+    assert shapes == {(1, 4, 8)}
+    assert not torch.equal(encoder.encode("snow"), encoder.encode("rain"))
+    assert torch.equal(encoder.encode("blorp"), encoder.encode(""))
+
+
+def test_an_endless_prompt_is_refused(encoder):
+    with pytest.raises(InputError, match="10000 characters; at most 500"):
+        encoder.encode("x" * 10_000)

@@ -1,0 +1,122 @@
+"""Trains the motion prior: `python -m motionstream.training.prior --run DIR --library DIR`.
+
+Only first frames are rendered: the scene knows where every pixel goes. On random windows of cells: the motion error; its
+total variation, so that where the outline is uncertain the picture stretches softly instead of tearing; the cross-entropy
+of following a track of one's own layer (or of staying, where the layer stays); and the order of the layers. What moves
+although no track says so is left out: nobody could know.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from motionstream.model.motion_prior import CELL, MotionPrior, cell_centres, least_squares_motion
+from motionstream.training.autoencoder import to_tensor
+from motionstream.training.loop import Schedule, batches, fit, optimisers_for
+from motionstream.training.photos import load_library
+from motionstream.training.scenes import (
+    MAX_LAYERS, Library, Scene, choose_points, random_scene, render_frame, track_points)
+
+SIZE = (192, 128)
+FRAMES = 25
+MAX_TRACKS = 300
+WINDOW, WINDOWS = 16, 4  # the loss looks at this many windows of so many cells squared in each picture
+
+
+def sample(rng: np.random.Generator, library: Library) -> dict[str, Tensor]:
+    scene = random_scene(rng, library, *SIZE, FRAMES)
+    time = int(rng.integers(4, FRAMES))
+    rendered = [render_frame(scene, t) for t in (0, time)]
+    owner = np.stack([layers for _, layers in rendered])
+    mode = rng.choice(["drags", "sparse", "dense"], p=[0.6, 0.15, 0.25])
+    points = choose_points(rng, scene, owner[0], mode)[:MAX_TRACKS]
+    tracks = track_points(scene, owner, (0, time), points, np.arange(len(points)))
+    columns, rows = SIZE[0] // CELL, SIZE[1] // CELL
+    limit = rows - WINDOW, columns - WINDOW
+    corners = rng.integers(limit, size=(WINDOWS, 2), endpoint=True)
+    objects = np.argwhere(owner[0])
+    if len(objects):  # half of the windows on objects: that is where it is decided
+        picked = objects[rng.integers(len(objects), size=WINDOWS // 2)] // CELL
+        corners[: WINDOWS // 2] = np.clip(picked - WINDOW // 2, 0, limit)
+    inside = np.arange(WINDOW)
+    cells = ((corners[:, :1, None] + inside[:, None]) * columns + corners[:, 1:, None] + inside).reshape(-1)
+    centres = cell_centres(SIZE[1], SIZE[0]).numpy()[cells]
+    layers = owner[0][centres[:, 1].astype(int), centres[:, 0].astype(int)].astype(np.int64)
+    return {"image": to_tensor(rendered[0][0][None])[:, 0], **_padded(tracks, owner[0]),
+            "cells": torch.from_numpy(cells), "layers": torch.from_numpy(layers), "stays": _staying(scene),
+            "target": torch.from_numpy(_displacement(scene, centres, layers, time))}
+
+
+def _padded(tracks, owner: np.ndarray) -> dict[str, Tensor]:
+    anchors, moved = np.zeros((2, MAX_TRACKS, 2), np.float32)
+    valid, group = np.zeros(MAX_TRACKS, bool), np.zeros(MAX_TRACKS, np.int64)
+    n, first = tracks.N, tracks.points[0]
+    anchors[:n], moved[:n], valid[:n] = first, tracks.points[1] - first, tracks.visible[1]
+    group[:n] = owner[first[:, 1].astype(int), first[:, 0].astype(int)]
+    return {name: torch.from_numpy(value) for name, value in
+            (("anchors", anchors), ("moved", moved), ("valid", valid), ("group", group))}
+
+
+def _staying(scene: Scene) -> Tensor:
+    stays = torch.ones(MAX_LAYERS, dtype=torch.bool)
+    stays[: len(scene.layers)] = torch.tensor([not layer.moves for layer in scene.layers])
+    return stays
+
+
+def _displacement(scene: Scene, points: np.ndarray, layers: np.ndarray, time: int) -> np.ndarray:
+    moved = np.zeros(points.shape, np.float32)
+    for layer in np.unique(layers):
+        own = points[layers == layer]
+        moved[layers == layer] = scene.positions(layer, own, time) - own
+    return moved
+
+
+def motion_loss(prior: MotionPrior, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    image, anchors, valid, cells = batch["image"], batch["anchors"], batch["valid"], batch["cells"]
+    with torch.autocast("cpu", torch.bfloat16):
+        queries, stay, front, keys, head_start = prior.features(image, anchors, valid)
+    here = cells[..., None].expand(-1, -1, queries.shape[-1])
+    centres = cell_centres(*image.shape[-2:])[cells]
+    weights = prior.weigh(centres, queries.gather(1, here), stay.gather(1, cells), anchors, keys, head_start, valid)
+    motion, share = torch.func.vmap(least_squares_motion, in_dims=(0, 0, 0, 0, 0, 0, None))(
+        weights[..., 1:], weights[..., 0], centres, anchors, batch["moved"][:, None], valid[:, None], prior.ridge.exp())
+    layers = batch["layers"]
+    own = (batch["group"][:, None] == layers[..., None]) & valid[:, None]
+    stays = batch["stays"].gather(1, layers)
+    known = (stays | own.any(-1)).float()
+    correct = (weights[..., 1:] * own).sum(-1) + weights[..., 0] * stays
+    total = known.sum()
+    chosen = -(torch.log(correct + 1e-4) * known).sum() / total
+    difference = motion[:, 0] * share[:, 0, :, None] - batch["target"]
+    error = difference.square().sum(-1).add(1e-4).sqrt()
+    moving = (torch.log1p(error) * known).sum() / total
+    patches = (difference * known[..., None]).unflatten(1, (WINDOWS, WINDOW, WINDOW))
+    torn = patches.diff(dim=2).abs().clamp_max(8).mean() + patches.diff(dim=3).abs().clamp_max(8).mean()
+    in_front = F.binary_cross_entropy_with_logits(front.gather(1, cells), (layers > 0).float())
+    still = batch["target"].square().sum(-1).sqrt()
+    return {"loss": moving + chosen + 0.3 * in_front + 2 * torn, "torn": torn.detach(), "epe": (error * known).sum().detach() / total,
+            "still_epe": (still * known).sum() / total, "chosen": chosen.detach(), "in_front": in_front.detach()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--run", type=Path, required=True, help="run folder: log, checkpoints, and in the end motion_prior/")
+    parser.add_argument("--library", type=Path, help="folder of photographs; procedural textures without it")
+    parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    torch.manual_seed(arguments.seed)
+    library = load_library(arguments.library)
+    schedule = Schedule(minutes=arguments.minutes, learning_rate=1.2e-3, batch=16)
+    data = batches(lambda rng: sample(rng, library), schedule.batch, arguments.seed)
+    prior = MotionPrior()
+    trained = fit(prior, data, motion_loss, arguments.run, schedule, optimisers_for(prior, schedule.learning_rate))
+    trained.save_pretrained(arguments.run / "motion_prior")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Controls: each gives a `motionstream.tracks.TrackSource`."""

@@ -1,0 +1,341 @@
+"""Drag control: what the pointer did becomes tracks that start at the object and end under the pointer."""
+
+import time
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from motionstream.controls.drag import MAX_CONTROLS, MAX_SAMPLES, DragSource, carry
+from motionstream.errors import InputError
+from motionstream.tracks import ChunkRequest
+
+WIDTH, HEIGHT, SPRITE = 288, 160, 40
+IMAGE = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+
+
+def request(index, history=None):
+    """The request of chunk `index` (9 frames, then 12)."""
+    start, frames = (9 + 12 * (index - 1), 12) if index else (0, 9)
+    return ChunkRequest(index, start, frames, WIDTH, HEIGHT, 16.0, history or {max(start - 1, 0): IMAGE})
+
+
+def sample(x, y, t=0.0, frame=0):
+    return {"x": x, "y": y, "t": t, "frame": frame}
+
+
+def drag(key, phase, *samples):
+    return {"kind": "drag", "id": key, "phase": phase, "samples": list(samples)}
+
+
+def texture(rng, width, height):
+    coarse = rng.integers(0, 256, (height // 4 + 2, width // 4 + 2, 3)).astype(np.uint8)
+    return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+def film(place, frames, seed=0):
+    """A textured square over a textured background; place(f) is its centre -> frames by stream index."""
+    rng = np.random.default_rng(seed)
+    background, sprite = texture(rng, WIDTH, HEIGHT), texture(rng, SPRITE, SPRITE)
+    history = {}
+    for f in range(frames):
+        x, y = np.array(place(f)) - SPRITE / 2
+        shift = np.float32([[1, 0, x], [0, 1, y]])
+        moved = cv2.warpAffine(sprite, shift, (WIDTH, HEIGHT))
+        cover = cv2.warpAffine(np.ones((SPRITE, SPRITE), np.float32), shift, (WIDTH, HEIGHT))[..., None]
+        history[f] = (background * (1 - cover) + moved * cover).astype(np.uint8)
+    return history
+
+
+@pytest.mark.parametrize(("seed", "speed"), [(0, (3, 0)), (1, (-2, 1)), (2, (1.3, -2.2)), (3, (4, 1))])
+def test_anchor_follows_the_object_through_the_delay(seed, speed):
+    def place(f):
+        return 140 + speed[0] * (f - 10), 80 + speed[1] * (f - 10)
+
+    history = film(place, 21, seed)  # chunks 0 and 1; the visitor still sees frame 8
+    grip = np.array([5.0, -4.0])  # not the very middle of the object
+    seen, newest = np.array(place(8)) + grip, np.array(place(20)) + grip
+    source = DragSource()
+    source.apply(drag(1, "start", sample(*seen, frame=8)))
+    tracks = source.tracks_for(request(2, history))
+    start = tracks.points[0, 0] + (tracks.points[0, 0] - tracks.points[1, 0])  # the frame before the chunk
+    assert np.linalg.norm(seen - newest) > 10
+    assert np.linalg.norm(start - newest) < 2
+    assert np.linalg.norm(tracks.points[-1, 0] - seen) < 1e-3  # the object ends under the pointer
+
+
+def test_anchors_of_pins_and_paths_are_carried_too():
+    history = film(lambda f: (80 + 3 * f, 80), 9)
+    source = DragSource()
+    source.apply({"kind": "pin", "id": 1, "x": 80, "y": 80, "frame": 0})
+    source.apply({"kind": "path", "id": 2, "points": [[80, 80], [80, 20]], "frame": 0, "seconds": 0.75})
+    tracks = source.tracks_for(request(1, history))
+    assert np.abs(tracks.points[:, 0] - [104, 80]).max() < 1  # a pin holds the object where it is now
+    assert np.abs(tracks.points[0, 1] - [102, 75]).max() < 1
+    assert tracks.points[-1, 1].tolist() == [80, 20]
+
+
+def test_anchor_is_the_pointer_where_the_flow_is_lost():
+    rng = np.random.default_rng(0)
+    history = {f: rng.integers(0, 256, IMAGE.shape).astype(np.uint8) for f in range(5)}
+    anchors = np.array([[100.0, 50.0], [-40.0, 500.0], [0.0, 0.0]])
+    assert np.array_equal(carry(history, anchors, [0, 0, 0]), anchors)
+
+
+def test_anchors_of_different_frames_are_carried_together():
+    history = film(lambda f: (60 + 3 * f, 80), 20)
+    places = np.array([[60 + 3 * f, 80] for f in (0, 7, 19)])
+    assert np.abs(carry(history, places, [0, 7, 19]) - [117, 80]).max() < 0.5
+
+
+@pytest.mark.parametrize("frame", [-5, 3, 40, 10**12])
+def test_a_frame_that_is_not_known_counts_as_the_nearest(frame):
+    history = {f: image for f, image in film(lambda f: (60 + 3 * f, 80), 20).items() if f >= 10}
+    nearest = min(max(frame, 10), 19)
+    found = carry(history, np.array([[60.0 + 3 * nearest, 80]]), [frame])
+    assert np.abs(found - [117, 80]).max() < 0.5
+
+
+def test_pointer_motion_is_resampled_by_the_samples_times():
+    source = DragSource()
+    source.apply(drag(1, "start", sample(10, 20, 1000)))
+    source.apply(drag(1, "move", sample(18, 20, 1040), sample(18, 60, 1080)))
+    tracks = source.tracks_for(request(0))
+    assert tracks.points[:, 0].tolist() == [[10, 20], [12, 20], [14, 20], [16, 20], [18, 20]] + [
+        [18, y] for y in (30, 40, 50, 60)
+    ]
+    assert tracks.visible.all() and tracks.N == 1
+
+
+def test_a_rest_of_the_pointer_does_not_squeeze_what_follows():
+    source = DragSource()
+    source.apply(drag(1, "start", sample(10, 20, 0)))
+    source.tracks_for(request(0))
+    source.apply(drag(1, "move", sample(20, 20, 60_000), sample(40, 20, 60_100)))
+    x = source.tracks_for(request(1)).points[:, 0, 0]
+    assert np.diff(np.concatenate([[10], x])).max() < 4 and x[-1] == 40
+
+
+def test_consecutive_chunks_join():
+    rng = np.random.default_rng(0)
+    source, before, t = DragSource(), None, 0.0
+    source.apply({"kind": "grid", "spacing": 8, "size": 2})
+    source.apply(drag(1, "start", sample(100, 80, t)))
+    pointer = np.array([100.0, 80.0])
+    for index in range(6):
+        for _ in range(20):
+            t += 16
+            pointer += rng.uniform(-2, 2, 2)
+            source.apply(drag(1, "move", sample(*pointer, t, frame=index)))
+        tracks = source.tracks_for(request(index))
+        assert np.abs(tracks.points[-1].mean(axis=0) - pointer).max() < 1e-3
+        if before is not None:
+            assert np.array_equal(tracks.ids, before.ids)
+            step = np.linalg.norm(tracks.points[0] - before.points[-1], axis=-1).max()
+            assert step <= 20 / 12 * np.hypot(2, 2)  # as fast as the pointer, no faster
+        before = tracks
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.permutations(range(12)))
+def test_order_of_arrival_does_not_matter(order):
+    samples = [sample(10 + 5 * i, 20 + i, 16 * i) for i in range(1, 13)]
+    paths = []
+    for sequence in (range(12), order):
+        source = DragSource()
+        source.apply(drag(1, "start", sample(10, 20, 0)))
+        for i in sequence:
+            source.apply(drag(1, "move", samples[i]))
+        paths.append(source.tracks_for(request(1)).points)
+    assert np.array_equal(*paths)
+
+
+def test_late_samples_of_a_chunk_that_is_done_are_dropped():
+    source = DragSource()
+    source.apply(drag(1, "start", sample(10, 20, 0)))
+    source.apply(drag(1, "move", sample(50, 20, 100)))
+    source.tracks_for(request(0))
+    source.apply(drag(1, "move", sample(30, 20, 50)))
+    assert (source.tracks_for(request(1)).points[:, 0] == [50, 20]).all()
+
+
+def test_5000_samples_in_one_chunk_are_quick_and_end_under_the_pointer():
+    source = DragSource()
+    source.apply(drag(1, "start", sample(0, 80, 0)))
+    begun = time.perf_counter()
+    for i in range(1, 5001):
+        source.apply(drag(1, "move", sample(i / 25, 80, i * 0.1)))
+    tracks = source.tracks_for(request(1))
+    assert time.perf_counter() - begun < 5
+    np.testing.assert_allclose(tracks.points[:, 0, 0], 200 * np.arange(1, 13) / 12, atol=0.1)
+    many = [sample(i / 50, 80, 500 + i) for i in range(10_000)]
+    source.apply(drag(1, "move", *many))
+    source.apply(drag(1, "move", *many))  # more than are kept: thinned out, the newest stays
+    assert source.tracks_for(request(2)).points[-1, 0, 0] == pytest.approx(9_999 / 50)
+
+
+def test_same_time_on_every_sample_spreads_them_evenly():
+    source = DragSource()
+    source.apply(drag(1, "start", sample(0, 0, 5)))
+    source.apply(drag(1, "move", *(sample(x, 0, 5) for x in (2, 4, 6, 8))))
+    assert source.tracks_for(request(0)).points[:, 0, 0].tolist() == list(range(9))
+
+
+def test_a_drag_out_of_the_frame_is_invisible_not_clamped():
+    source = DragSource()
+    source.apply(drag(1, "start", sample(250, 80, 0)))
+    source.apply(drag(1, "move", sample(330, 80, 100)))
+    tracks = source.tracks_for(request(0))
+    assert tracks.points[-1, 0, 0] == 330
+    assert tracks.visible[:, 0].tolist() == (tracks.points[:, 0, 0] < WIDTH).tolist()
+    assert tracks.visible[0, 0] and not tracks.visible[-1, 0]
+    source.apply(drag(1, "move", sample(250, 80, 200)))
+    assert source.tracks_for(request(1)).visible[-1, 0]  # and back
+
+
+def test_release_holds_or_lets_go():
+    source = DragSource(release="hold")
+    source.apply(drag(1, "start", sample(10, 20, 0)))
+    source.apply(drag(1, "end", sample(30, 20, 50)))
+    source.apply(drag(1, "move", sample(90, 90, 80)))  # after the end: nothing
+    source.apply({"kind": "release", "mode": "let_go"})
+    source.apply(drag(2, "start", sample(60, 60, 0)))
+    source.apply(drag(2, "end", sample(80, 60, 50)))
+    first = source.tracks_for(request(0))
+    assert first.points[-1].tolist() == [[30, 20], [80, 60]]  # a drag that ended before the chunk still moves it
+    later = source.tracks_for(request(1))
+    assert (later.points == [[30, 20]]).all() and later.ids.tolist() == first.ids[:1].tolist()
+
+
+@pytest.mark.parametrize("release", ["hold", "let_go"])
+def test_a_path_moves_a_grid_once(release):
+    source = DragSource(release=release)
+    source.apply({"kind": "grid", "spacing": 10, "size": 3})
+    source.apply({"kind": "path", "id": 4, "points": [[50, 50], [66, 50], [66, 58]], "frame": 0, "seconds": 1.5})
+    first, second = source.tracks_for(request(0)), source.tracks_for(request(1))
+    assert first.N == 9 and first.points[:, 4].tolist() == [[50 + f, 50] for f in range(9)]
+    assert second.points[:, 4].tolist() == [[59 + f, 50] for f in range(8)] + [[66, y] for y in (51, 52, 53, 54)]
+    third = source.tracks_for(request(2))
+    assert third.points[:5, 4].tolist() == [[66, y] for y in (55, 56, 57, 58, 58)]
+    assert third.visible[:4].all() and third.visible[4:].all() == (release == "hold")
+    fourth = source.tracks_for(request(3))
+    assert (fourth.N, release) in ((9, "hold"), (0, "let_go"))
+
+
+def test_grid_settings_apply_to_controls_made_afterwards():
+    source = DragSource()
+    source.apply({"kind": "pin", "id": 1, "x": 50, "y": 50, "frame": 0})
+    source.apply({"kind": "grid", "spacing": 20, "size": 2})
+    source.apply({"kind": "pin", "id": 2, "x": 100, "y": 50, "frame": 0})
+    tracks = source.tracks_for(request(0))
+    assert tracks.points[0].tolist() == [[50, 50], [90, 40], [110, 40], [90, 60], [110, 60]]
+
+
+def test_remove_and_clear():
+    source = DragSource()
+    for key in range(3):
+        source.apply({"kind": "pin", "id": key, "x": 10 * key, "y": 5, "frame": 0})
+    source.apply({"kind": "remove", "id": 1})
+    assert source.tracks_for(request(0)).points[0].tolist() == [[0, 5], [20, 5]]
+    source.apply({"kind": "clear"})
+    assert source.tracks_for(request(1)).N == 0
+
+
+def test_unknown_ids_are_controls_that_are_gone():
+    source = DragSource()
+    source.apply(drag(5, "move", sample(1, 1)))
+    source.apply(drag(5, "end"))
+    source.apply({"kind": "remove", "id": 5})
+    source.apply({"kind": "pin", "id": 6, "x": 1, "y": 1, "frame": 0})
+    source.apply(drag(6, "move", sample(50, 50)))  # not a drag
+    assert source.tracks_for(request(0)).points[:, 0].max() == 1
+
+
+def test_ids_are_seeded_and_never_shared():
+    drawn = []
+    for seed in (3, 3, 4):
+        source = DragSource(seed=seed)
+        source.apply({"kind": "grid", "spacing": 4, "size": 5})
+        for key in range(20):
+            source.apply({"kind": "pin", "id": key, "x": 50, "y": 50, "frame": 0})
+        drawn.append(source.tracks_for(request(0)).ids.tolist())
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert len(set(drawn[0])) == 500
+
+
+def test_an_endless_stream_does_not_run_out_of_ids():
+    source = DragSource()
+    source.apply({"kind": "grid", "spacing": 4, "size": 10})
+    source.apply({"kind": "pin", "id": 0, "x": 50, "y": 50, "frame": 0})
+    for key in range(1, 150):
+        source.apply({"kind": "pin", "id": key, "x": 50, "y": 50, "frame": 0})
+        assert len(set(source.tracks_for(request(1)).ids.tolist())) == 200
+        source.apply({"kind": "remove", "id": key})
+
+
+PIN = {"kind": "pin", "id": 1, "x": 1, "y": 1, "frame": 0}
+PATH = {"kind": "path", "id": 1, "points": [[1, 1]], "frame": 0, "seconds": 1}
+
+
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [
+        ({}, "unknown kind"),
+        ([], "unknown kind"),
+        ({"kind": "fly"}, "unknown kind 'fly'"),
+        ({"kind": ["drag"]}, "unknown kind"),
+        ({"kind": "x" * 1000}, "unknown kind 'xxx"),
+        (PIN | {"x": float("nan")}, '"x" is nan'),
+        (PIN | {"x": 1e9}, '"x" is 1000000000.0; expected a number from -100000 to 100000'),
+        (PIN | {"y": "7"}, "\"y\" is '7'"),
+        (PIN | {"y": True}, '"y" is True'),
+        (PIN | {"y": [[1]]}, '"y" is of type list'),
+        (PIN | {"id": -1}, '"id" is -1'),
+        (PIN | {"id": 1.5}, '"id" is 1.5'),
+        (PIN | {"frame": 0.5}, '"frame" is 0.5'),
+        (drag(1, "start"), "at least one sample"),
+        (drag(1, "hover", sample(1, 1)), "phase 'hover'"),
+        (drag(1, "start", {"x": 1}), '"t" is of type NoneType'),
+        (drag(1, "start", 7), "must be a list of"),
+        ({"kind": "drag", "id": 1, "phase": "start"}, "must be a list of"),
+        (drag(1, "move", *[sample(1, 1)] * (MAX_SAMPLES + 1)), "10001 pointer samples in one message; at most 10000"),
+        (PATH | {"points": []}, "list of 1 to"),
+        (PATH | {"points": [[1, 2, 3]]}, "must be .x, y. pairs"),
+        (PATH | {"points": [[1, None]]}, '"y" is of type NoneType'),
+        (PATH | {"seconds": 1e9}, '"seconds" is 1000000000.0; expected a number from 0 to 600'),
+        ({"kind": "grid", "spacing": 0, "size": 3}, '"spacing" is 0'),
+        ({"kind": "grid", "spacing": 5, "size": 11}, '"size" is 11; expected a whole number from 1 to 10'),
+        ({"kind": "release", "mode": "drop"}, "release mode 'drop'"),
+    ],
+)
+def test_bad_messages_are_named_and_change_nothing(message, text):
+    source = DragSource()
+    with pytest.raises(InputError, match=text):
+        source.apply(message)
+    source.apply(PIN)
+    tracks = source.tracks_for(request(0))
+    assert tracks.points[0].tolist() == [[1, 1]]
+
+
+def test_bounds_on_live_controls_and_duplicate_ids():
+    source = DragSource()
+    for key in range(MAX_CONTROLS):
+        source.apply(PIN | {"id": key})
+    with pytest.raises(InputError, match="100 controls are live"):
+        source.apply(PIN | {"id": 1000})
+    source.apply({"kind": "clear"})
+    source.apply(PIN)
+    with pytest.raises(InputError, match="control 1 exists already"):
+        source.apply(drag(1, "start", sample(1, 1)))
+    source.apply({"kind": "grid", "spacing": 2, "size": 10})
+    for key in range(10, 34):
+        source.apply(PIN | {"id": key})
+    with pytest.raises(InputError, match="2501 points would be live; at most 2500"):
+        source.apply(PIN | {"id": 99})
+
+
+def test_release_mode_of_the_constructor_is_checked():
+    with pytest.raises(InputError, match="release mode 'keep'"):
+        DragSource(release="keep")

@@ -1,0 +1,425 @@
+"""Pictures, clips and MP4s: odd and hostile files that the tests make themselves."""
+
+import io
+import json
+import struct
+import time
+import zlib
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from motionstream.errors import InputError
+from motionstream.video import Mp4Writer, fit_image, read_clip, read_image
+
+RNG = np.random.default_rng(0)
+
+
+def quadrants(width, height):
+    """Red, green / blue, gray: tells every rotation and flip apart."""
+    image = np.zeros((height, width, 3), np.uint8)
+    image[: height // 2, : width // 2], image[: height // 2, width // 2 :] = (200, 30, 30), (30, 200, 30)
+    image[height // 2 :, : width // 2], image[height // 2 :, width // 2 :] = (30, 30, 200), (128, 128, 128)
+    return image
+
+
+def corners(image):
+    h, w = image.shape[:2]
+    return [image[y, x] for y in (h // 4, 3 * h // 4) for x in (w // 4, 3 * w // 4)]
+
+
+def assert_like(image, expected, tolerance=12):
+    assert image.dtype == np.uint8 and image.shape[2] == 3
+    assert np.abs(np.array(corners(image), int) - np.array(expected, int)).max() <= tolerance
+
+
+def encoded(image, kind, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def bar(frame, width=96, height=64):
+    """Frame number as a vertical bar, 2 px a frame."""
+    image = np.full((height, width, 3), 40, np.uint8)
+    image[:, 2 * frame : 2 * frame + 8] = 220
+    return image
+
+
+def bar_number(image):
+    return (np.argmax(image[..., 0].mean(axis=0) > 120) * 96 / image.shape[1]) / 2
+
+
+def make_clip(path, frames, *, rate=10, times=None, codec="libx264", pixels="yuv420p", format=None, **stream_settings):
+    """Encodes frames [n, H, W, 3]; times: presentation times in thousandths of a second."""
+    with av.open(str(path), "w", format=format) as container:
+        stream = container.add_stream(codec, rate)
+        stream.height, stream.width = frames[0].shape[:2]
+        stream.pix_fmt = pixels
+        for name, value in stream_settings.items():
+            setattr(stream, name, value)
+        if times is not None:
+            stream.codec_context.time_base = Fraction(1, 1000)
+        for i, array in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(array, "rgb24")
+            if times is not None:
+                frame.pts, frame.time_base = times[i], Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+# --- pictures
+
+
+def test_plain_images_are_exact():
+    image = RNG.integers(0, 256, (37, 51, 3)).astype(np.uint8)
+    for kind, options in (("PNG", {}), ("BMP", {}), ("TIFF", {}), ("WEBP", {"lossless": True})):
+        assert np.array_equal(read_image(encoded(Image.fromarray(image), kind, **options)), image)
+
+
+def test_image_from_a_path(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(encoded(Image.fromarray(quadrants(64, 48)), "JPEG"))
+    assert_like(read_image(tmp_path / "a.jpg"), corners(quadrants(64, 48)))
+    assert_like(read_image(str(tmp_path / "a.jpg")), corners(quadrants(64, 48)))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_rotation_is_applied(orientation):
+    upright = quadrants(64, 48)
+    undo = {
+        1: lambda a: a,
+        2: np.fliplr,
+        3: lambda a: np.rot90(a, 2),
+        4: np.flipud,
+        5: lambda a: a.swapaxes(0, 1),
+        6: lambda a: np.rot90(a, 1),
+        7: lambda a: np.rot90(a.swapaxes(0, 1), 2),
+        8: lambda a: np.rot90(a, -1),
+    }
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = Image.fromarray(np.ascontiguousarray(undo[orientation](upright)))
+    image = read_image(encoded(stored, "JPEG", exif=exif, quality=95))
+    assert image.shape == upright.shape
+    assert_like(image, corners(upright))
+
+
+def test_alpha_goes_over_white():
+    rgba = np.zeros((8, 8, 4), np.uint8)
+    rgba[:, :4] = (10, 20, 30, 255)
+    rgba[:, 4:] = (0, 0, 0, 51)  # a fifth of black
+    image = read_image(encoded(Image.fromarray(rgba), "PNG"))
+    assert image[0, 0].tolist() == [10, 20, 30] and image[0, 7].tolist() == [204, 204, 204]
+    gray = read_image(encoded(Image.fromarray(rgba[..., 2:]), "PNG"))
+    assert gray[0, 0].tolist() == [30, 30, 30] and gray[0, 7].tolist() == [204, 204, 204]
+
+
+def test_palette_with_transparency():
+    image = Image.fromarray(quadrants(16, 16)).quantize(4)
+    clear = image.getpixel((0, 0))
+    pixels = read_image(encoded(image, "PNG", transparency=clear))
+    assert pixels[0, 0].tolist() == [255, 255, 255]
+    assert_like(pixels, [(255, 255, 255), *corners(quadrants(16, 16))[1:]])
+
+
+def test_cmyk_gray_bilevel_and_16_bit():
+    assert_like(
+        read_image(encoded(Image.fromarray(quadrants(64, 64)).convert("CMYK"), "JPEG", quality=95)),
+        corners(quadrants(64, 64)),
+    )
+    ramp = np.linspace(0, 255, 64).astype(np.uint8)[None].repeat(4, axis=0)
+    for kind, array in (("PNG", ramp.astype(np.uint16) * 257), ("TIFF", ramp.astype(np.float32) / 255), ("PNG", ramp)):
+        image = read_image(encoded(Image.fromarray(array), kind))
+        assert np.array_equal(image, ramp[..., None].repeat(3, axis=2))
+    assert read_image(encoded(Image.fromarray(ramp > 127), "PNG"))[0, [0, 63]].tolist() == [[0] * 3, [255] * 3]
+
+
+def test_first_picture_of_an_animation():
+    frames = [Image.fromarray(bar(i)) for i in (5, 20)]
+    for kind in ("GIF", "WEBP"):
+        image = read_image(encoded(frames[0], kind, save_all=True, append_images=frames[1:]))
+        assert bar_number(image) == 5
+
+
+def bomb(width, height):
+    """A PNG that says it is enormous and holds next to nothing."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "empty file"),
+        (b"hello, I am a text file", "not an image of a known format"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "not an image of a known format"),
+        (bomb(12_000, 9_000), "image is 12000x9000; at most 4096 pixels a side: resize it"),
+        (bomb(4097, 1), "image is 4097x1"),
+        (bomb(100_000, 100_000), "at most 4096 pixels a side"),
+        (bomb(100, 100), "damaged"),
+        (encoded(Image.fromarray(RNG.integers(0, 256, (64, 64, 3), np.uint8)), "PNG")[:3000], "damaged"),
+        (encoded(Image.fromarray(quadrants(64, 64)), "JPEG")[:700], "damaged"),
+    ],
+)
+def test_what_is_no_image_is_named(data, message):
+    with pytest.raises(InputError, match=message):
+        read_image(data)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP", "AVIF"])
+def test_damaged_images_raise_nothing_else(kind):
+    rng = np.random.default_rng(1)
+    good = np.frombuffer(encoded(Image.fromarray(quadrants(40, 30)), kind), np.uint8)
+    for _ in range(100):
+        bad = good.copy()
+        at = rng.integers(0, len(bad), 8)
+        bad[at] = rng.integers(0, 256, 8)
+        try:
+            image = read_image(bad.tobytes())
+        except InputError:
+            continue
+        assert image.dtype == np.uint8 and image.shape[2] == 3
+
+
+def test_image_files_that_cannot_be_read(tmp_path):
+    with pytest.raises(InputError, match="cannot read .*none.png: No such file"):
+        read_image(tmp_path / "none.png")
+    with pytest.raises(InputError, match="is not a file"):
+        read_image(tmp_path)
+    large = encoded(Image.fromarray(RNG.integers(0, 256, (800, 800, 3), np.uint8)), "PNG")
+    (tmp_path / "large.png").write_bytes(large)
+    for source in (large, tmp_path / "large.png"):
+        with pytest.raises(InputError, match="image has 1 MB; at most 1 MB"):
+            read_image(source, max_bytes=2**20)
+    assert read_image(large).shape == (800, 800, 3)
+
+
+@pytest.mark.parametrize("size", [(64, 48), (48, 64), (1, 1), (4096, 1), (1, 300), (639, 357)])
+def test_fit_image_has_the_size_asked_for(size):
+    width, height = size
+    assert fit_image(np.full((height, width, 3), 7, np.uint8), 96, 64).tolist() == [[[7] * 3] * 96] * 64
+
+
+def test_fit_image_cuts_the_centre():
+    wide = np.concatenate([np.zeros((40, 30, 3), np.uint8), quadrants(60, 40), np.zeros((40, 30, 3), np.uint8)], axis=1)
+    for scale in (1, 2, 0.5):
+        assert_like(fit_image(wide, int(60 * scale), int(40 * scale)), corners(quadrants(60, 40)), tolerance=0)
+    image = quadrants(60, 40)
+    assert np.array_equal(fit_image(image, 60, 40), image)
+
+
+# --- MP4
+
+
+def test_mp4_holds_the_frames_and_where_they_come_from(tmp_path):
+    recipe = {"seed": 3, "prompt": "snow ☃", "controls": [{"chunk": i} for i in range(20_000)]}
+    path = tmp_path / "out.mp4"
+    shades = np.stack([np.roll(quadrants(96, 64), 4 * i, axis=1) for i in range(21)])
+    with Mp4Writer(path, 96, 64, fps=16) as writer:
+        writer.write(shades[:9])
+        writer.write(shades[9:])
+        assert not path.exists() and writer.frames == 21
+        writer.recipe = recipe  # known at the end of a session
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        assert (stream.codec_context.name, stream.pix_fmt, stream.average_rate) == ("h264", "yuv420p", 16)
+        assert json.loads(container.metadata["comment"]) == recipe
+        assert "Generated by MotionStream" in container.metadata["description"]
+    data = path.read_bytes()
+    assert data.index(b"moov") < data.index(b"mdat")  # plays before it is all there
+    frames, fps = read_clip(path)
+    assert fps == 16 and frames.shape == shades.shape
+    assert np.abs(frames.astype(int) - shades).mean() < 4  # the colours too, not only the shapes
+    assert [p.name for p in tmp_path.iterdir()] == ["out.mp4"]
+
+
+@pytest.mark.parametrize("size", [(97, 63), (96, 63), (1, 1)])
+def test_odd_sizes_become_even(tmp_path, size):
+    width, height = size
+    with Mp4Writer(tmp_path / "odd.mp4", width, height, fps=23.976) as writer:
+        writer.write(np.full((3, height, width, 3), 128, np.uint8))
+    frames, fps = read_clip(tmp_path / "odd.mp4")
+    assert frames.shape == (3, height + height % 2, width + width % 2, 3)
+    assert fps == pytest.approx(23.976, abs=0.01) and np.abs(frames.astype(int) - 128).max() <= 3
+
+
+def test_nothing_half_written_is_left(tmp_path):
+    path = tmp_path / "out.mp4"
+    with pytest.raises(KeyboardInterrupt), Mp4Writer(path, 32, 32, fps=16) as writer:
+        writer.write(np.zeros((9, 32, 32, 3), np.uint8))
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(InputError, match="no frames to save"), Mp4Writer(path, 32, 32, fps=16):
+        pass
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(InputError, match="cannot write to .*nowhere: No such file"):
+        Mp4Writer(tmp_path / "nowhere" / "out.mp4", 32, 32, fps=16)
+
+
+def test_an_existing_file_is_replaced_only_when_the_new_one_is_complete(tmp_path):
+    path = tmp_path / "out.mp4"
+    path.write_bytes(b"old")
+    with Mp4Writer(path, 32, 32, fps=16) as writer:
+        writer.write(np.zeros((1, 32, 32, 3), np.uint8))
+        assert path.read_bytes() == b"old"
+    assert read_clip(path)[0].shape == (1, 32, 32, 3)
+
+
+def test_wrong_frames_are_named(tmp_path):
+    with pytest.raises(ValueError, match=r"float64 \[1, 32, 32, 3\]; expected uint8 \[n, 32, 32, 3\]"):
+        with Mp4Writer(tmp_path / "out.mp4", 32, 32, fps=16) as writer:
+            writer.write(np.zeros((1, 32, 32, 3)))
+
+
+# --- clips
+
+BARS = np.stack([bar(i) for i in range(20)])
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("a.mp4", {}),
+        ("a.mov", {"codec": "libx265"}),
+        ("a.webm", {"codec": "libvpx-vp9"}),
+        ("a.mkv", {"codec": "libx264", "pixels": "yuv444p"}),
+        ("a.mp4", {"codec": "libx265", "pixels": "yuv420p10le"}),
+        ("a.avi", {"codec": "mpeg4"}),
+        ("a.ts", {"codec": "mpeg2video", "rate": 25}),
+        ("a.gif", {"codec": "gif", "pixels": "rgb8"}),
+    ],
+)
+def test_clips_of_every_kind(tmp_path, name, settings):
+    make_clip(tmp_path / name, BARS, **settings)
+    frames, fps = read_clip(tmp_path / name)
+    assert frames.shape == BARS.shape and fps == settings.get("rate", 10)
+    assert np.abs([bar_number(f) - i for i, f in enumerate(frames)]).max() <= 1
+
+
+def test_odd_sizes_and_still_clips(tmp_path):
+    odd = RNG.integers(0, 256, (1, 57, 63, 3)).astype(np.uint8)
+    make_clip(tmp_path / "one.mp4", odd, pixels="yuv444p")
+    frames, _ = read_clip(tmp_path / "one.mp4")
+    assert frames.shape == (1, 57, 63, 3)
+
+
+@pytest.mark.parametrize("fps", [5, 10, 16, 24])
+def test_clips_are_resampled_in_time(tmp_path, fps):
+    make_clip(tmp_path / "a.mp4", BARS, rate=10)
+    frames, rate = read_clip(tmp_path / "a.mp4", fps=fps)
+    numbers = [bar_number(f) for f in frames]
+    assert rate == fps
+    assert len(frames) == pytest.approx(1.9 * fps + 1, abs=1)
+    assert np.abs(np.array(numbers) - np.arange(len(frames)) * 10 / fps).max() <= 1
+
+
+def test_variable_rate_comes_out_even(tmp_path):
+    times = np.cumsum([0] + [20, 20, 200, 40, 40, 150, 30, 10, 90] * 2)
+    frames = np.stack([bar(int(t // 30)) for t in times])  # the bar's place is the time
+    make_clip(tmp_path / "vfr.mp4", frames, rate=1000, times=times.tolist())
+    resampled, _ = read_clip(tmp_path / "vfr.mp4", fps=20)
+    for k, frame in enumerate(resampled):
+        nearest = times[np.abs(times - k * 50).argmin()]
+        assert abs(bar_number(frame) - nearest // 30) <= 1
+    assert len(resampled) == 25  # 1.2 seconds and the frame at 0
+
+
+@pytest.mark.parametrize("turns", [1, 2, 3])
+def test_rotation_metadata_is_applied(tmp_path, turns):
+    stored = quadrants(64, 48)
+    plain, turned = tmp_path / "plain.mp4", tmp_path / "turned.mp4"
+    make_clip(plain, stored[None])
+    data = bytearray(plain.read_bytes())
+    at = data.index(b"\x00\x01\x00\x00" + bytes(12) + b"\x00\x01\x00\x00", data.index(b"tkhd"))
+    one, none, minus = (struct.pack(">i", v) for v in (65536, 0, -65536))
+    clockwise = {1: (none, one, minus, none), 2: (minus, none, none, minus), 3: (none, minus, one, none)}[turns]
+    for i, value in zip((0, 4, 12, 16), clockwise, strict=True):
+        data[at + i : at + i + 4] = value
+    turned.write_bytes(data)
+    frames, _ = read_clip(turned)
+    upright = np.rot90(stored, -turns)
+    assert frames.shape[1:] == upright.shape
+    assert_like(frames[0], corners(upright), tolerance=20)
+
+
+def test_pixels_become_square(tmp_path):
+    make_clip(tmp_path / "wide.mp4", quadrants(64, 48)[None], sample_aspect_ratio=Fraction(2, 1))
+    frames, _ = read_clip(tmp_path / "wide.mp4")
+    assert frames.shape == (1, 24, 64, 3)
+    assert_like(frames[0], corners(quadrants(64, 48)), tolerance=20)
+
+
+def test_clips_are_fitted_while_they_are_read(tmp_path):
+    make_clip(tmp_path / "a.mp4", quadrants(96, 32)[None].repeat(3, axis=0))
+    frames, _ = read_clip(tmp_path / "a.mp4", size=(32, 32))
+    assert frames.shape == (3, 32, 32, 3)
+    assert_like(frames[2], corners(quadrants(32, 32)), tolerance=20)
+
+
+def test_limits_of_clips_are_named(tmp_path):
+    path = tmp_path / "a.mp4"
+    make_clip(path, BARS, rate=10)
+    for limits, message in (
+        ({"max_frames": 19}, "more than 19 frames at 10 a second: cut it"),
+        ({"max_frames": 30, "fps": 60}, "more than 30 frames at 60 a second"),
+        ({"max_seconds": 1.5}, "longer than 1.5 seconds"),
+        ({"max_side": 95}, "the video is 96x64; at most 95 pixels a side"),
+        ({"max_bytes": 100}, "video has 0 MB; at most 0 MB"),
+        ({"max_pixels": 16 * 96 * 64}, "too large after 16 frames of 96x64"),
+    ):
+        with pytest.raises(InputError, match=message):
+            read_clip(path, **limits)
+    assert len(read_clip(path, max_frames=20, max_seconds=1.9)[0]) == 20
+
+
+def test_what_is_no_clip_is_named(tmp_path):
+    path = tmp_path / "a.mp4"
+    make_clip(path, BARS)
+    whole = path.read_bytes()
+    with av.open(str(tmp_path / "sound.mp4"), "w") as container:
+        stream = container.add_stream("aac", 44100)
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 4096), np.float32), "fltp", "mono")
+        silence.sample_rate = 44100
+        container.mux(stream.encode(silence))
+        container.mux(stream.encode())
+    for data, message in (
+        (b"", "empty file"),
+        (b"not a video at all" * 100, "cannot be read"),
+        (whole[: len(whole) // 2], "cannot be read"),
+        (encoded(Image.fromarray(quadrants(64, 48)), "PNG"), "cannot be read"),
+        ((tmp_path / "sound.mp4").read_bytes(), "no video in it"),
+        (b"#EXTM3U\n#EXTINF:1,\nfile://" + bytes(path) + b"\n#EXT-X-ENDLIST\n", "cannot be read"),
+        (b"ffconcat version 1.0\nfile " + bytes(path) + b"\n", "cannot be read"),
+    ):
+        bad = tmp_path / "bad.mp4"
+        bad.write_bytes(data)
+        with pytest.raises(InputError, match=message):
+            read_clip(bad)
+    with pytest.raises(InputError, match="cannot read"):
+        read_clip(tmp_path / "none.mp4")
+
+
+def test_damaged_clips_give_frames_or_a_message(tmp_path):
+    make_clip(tmp_path / "a.webm", BARS, codec="libvpx")
+    good = np.frombuffer((tmp_path / "a.webm").read_bytes(), np.uint8)
+    rng, read = np.random.default_rng(0), 0
+    begun = time.perf_counter()
+    for _ in range(20):
+        bad = good.copy()
+        at = rng.integers(300, len(bad), 5)
+        bad[at] = rng.integers(0, 256, 5)
+        (tmp_path / "bad.webm").write_bytes(bad.tobytes())
+        try:
+            frames, _ = read_clip(tmp_path / "bad.webm", size=(96, 64))
+        except InputError:
+            continue
+        read += 1
+        assert frames.shape[1:] == (64, 96, 3)
+    assert read and time.perf_counter() - begun < 20

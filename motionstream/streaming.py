@@ -279,7 +279,7 @@ class _Stream:
 
     def decode(self, x0: Tensor, condition: Condition, warped: Tensor | None, confidence: Tensor | None) -> np.ndarray:
         """Pixels. Where a motion prior is confident, what the autoencoder loses of the moved picture is added back."""
-        if warped is None:
+        if not self.model.preset.composite:
             frames = self.decoder.step(x0).float()
         else:
             frames, blurred = self.decoder.step(torch.cat([x0, condition.prior])).float().chunk(2)

@@ -17,7 +17,8 @@ class Preset:
     steps: denoising steps. temporal_stride: frames per latent frame. image_conditioning: "channel_concat" (mask and
     image latents beside the noise) or "first_latent" (the image is the clean first latent frame, its tokens at
     timestep 0). prediction: what the network gives, "velocity" z_1 - z_0, or "residual" over the motion prior's
-    latents. vae, text_encoder: their classes. transformer: keywords of `diffusers.WanTransformer3DModel`, but channels.
+    latents. composite: whether decoded frames get back what the autoencoder loses of the motion prior's picture.
+    vae, text_encoder: their classes. transformer: keywords of `diffusers.WanTransformer3DModel`, but channels.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Preset:
     image_conditioning: str
     prediction: str
     motion_prior: bool
+    composite: bool
     vae: str
     text_encoder: str
     transformer: Mapping[str, Any]
@@ -77,6 +79,7 @@ PRESETS = {
             image_conditioning="first_latent",
             prediction="residual",
             motion_prior=True,
+            composite=True,
             vae="EmbeddedVAE",
             text_encoder="EffectTextEncoder",
             transformer=dict(
@@ -100,6 +103,7 @@ PRESETS = {
             image_conditioning="channel_concat",
             prediction="velocity",
             motion_prior=False,
+            composite=False,
             vae="AutoencoderKLWan",
             text_encoder="UMT5EncoderModel",
             transformer=dict(
@@ -125,6 +129,7 @@ PRESETS = {
             image_conditioning="first_latent",
             prediction="velocity",
             motion_prior=False,
+            composite=False,
             vae="AutoencoderKLWan",
             text_encoder="UMT5EncoderModel",
             transformer=dict(

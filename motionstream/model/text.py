@@ -11,9 +11,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from motionstream.errors import InputError
 
-MAX_PROMPT = 500  # characters
 VOCABULARY = {  # effect -> other words for it
     "night": ("nighttime", "midnight", "moonlight"),
     "sunset": ("sunrise", "dusk", "dawn", "golden"),
@@ -28,7 +26,7 @@ VOCABULARY = {  # effect -> other words for it
     "snow": ("snowy", "snowing", "snowfall", "blizzard"),
     "rain": ("rainy", "raining", "rainfall", "storm"),
 }
-FILLERS = frozenset("a an and at by day falling full heavy in it its light of on scene the to under very video weather with".split())
+FILLERS = frozenset("a an and at by day falling heavy in it its light of on scene the to under very weather with".split())
 
 
 class EffectTextEncoder(ModelMixin, ConfigMixin):
@@ -44,7 +42,7 @@ class EffectTextEncoder(ModelMixin, ConfigMixin):
         return tuple(self.config.vocabulary)
 
     def tokens(self, prompt: str) -> list[int]:
-        """Numbers of the effects named, 1 and up, at most `length`, each once. InputError on an endless prompt."""
+        """Numbers of the effects named, 1 and up, at most `length`, each once."""
         found = dict.fromkeys(effect for word in _words(prompt) if (effect := self._effect(word)))
         return [1 + self.vocabulary.index(effect) for effect in found][: self.config.length]
 
@@ -62,6 +60,4 @@ class EffectTextEncoder(ModelMixin, ConfigMixin):
 
 
 def _words(prompt: str) -> list[str]:
-    if len(prompt) > MAX_PROMPT:
-        raise InputError(f"prompt has {len(prompt)} characters; at most {MAX_PROMPT}: shorten it")
     return re.findall(r"[a-z]+", prompt.lower())

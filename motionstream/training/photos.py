@@ -275,8 +275,10 @@ def is_object(photo: np.ndarray, mask: np.ndarray, box: tuple[int, int, int, int
     outline = max(cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0], key=len)
     x, y, width, height = box
     cut_off = mask.sum() - mask[y + 1:y + height - 1, x + 1:x + width - 1].sum()
-    if cv2.contourArea(cv2.convexHull(outline)) * 0.65 > mask.sum() or cut_off > 0.06 * len(outline):
-        return False
+    short, long = sorted(cv2.minAreaRect(outline)[1])
+    hull = cv2.contourArea(cv2.convexHull(outline))
+    if long > 5 * short or 0.65 * hull > mask.sum() or cut_off > 0.06 * len(outline):
+        return False  # a strip of land or sky, a scattered shape, a piece of something larger
     colours = cv2.cvtColor(photo, cv2.COLOR_RGB2LAB).astype(np.float32)
     sides = [part.astype(np.uint8) for part in (mask, ~mask)]
     rings = [part - cv2.erode(part, np.ones((9, 9))) for part in sides]  # 4 px inside and outside the outline

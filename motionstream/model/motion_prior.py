@@ -8,7 +8,8 @@ already nearly right. The prior makes it, in three steps:
    to stay. These weights depend on the picture and the anchors alone, never on the motion.
 2. Each pixel's motion is the moving-least-squares affine map (Schaefer et al. 2006) of the tracks under these weights.
 3. The moved pixels are splatted, nearer ones over farther ones; the first frame is sampled through the resulting backward
-   motion, so it stays sharp however long the stream, and what no pixel reached has confidence 0.
+   motion, so it stays sharp however long the stream. What no pixel reached has confidence 0 and is filled with what is
+   around it, or, beyond the first frame's edges, with its mirror image.
 
 The reference is the first frame for ever. When the set of tracks changes, the motion so far is kept as the base on which
 new tracks add; a track that starts later finds its anchor through the inverse of the motion so far.
@@ -29,6 +30,7 @@ from motionstream.tracks import Tracks
 CELL = 2  # pixels of the frame to a side of one motion cell
 UNIT = 32.0  # pixels: keeps the moments of the least squares near 1
 FRONT = 12.0  # log-weight of a cell that is surely in front over one that is surely behind
+HIDDEN = 1e-3  # weight of a hidden track beside a visible one's 1
 CERTAIN = 3.0  # log-odds with which a track moves the place it is attached to, at the least
 SHARPEN = 3  # power of the odds with which a cell follows the tracks
 
@@ -74,26 +76,24 @@ def cell_centres(height: int, width: int) -> Tensor:
     return torch.stack(torch.meshgrid(rows, columns, indexing="ij")[::-1], -1).reshape(-1, 2)
 
 
-def least_squares_motion(weights: Tensor, stay: Tensor, centres: Tensor, anchors: Tensor, moved: Tensor, visible: Tensor,
+def least_squares_motion(weights: Tensor, centres: Tensor, anchors: Tensor, moved: Tensor, visible: Tensor,
                          ridge: Tensor) -> Tensor:
-    """Moving least squares: the affine motion of every cell under its weights of the tracks, and its share in it.
+    """Moving least squares: the affine motion of every cell under its weights of the tracks.
 
-    weights [P, N] and stay [P] sum to 1 over each cell; anchors [N, 2]; moved [T, N, 2] is each track's displacement from
-    its anchor, in pixels; visible [T, N] tells which tracks count at which time; ridge (pixels squared) pulls the affine
-    part towards pure translation where the tracks do not determine it. Returns the motion of the tracks that a cell
-    follows, [T, P, 2] in pixels, and its share in it, [T, P]: 0 where it stays, 1 where it goes along.
+    weights [P, N] of the tracks at each cell; anchors [N, 2]; moved [T, N, 2] is each track's displacement from its
+    anchor, in pixels; visible [T, N]: a hidden track counts only where hardly any other does; ridge (pixels squared)
+    pulls the affine part towards pure translation where the tracks do not determine it. Returns [T, P, 2] in pixels.
     """
     times = len(moved)
     middle = anchors.mean(0)
     a = (anchors - middle) / UNIT
     r = moved / UNIT
-    seen = visible.to(a)[..., None]
+    seen = torch.where(visible, 1.0, HIDDEN)[..., None]
     products = torch.stack([a[:, 0] ** 2, a[:, 0] * a[:, 1], a[:, 1] ** 2], -1).expand(times, -1, -1)
     mixed = (a[None, :, :, None] * r[:, :, None, :]).flatten(2)
     moments = torch.cat([torch.ones_like(seen), a.expand(times, -1, -1), products, r, mixed], -1) * seen  # [T, N, 12]
     sums = (weights @ moments.movedim(0, 1).flatten(1)).unflatten(1, (times, 12)).movedim(1, 0)  # [T, P, 12]
-    mass = sums[..., :1]
-    mean = sums[..., 1:] / mass.clamp_min(1e-8)
+    mean = sums[..., 1:] / sums[..., :1].clamp_min(1e-12)
     at, went = mean[..., :2], mean[..., 5:7]
     xx = mean[..., 2] - at[..., 0] ** 2 + ridge / UNIT**2
     yy = mean[..., 4] - at[..., 1] ** 2 + ridge / UNIT**2
@@ -101,19 +101,18 @@ def least_squares_motion(weights: Tensor, stay: Tensor, centres: Tensor, anchors
     cross = mean[..., 7:].unflatten(-1, (2, 2)) - at[..., :, None] * went[..., None, :]
     inverse = torch.stack([yy, -xy, -xy, xx], -1).unflatten(-1, (2, 2)) / (xx * yy - xy**2)[..., None, None]
     away = ((centres - middle) / UNIT - at)[..., None, :]
-    motion = went + (away @ inverse @ cross)[..., 0, :]
-    return motion * UNIT, mass[..., 0] / (mass[..., 0] + stay + 1e-8)
+    return (went + (away @ inverse @ cross)[..., 0, :]) * UNIT
 
 
 def clean(motion: Tensor, share: Tensor, height: int, width: int) -> Tensor:
-    """Motion [T, P, 2] times the share [T, P] of it that each cell takes part in, without torn specks.
+    """Motion [T, P, 2] times the share [P] of it that each cell takes part in, without torn specks.
 
     Shares are sharpened, so that a cell goes or stays; an object takes its rim along; a median over 5x5 cells, as in
     classical optical flow, removes what is left of specks and keeps edges.
     """
     share = share**SHARPEN / (share**SHARPEN + (1 - share) ** SHARPEN)
-    share = F.max_pool2d(share.unflatten(1, (1, height // CELL, width // CELL)), 3, 1, 1).flatten(1)
-    moved = (motion * share[..., None]).unflatten(1, (height // CELL, width // CELL)).numpy()
+    share = F.max_pool2d(share.view(1, height // CELL, width // CELL), 3, 1, 1).flatten()
+    moved = (motion * share[:, None]).unflatten(1, (height // CELL, width // CELL)).numpy()
     medians = [np.stack([cv2.medianBlur(np.ascontiguousarray(frame[..., k]), 5) for k in (0, 1)], -1) for frame in moved]
     return torch.from_numpy(np.stack(medians)).flatten(1, 2)
 
@@ -159,7 +158,7 @@ def close_gaps(backward: Tensor, coverage: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def fill_holes(picture: Tensor, confidence: Tensor) -> Tensor:
-    """Pull-push: where confidence is low, the mean colour of the nearest known surroundings. [T, 3, H, W], [T, 1, H, W]."""
+    """Pull-push: where confidence is low, the mean of the nearest known surroundings. [T, C, H, W], [T, 1, H, W]."""
     weight, levels = confidence, []
     colour = picture * confidence
     while min(colour.shape[-2:]) > 2:
@@ -190,6 +189,7 @@ class PriorState:
     ids: tuple[int, ...] = ()
     anchors: dict[int, Tensor] = field(default_factory=dict)  # id -> [2], its place in the first frame
     held: Tensor | None = None  # [N, 2] base at the anchors
+    newest: Tensor | None = None  # [N, 2] each track's newest known displacement on top of that
     weights: Tensor | None = None  # [P, N]
     stay: Tensor | None = None  # [P]
     front: Tensor | None = None  # [P]
@@ -259,26 +259,28 @@ class MotionPrior(ModelMixin, ConfigMixin):
             still = state.image[None, :, None].expand(-1, -1, tracks.T, -1, -1)
             return still, torch.ones_like(still[:, :1])
         backward, confidence = close_gaps(*splat(displacement, state.front, *state.size))
-        warped, confidence = _sample(state.image, backward, confidence)
-        return fill_holes(warped, confidence).movedim(0, 1)[None], confidence.movedim(0, 1)[None]
+        warped, confidence, beyond = _sample(state.image, fill_holes(backward, confidence), confidence)
+        return fill_holes(warped, torch.maximum(confidence, beyond)).movedim(0, 1)[None], confidence.movedim(0, 1)[None]
 
     @torch.no_grad()
     def motion(self, state: PriorState, tracks: Tracks) -> Tensor:
         """Displacement of every cell of the first frame, [T, P, 2] pixels, at each of the tracks' frames."""
-        points = torch.tensor(tracks.points)
-        # A hidden track says nothing, but one that has left the frame takes what it holds along.
-        beyond = (points < 0).any(-1) | (points >= torch.tensor(state.size[::-1])).any(-1)
-        visible = torch.tensor(tracks.visible) | beyond
+        points, visible = torch.tensor(tracks.points), torch.tensor(tracks.visible)
         if state.front is None or tuple(tracks.ids.tolist()) != state.ids:
             self._regroup(state, tracks, points, visible)
         if not tracks.N:
             return state.base.expand(tracks.T, -1, -1)
+        # What is dragged out of the frame goes on moving; what is hidden inside stays where it was last seen.
+        told = visible | (points < 0).any(-1) | (points >= torch.tensor(state.size[::-1])).any(-1)
         anchors = torch.stack([state.anchors[i] for i in state.ids])
-        moved = points - anchors - state.held
+        moved = []
+        for displacement, known in zip(points - anchors - state.held, told, strict=True):
+            state.newest = torch.where(known[:, None], displacement, state.newest)
+            moved.append(state.newest)
         with torch.autocast("cpu", enabled=False):  # second moments need all the digits of float32
-            motion, share = least_squares_motion(
-                state.weights, state.stay, cell_centres(*state.size), anchors, moved, visible, self.ridge.exp())
-            displacement = state.base + clean(motion, share, *state.size)
+            motion = least_squares_motion(
+                state.weights, cell_centres(*state.size), anchors, torch.stack(moved), visible, self.ridge.exp())
+            displacement = state.base + clean(motion, 1 - state.stay, *state.size)
         state.latest = displacement[-1].clone()
         return displacement
 
@@ -310,18 +312,20 @@ class MotionPrior(ModelMixin, ConfigMixin):
         for n, track in enumerate(state.ids):
             if track in begun:  # exactly where it was grabbed, so that nothing jumps
                 state.held[n] = begun[track]
+        state.newest = torch.zeros_like(state.held)
 
 
-def _sample(image: Tensor, backward: Tensor, confidence: Tensor) -> tuple[Tensor, Tensor]:
-    """The first frame seen through backward motion, bicubic: [T, 3, H, W]; and the confidence at the same size."""
+def _sample(image: Tensor, backward: Tensor, confidence: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The first frame seen through backward motion, bicubic, mirrored at its edges: [T, 3, H, W].
+
+    Also at that size: the confidence, 0 where the picture is mirrored, and 1 where it is ("beyond"), else 0.
+    """
     _, height, width = image.shape
     picture = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
     columns, rows = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
-    backward = F.interpolate(backward, size=(height, width), mode="bilinear", align_corners=False).numpy()
-    seen = [cv2.remap(picture, columns + flow[0], rows + flow[1], cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
-            for flow in backward]
-    inside = torch.from_numpy(np.stack([
-        (columns + flow[0] > -1) & (columns + flow[0] < width) & (rows + flow[1] > -1) & (rows + flow[1] < height)
-        for flow in backward]))
-    sure = F.interpolate(confidence, size=(height, width), mode="bilinear", align_corners=False)
-    return torch.from_numpy(np.stack(seen)).permute(0, 3, 1, 2).clamp(-1, 1), sure * inside[:, None]
+    flows = F.interpolate(backward, size=(height, width), mode="bilinear", align_corners=False).numpy()
+    maps = [(columns + flow[0], rows + flow[1]) for flow in flows]
+    seen = [cv2.remap(picture, x, y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101) for x, y in maps]
+    beyond = torch.from_numpy(np.stack([(x < -1) | (x > width) | (y < -1) | (y > height) for x, y in maps]))[:, None]
+    sure = F.interpolate(confidence, size=(height, width), mode="bilinear", align_corners=False) * ~beyond
+    return torch.from_numpy(np.stack(seen)).permute(0, 3, 1, 2).clamp(-1, 1), sure, beyond.to(sure)

@@ -82,8 +82,8 @@ def motion_loss(prior: MotionPrior, batch: dict[str, Tensor]) -> dict[str, Tenso
     here = cells[..., None].expand(-1, -1, queries.shape[-1])
     centres = cell_centres(*image.shape[-2:])[cells]
     weights = prior.weigh(centres, queries.gather(1, here), stay.gather(1, cells), anchors, keys, head_start, valid)
-    motion, share = torch.func.vmap(least_squares_motion, in_dims=(0, 0, 0, 0, 0, 0, None))(
-        weights[..., 1:], weights[..., 0], centres, anchors, batch["moved"][:, None], valid[:, None], prior.ridge.exp())
+    motion = torch.func.vmap(least_squares_motion, in_dims=(0, 0, 0, 0, 0, None))(
+        weights[..., 1:], centres, anchors, batch["moved"][:, None], valid[:, None], prior.ridge.exp())
     layers = batch["layers"]
     own = (batch["group"][:, None] == layers[..., None]) & valid[:, None]
     stays = batch["stays"].gather(1, layers)
@@ -91,7 +91,7 @@ def motion_loss(prior: MotionPrior, batch: dict[str, Tensor]) -> dict[str, Tenso
     correct = (weights[..., 1:] * own).sum(-1) + weights[..., 0] * stays
     total = known.sum()
     chosen = -(torch.log(correct + 1e-4) * known).sum() / total
-    difference = motion[:, 0] * share[:, 0, :, None] - batch["target"]
+    difference = motion[:, 0] * (1 - weights[..., :1]) - batch["target"]
     error = difference.square().sum(-1).add(1e-4).sqrt()
     moving = (torch.log1p(error) * known).sum() / total
     patches = (difference * known[..., None]).unflatten(1, (WINDOWS, WINDOW, WINDOW))

@@ -1,0 +1,7 @@
+"""`python -m motionstream`: see `motionstream.cli`."""
+
+import sys
+
+from motionstream.cli import main
+
+sys.exit(main())

@@ -1,6 +1,6 @@
 """The command line.
 
-    python -m motionstream generate photo.jpg -o out.mp4 --tracks tracks.json --prompt snow --seconds 5
+    python -m motionstream generate photo.jpg -o out.mp4 --tracks tracks.json --prompt fog --seconds 5
     python -m motionstream bench --chunks 40 --json
 
 Exit codes: 0 done; 2 bad input, named in a sentence on stderr; 130 stopped by Ctrl-C. With --json the last line on

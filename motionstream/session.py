@@ -7,13 +7,13 @@ before every chunk: messages that arrive while a chunk is being generated apply 
     sessions = Sessions()
     with sessions.open(key) as mailbox:                 # web server; mailbox.send(message) from any thread
         record = Record()                               # worker: process or thread
-        for chunk in run_session(model, image, mailbox.address, prompt="snow", record=record):
+        for chunk in run_session(model, image, mailbox.address, prompt="fog", record=record):
             ...                                         # show chunk.frames, record.take_errors()
         record.recipe()                                 # replay(model, image, recipe) gives the same pixels
 
 Messages are JSON objects: those of `motionstream.controls.drag`, and
 
-    {"kind": "prompt", "text": "snow"}    {"kind": "pause", "value": true}    {"kind": "stop"}
+    {"kind": "prompt", "text": "fog"}    {"kind": "pause", "value": true}    {"kind": "stop"}
     {"kind": "ack", "chunk": 3}           the visitor has seen the beginning of chunk 3
 """
 

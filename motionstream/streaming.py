@@ -3,7 +3,7 @@
 Chunk by chunk: ask for the chunk's tracks, denoise it in a few steps while it attends to the rolling cache, decode it,
 and run the network once more at t = 0 on the clean chunk to write the cache:
 
-    for chunk in stream(model, image, source, prompt="snow", seed=0):    # endless; close it when you have enough
+    for chunk in stream(model, image, source, prompt="fog", seed=0):    # endless; close it when you have enough
         show(chunk.frames)
 
 Decisions:
@@ -94,6 +94,25 @@ def image_channels(latents: Tensor, temporal_stride: int, first: bool) -> Tensor
     if first:
         mask[:, :, 0] = 1
     return torch.cat([mask, latents], dim=1)
+
+
+def composite(decoded: Tensor, unchanged: Tensor, warped: Tensor, confidence: Tensor, cell: int) -> Tensor:
+    """Fine detail from the moved picture where it is sure, light and colour from the student, the rest from the student.
+
+    decoded: the student's frames [1, 3, T, H, W] in [-1, 1]; unchanged: what they would be had it changed nothing;
+    warped: the moved picture; confidence: [1, 1, T, H, W]. Light is the mean of what is sure over about `cell` pixels:
+    where the student darkens, the picture is dimmed; where it brightens, the difference is added.
+    """
+    decoded, unchanged, warped, confidence = (x[0].transpose(0, 1) for x in (decoded, unchanged, warped, confidence))
+    share = F.avg_pool2d(confidence, cell).clamp_min(1e-3)
+
+    def light(x: Tensor) -> Tensor:
+        mean = F.avg_pool2d((x + 1) * confidence, cell) / share
+        return F.interpolate(mean, size=x.shape[-2:], mode="bilinear", align_corners=False)
+
+    wanted, given = light(decoded), light(unchanged)
+    relit = (warped + 1) * ((wanted + 0.02) / (given + 0.02)).clamp(0, 1) + (wanted - given).clamp(min=0) - 1
+    return torch.lerp(decoded, relit, confidence).transpose(0, 1)[None]
 
 
 def predict_x0(
@@ -282,8 +301,8 @@ class _Stream:
         if not self.model.preset.composite:
             frames = self.decoder.step(x0).float()
         else:
-            frames, blurred = self.decoder.step(torch.cat([x0, condition.prior])).float().chunk(2)
-            frames = frames + confidence * (warped - blurred)
+            frames, unchanged = self.decoder.step(torch.cat([x0, condition.prior])).float().chunk(2)
+            frames = composite(frames, unchanged, warped, confidence, self.model.preset.cell)
         return ((frames[0] + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 3, 0).contiguous().cpu().numpy()
 
     def remember(self, frames: np.ndarray) -> None:

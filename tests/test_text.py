@@ -17,12 +17,12 @@ def test_the_documented_words_are_the_effects_shown_in_training(encoder):
 
 
 def test_synonyms_case_and_fillers_do_not_matter(encoder):
-    torch.testing.assert_close(encoder.encode("A SNOWY scene at Night!"), encoder.encode("snow night"))
-    assert encoder.unknown("a snowy dragon at night, dragon") == ["dragon"]
+    torch.testing.assert_close(encoder.encode("A FOGGY scene at Night!"), encoder.encode("fog night"))
+    assert encoder.unknown("a foggy dragon at night, dragon") == ["dragon"]
 
 
 def test_every_prompt_has_the_same_shape_and_effects_differ(encoder):
-    shapes = {tuple(encoder.encode(prompt).shape) for prompt in ("", "snow", "ночь", " ".join(VOCABULARY))}
+    shapes = {tuple(encoder.encode(prompt).shape) for prompt in ("", "fog", "ночь", " ".join(VOCABULARY))}
     assert shapes == {(1, 4, 8)}
-    assert not torch.equal(encoder.encode("snow"), encoder.encode("rain"))
+    assert not torch.equal(encoder.encode("fog"), encoder.encode("night"))
     assert torch.equal(encoder.encode("blorp"), encoder.encode(""))

@@ -68,9 +68,9 @@ def test_objects_are_cut_from_photographs_in_their_place():
 def test_effects_change_what_they_should_and_fade_in():
     frames = render_clip(random_scene(np.random.default_rng(1), EMPTY, *SIZE, 9)).frames
     for name in EFFECTS:
-        effect = Effect((name,), seed=1)
-        assert np.array_equal(effect.apply(frames, np.zeros(9), 0), frames), name
-        changed = effect.apply(frames, np.ones(9), 0)
+        effect = Effect((name,))
+        assert np.array_equal(effect.apply(frames, np.zeros(9)), frames), name
+        changed = effect.apply(frames, np.ones(9))
         assert changed.dtype == np.uint8 and changed.shape == frames.shape
         assert np.abs(changed.astype(int) - frames).mean() > 1, name
     for seed in range(8):
@@ -142,9 +142,9 @@ def test_the_autoencoder_starts_from_pca_and_learns():
     batch = {"frames": torch.stack(clips)[:, :, :5, :64, :64]}
     vae = EmbeddedVAE(latent_channels=24, encoder_width=16, decoder_width=16, decoder_fine_width=8, decoder_depth=1)
     untrained = autoencoder.reconstruction_loss(vae, batch)["psnr"]
-    autoencoder.start_from_pca(vae, batch["frames"])
+    autoencoder.start_from_pca(vae, batch["frames"][:2])
     assert autoencoder.reconstruction_loss(vae, batch)["psnr"] > untrained + 6
-    assert falls(autoencoder.reconstruction_loss, batch, vae, autoencoder.optimisers(vae, 1e-3))
+    assert falls(autoencoder.reconstruction_loss, batch, vae, autoencoder.optimisers(vae, 1e-3), steps=20)
     autoencoder.normalise(vae, batch["frames"])
     latents = vae.encode(batch["frames"])
     torch.testing.assert_close(latents.std((0, 2, 3, 4)), torch.ones(24), atol=1e-3, rtol=0)

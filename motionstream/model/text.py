@@ -1,4 +1,4 @@
-"""The embedded student's text encoder: a documented vocabulary of weather and light, one learned vector a word.
+"""The embedded student's text encoder: a documented vocabulary of light and weather, one learned vector a word.
 
 The small student never saw captions, only clips under these effects, so it reads nothing else: other words are passed over
 (`unknown` names them, so that an interface can say so). An empty prompt asks for the picture as it is.
@@ -23,8 +23,6 @@ VOCABULARY = {  # effect -> other words for it
     "dark": ("darker", "gloomy", "shadow"),
     "vivid": ("colorful", "colourful", "saturated"),
     "fog": ("foggy", "mist", "misty", "haze", "hazy"),
-    "snow": ("snowy", "snowing", "snowfall", "blizzard"),
-    "rain": ("rainy", "raining", "rainfall", "storm"),
 }
 FILLERS = frozenset("a an and at by day falling heavy in it its light of on scene the to under very weather with".split())
 

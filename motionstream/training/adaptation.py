@@ -106,7 +106,10 @@ def main() -> None:
                   schedule, optimisers_for(student, schedule.learning_rate, muon=1.5e-3))
     parts = {"transformer": trained.transformer, "track_head": trained.track_head, "text_encoder": trained.text_encoder,
              "vae": vae, "motion_prior": prior}
-    save_model(assemble(PRESET, parts, "cpu", torch.float32), arguments.run / "student")
+    model = assemble(PRESET, parts, "cpu", torch.float32)
+    for part in model.components().values():
+        part.half()  # half the size on disk; `load_model` gives them the number format of the machine
+    save_model(model, arguments.run / "student")
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def to_tensor(frames: np.ndarray) -> Tensor:
 def sample(rng: np.random.Generator, library: Library) -> dict[str, Tensor]:
     frames = render_clip(random_scene(rng, library, SIDE, SIDE, FRAMES)).frames
     if rng.random() < 0.25:
-        frames = random_effect(rng).apply(frames, np.full(FRAMES, rng.uniform(0.3, 1)), 0)
+        frames = random_effect(rng).apply(frames, np.full(FRAMES, rng.uniform(0.3, 1)))
     return {"frames": to_tensor(frames)}
 
 

@@ -46,7 +46,7 @@ def with_effect(rng: np.random.Generator, frames: np.ndarray) -> tuple[np.ndarra
         return frames, ""
     effect = random_effect(rng)
     strength = np.clip(np.arange(len(frames)) / 6, 0, 1)
-    return effect.apply(frames, strength, 0), effect.prompt
+    return effect.apply(frames, strength), effect.prompt
 
 
 @torch.inference_mode()

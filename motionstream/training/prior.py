@@ -32,7 +32,7 @@ def sample(rng: np.random.Generator, library: Library) -> dict[str, Tensor]:
     time = int(rng.integers(4, FRAMES))
     rendered = [render_frame(scene, t) for t in (0, time)]
     owner = np.stack([layers for _, layers in rendered])
-    mode = rng.choice(["drags", "sparse", "dense"], p=[0.6, 0.15, 0.25])
+    mode = rng.choice(["drags", "sparse", "dense"], p=[0.75, 0.1, 0.15])
     points = choose_points(rng, scene, owner[0], mode)[:MAX_TRACKS]
     tracks = track_points(scene, owner, (0, time), points, np.arange(len(points)))
     columns, rows = SIZE[0] // CELL, SIZE[1] // CELL
@@ -98,7 +98,7 @@ def motion_loss(prior: MotionPrior, batch: dict[str, Tensor]) -> dict[str, Tenso
     torn = patches.diff(dim=2).abs().clamp_max(8).mean() + patches.diff(dim=3).abs().clamp_max(8).mean()
     in_front = F.binary_cross_entropy_with_logits(front.gather(1, cells), (layers > 0).float())
     still = batch["target"].square().sum(-1).sqrt()
-    return {"loss": moving + chosen + 0.3 * in_front + 2 * torn, "torn": torn.detach(), "epe": (error * known).sum().detach() / total,
+    return {"loss": moving + 2 * chosen + 0.3 * in_front + 0.7 * torn, "torn": torn.detach(), "epe": (error * known).sum().detach() / total,
             "still_epe": (still * known).sum() / total, "chosen": chosen.detach(), "in_front": in_front.detach()}
 
 

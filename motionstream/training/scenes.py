@@ -150,7 +150,7 @@ def _object_picture(rng: np.random.Generator, library: Library) -> np.ndarray:
 def _paste(rng: np.random.Generator, picture: np.ndarray, canvas: tuple[int, int], frame: tuple[int, int]) -> np.ndarray:
     """`picture` drawn at a random place, size and angle on a canvas (columns, rows), its centre inside the frame."""
     rows, columns = picture.shape[:2]
-    reach = rng.uniform(0.15, 0.95) ** 1.2 * min(frame)
+    reach = rng.uniform(0.15, 1.0) * min(frame)
     scale = reach / np.sqrt(rows * columns)
     centre = np.array(canvas) / 2 + (rng.uniform(-0.42, 0.42, 2) * frame)
     angle = np.degrees(rng.normal(0, 0.25)) if rng.random() < 0.6 else 0.0

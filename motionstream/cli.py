@@ -2,6 +2,7 @@
 
     python -m motionstream generate photo.jpg -o out.mp4 --tracks tracks.json --prompt fog --seconds 5
     python -m motionstream bench --chunks 40 --json
+    python -m motionstream eval drags examples --json           # see motionstream/evaluation/motion.py
 
 Exit codes: 0 done; 2 bad input, named in a sentence on stderr; 130 stopped by Ctrl-C. With --json the last line on
 stdout is one JSON object. An output file is complete or not there. Each command imports what it needs when it runs, so
@@ -32,8 +33,13 @@ MAX_SEED = 2**63 - 1
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command -> its exit code; argv without the program's name, None for the process's own."""
-    args = _parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else list(argv)
     try:
+        if argv[:1] == ["eval"]:  # has a command line of its own, whose imports --help need not wait for
+            from motionstream.evaluation.motion import main as evaluate
+
+            return evaluate(argv[1:])
+        args = _parser().parse_args(argv)
         result = args.command(args)
     except InputError as error:
         print(f"motionstream: {error}", file=sys.stderr)
@@ -58,14 +64,15 @@ def generate(args: argparse.Namespace) -> dict[str, float | int | str]:
         raise InputError(f"cannot write {args.out}: only .mp4 is known")
     picture = read_image(args.image)  # before the imports that take seconds: a wrong name is told at once
 
-    from motionstream.machine import Choice, parse_resolution, pick_device, size_for
+    from motionstream.machine import Choice, parse_resolution, pick_device, pick_dtype, size_for
     from motionstream.model.checkpoint import load_model
     from motionstream.session import check_prompt, recipe_head
     from motionstream.streaming import stream
     from motionstream.tracks import StaticTracks, Tracks, load_tracks
 
     check_prompt(args.prompt)
-    model = load_model(args.model, pick_device())
+    device = pick_device()
+    model = load_model(args.model, device, pick_dtype(device))
     preset, picture_size = model.preset, (picture.shape[1], picture.shape[0])
     choice = parse_resolution(args.resolution, preset) if args.resolution else Choice(max(preset.budgets))
     size = size_for(preset, choice, *picture_size)
@@ -134,6 +141,7 @@ def _parser() -> argparse.ArgumentParser:
     two.set_defaults(command=bench)
     two.add_argument("--chunks", type=int, default=40, metavar="N")
     two.add_argument("--random-weights", action="store_true", help="measure a preset that has no weights here")
+    commands.add_parser("eval", help="measure motion and quality against clips or drags", add_help=False)
     for command in (one, two):
         command.add_argument("--model", default="embedded", metavar="NAME_OR_PATH", help="default: %(default)s")
         command.add_argument("--json", action="store_true", help="last line on stdout: one JSON object")

@@ -1,0 +1,385 @@
+"""Does the picture move as it was told to? Two tables, each with the baselines beside the model.
+
+    python -m motionstream eval motion CLIP_DIR [--json]     # driven by a dense grid of a clip's own tracks
+    python -m motionstream eval motion --library DIR --synthetic 24 [--json]
+    python -m motionstream eval drags DRAGS_DIR [--json]     # photographs driven by one to five drags
+
+**motion**: first frame of the clip as image, tracks of a grid over it, and the generated video against the clip itself.
+A real clip's tracks come from Lucas-Kanade with a forward-backward check, which stands in for the paper's CoTracker3;
+a synthetic clip's are exact. Longer clips are sampled evenly to `--frames`, first and last frame kept.
+
+**drags**: DRAGS_DIR holds JSON files like those in `examples/`, one a run: {"image": path from the file, "paths":
+[{"points": [[x, y], ...], "seconds": 2}], "pins": [[x, y], ...], "grid": {"spacing": px, "size": n}}, all in pixels of
+the image; "seconds", "pins" and "grid" may be left out. Every path is gone through once at even speed from frame 0 and
+then held. The stream runs to chunk 20.
+
+Methods are callables behind one dictionary (`methods`), so a component is measured by adding an entry without it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from motionstream.errors import InputError
+from motionstream.evaluation import baselines, metrics
+from motionstream.evaluation.sheets import contact_sheet, draw_tracks, save_png, table
+from motionstream.machine import Choice, parse_resolution, size_for
+from motionstream.model.checkpoint import Model, load_model
+from motionstream.model.presets import PRESETS, Preset
+from motionstream.streaming import stream
+from motionstream.tracks import StaticTracks, Tracks, draw_ids
+from motionstream.video import fit_image, read_clip, read_image
+
+# (image uint8 [H, W, 3], tracks of T frames in its pixels, seed) -> video uint8 [T, H, W, 3], frame 0 the image
+Method = Callable[[np.ndarray, Tracks, int], np.ndarray]
+Fit = Callable[[int, int], tuple[int, int]]  # (width, height) of a picture -> (width, height) to generate, px
+
+VIDEO = {".mp4", ".mov", ".m4v", ".webm", ".mkv", ".avi", ".gif"}
+PICTURE = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+LAST_CHUNK = 20
+SCENE = (832, 480)  # aspect of the synthetic scenes
+
+
+# --- methods -------------------------------------------------------------------------------------------------------
+
+
+def methods(model: Model | None, drags: bool = False) -> dict[str, Method]:
+    """Everything that is compared, by name; without a model the baselines alone.
+
+    drags: adds the warp as one would set it up by hand for a few drags, with the border pinned.
+    """
+    found: dict[str, Method] = {}
+    if model is not None:
+        found["student"] = lambda image, tracks, seed: student(model, image, tracks, seed)
+        if model.preset.composite:
+            plain = replace(model, preset=replace(model.preset, composite=False))
+            found["student, no composite"] = lambda image, tracks, seed: student(plain, image, tracks, seed)
+        if model.motion_prior is not None:
+            found["motion prior alone"] = lambda image, tracks, seed: prior_alone(model, image, tracks)
+    found["warp"] = lambda image, tracks, seed: baselines.warp(image, tracks)
+    if drags:
+        found["warp, border pinned"] = lambda image, tracks, seed: baselines.warp(image, tracks, pinned_border=True)
+    found["motionless"] = lambda image, tracks, seed: baselines.motionless(image, tracks)
+    return found
+
+
+def student(model: Model, image: np.ndarray, tracks: Tracks, seed: int) -> np.ndarray:
+    """The model as every visitor gets it: a `Method` with the model in front."""
+    frames, count = [], 0
+    with contextlib.closing(stream(model, image, StaticTracks(tracks), seed=seed)) as chunks:
+        while count < tracks.T:
+            frames.append(next(chunks).frames)
+            count += len(frames[-1])
+    return np.concatenate(frames)[: tracks.T]
+
+
+def prior_alone(model: Model, image: np.ndarray, tracks: Tracks) -> np.ndarray:
+    """What the motion prior gives the network to start from: the first frame, moved."""
+    state = model.motion_prior.start(torch.tensor(image, device=model.device).permute(2, 0, 1) / 127.5 - 1)
+    frames, chunk = [], 0
+    while (rows := chunk_span(model.preset, chunk)).start < tracks.T:
+        moved, _ = model.motion_prior.step(state, tracks.rows(rows.start, min(rows.stop, tracks.T)))
+        frames.append(((moved[0] + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 3, 0).cpu().numpy())
+        chunk += 1
+    return np.concatenate(frames)
+
+
+def chunk_span(preset: Preset, index: int) -> range:
+    """Stream indices of the frames of chunk `index`."""
+    start = sum(preset.chunk_frames(i) for i in range(index))
+    return range(start, start + preset.chunk_frames(index))
+
+
+# --- clips, a dense grid -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Clip:
+    """frames: uint8 [T, H, W, 3], the truth; tracks: of a grid over frame 0, `spacing` px apart."""
+
+    name: str
+    frames: np.ndarray
+    tracks: Tracks
+    spacing: float
+
+
+def real_clips(folder: Path, frames: int, spacing: float, fit: Fit) -> Iterator[Clip]:
+    """Every clip in `folder`, or the one that it is: video files and folders of pictures."""
+    found = [folder] if _is_clip(folder) else sorted(path for path in folder.glob("*") if _is_clip(path))
+    if not found:
+        raise InputError(f"{folder} has no clips; expected video files or folders of pictures")
+    for path in found:
+        video = _read(path, frames)
+        size = fit(video.shape[2], video.shape[1])
+        video = np.stack([fit_image(frame, *size) for frame in video])
+        points = grid(*size, spacing)
+        tracks = metrics.lucas_kanade(video, points)
+        yield Clip(path.stem, video, Tracks(tracks.points, tracks.visible, _ids(len(points))), spacing)
+
+
+def synthetic_clips(
+    library: Path, count: int, frames: int, spacing: float, size: tuple[int, int], seed: int
+) -> Iterator[Clip]:
+    """Scenes like those of the training, with exact tracks; held out if the library is."""
+    from motionstream.training.photos import load_library
+    from motionstream.training.scenes import random_scene, render_clip, track_points
+
+    pictures = load_library(library)
+    for index in range(count):
+        scene = random_scene(np.random.default_rng([seed, index]), pictures, *size, frames)
+        clip = render_clip(scene)
+        points = grid(*size, spacing)
+        tracks = track_points(scene, clip.owner, range(frames), points, _ids(len(points)))
+        yield Clip(f"scene {index}", clip.frames, tracks, spacing)
+
+
+def grid(width: int, height: int, spacing: float) -> np.ndarray:
+    """Points [N, 2] `spacing` px apart, half of that from the border."""
+    x, y = (np.arange(spacing / 2, side, spacing) for side in (width, height))
+    return np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
+
+
+def score_clip(video: np.ndarray, clip: Clip, tracker: metrics.Tracker = metrics.lucas_kanade) -> dict[str, float]:
+    """One video against the clip. Units as in `metrics`; sharp: Laplacian energy of all frames over the first's."""
+    seen = metrics.visible_region(clip.tracks, video.shape[2], video.shape[1], clip.spacing)[1:]
+    made, real = video[1:], clip.frames[1:]
+    return {
+        "psnr": metrics.psnr(made, real),
+        "psnr_visible": metrics.psnr(made, real, seen),
+        "psnr_uncovered": metrics.psnr(made, real, ~seen),
+        "ssim": metrics.ssim(made, real),
+        **asdict(metrics.track_error(video, clip.tracks, tracker)),
+        "sharp": metrics.sharpness(made, clip.frames[0]),
+    }
+
+
+def evaluate_clips(clips: Iterator[Clip], compared: Mapping[str, Method], seed: int) -> tuple[dict, list]:
+    """-> ({clip: {method: figures}}, rows of the contact sheet: middle and last frame of every clip).
+
+    The method "clip itself" is the truth: its figures are the tracker's own errors.
+    """
+    figures, rows = {}, []
+    for clip in clips:
+        videos = {"clip itself": clip.frames}
+        videos |= {name: method(clip.frames[0], clip.tracks, seed) for name, method in compared.items()}
+        figures[clip.name] = {name: score_clip(video, clip) for name, video in videos.items()}
+        for t in (len(clip.frames) // 2, len(clip.frames) - 1):
+            moments = [clip.frames[0], *(video[t] for video in videos.values())]
+            rows.append((f"{clip.name}, frame {t}", [moment.copy() for moment in moments]))  # not the whole videos
+    return figures, rows
+
+
+def _is_clip(path: Path) -> bool:
+    if path.is_dir():
+        return any(file.suffix.lower() in PICTURE for file in path.iterdir())
+    return path.suffix.lower() in VIDEO
+
+
+def _read(path: Path, frames: int) -> np.ndarray:
+    """A clip's frames, sampled evenly to at most `frames`, first and last kept: uint8 [T, H, W, 3]."""
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.suffix.lower() in PICTURE)
+        return np.stack([read_image(files[i]) for i in _evenly(len(files), frames)])
+    video, _ = read_clip(path)
+    return video[_evenly(len(video), frames)]
+
+
+def _evenly(count: int, wanted: int) -> np.ndarray:
+    return np.round(np.linspace(0, count - 1, min(count, wanted))).astype(int)
+
+
+def _ids(count: int) -> np.ndarray:
+    return draw_ids(count, np.random.default_rng(0))
+
+
+# --- photographs, a few drags --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DragRun:
+    """image: uint8 [H, W, 3] at generation size; tracks: what drives it; paths: px, the middle of each drag's grid,
+    [n, 2] from its start to its end; end: the frame in which the last drag ends."""
+
+    name: str
+    image: np.ndarray
+    tracks: Tracks
+    paths: list[np.ndarray]
+    end: int
+
+
+def drag_runs(folder: Path, preset: Preset, fit: Fit) -> Iterator[DragRun]:
+    """Every JSON file of `folder`, or the one that it is, as the module's docstring describes."""
+    files = [folder] if folder.suffix == ".json" else sorted(folder.glob("*.json"))
+    if not files:
+        raise InputError(f"{folder} has no JSON files with drags")
+    for file in files:
+        yield read_drags(file, preset, fit)
+
+
+def read_drags(file: Path, preset: Preset, fit: Fit) -> DragRun:
+    """One run, in pixels of the generated frame. Raises `InputError` where the file isn't what it should be."""
+    frames = chunk_span(preset, LAST_CHUNK).stop
+    try:
+        data = json.loads(file.read_bytes())
+        image = read_image(file.parent / data["image"])
+        spacing, size = (data.get("grid", {}).get(key, default) for key, default in (("spacing", 0), ("size", 1)))
+        drags = [(path["points"], round(path.get("seconds", 2.0) * preset.fps)) for path in data["paths"]]
+        centres = [along(np.asarray(points, float), length, frames) for points, length in drags]
+        pins = [np.repeat(np.asarray(pin, float)[None], frames, axis=0) for pin in data.get("pins", [])]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{file} does not describe drags: {type(error).__name__}: {error}") from error
+    if not centres:
+        raise InputError(f"{file} has no drags; give at least one path")
+    from_size = (image.shape[1], image.shape[0])
+    to_size = fit(*from_size)
+    ids = _ids(size * size * len(centres + pins)).reshape(-1, size * size)
+    grids = [Tracks.rigid_grid(path, spacing, size, i) for path, i in zip(centres + pins, ids, strict=True)]
+    middle = Tracks(np.stack(centres, axis=1), np.ones((frames, len(centres)), bool), np.arange(len(centres)))
+    middle = middle.fit(from_size, to_size)
+    end = min(max(length for _, length in drags), frames - 1)
+    tracks = Tracks.concatenate(grids).fit(from_size, to_size)
+    paths = list(middle.points[: end + 1].swapaxes(0, 1))
+    return DragRun(file.stem, fit_image(image, *to_size), tracks, paths, end)
+
+
+def along(points: np.ndarray, length: int, frames: int) -> np.ndarray:
+    """The polyline `points` [n, 2] gone through at even speed in frames 0 to `length`, then held -> [frames, 2]."""
+    far = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1))])
+    at = np.minimum(np.arange(frames) / max(length, 1), 1) * far[-1]
+    return np.stack([np.interp(at, far, points[:, axis]) for axis in (0, 1)], axis=-1)
+
+
+def score_drags(video: np.ndarray, run: DragRun, preset: Preset) -> dict[str, float]:
+    """One video of a run.
+
+    arrived: share of the drags whose patch is within 4 px of its target when the drags end, stayed: at the end of the
+    video; off: median distance of the patch from the target when the drags end, px; rest_changed: share of pixels
+    farther than a quarter of the frame's shorter side from all drags that changed, at the end; sharp_1, sharp_20:
+    Laplacian energy of these chunks over the first frame's. Drags that end outside the frame don't count.
+    """
+    height, width = run.image.shape[:2]
+    radius = max(round(min(width, height) / 20), 4)
+    inside = [path for path in run.paths if (path[-1] >= 0).all() and (path[-1] < (width, height)).all()]
+    at_end, at_last = (
+        [metrics.arrival(run.image, video[t], path[0], path[-1], radius) for path in inside] for t in (run.end, -1))
+    late = chunk_span(preset, LAST_CHUNK)
+    early = chunk_span(preset, 1)
+    return {
+        "drags": len(inside),
+        "arrived": _mean([a.arrived for a in at_end]),
+        "stayed": _mean([a.arrived for a in at_last]),
+        "off": float(np.median([a.distance for a in at_end])) if at_end else math.nan,
+        "rest_changed": metrics.rest_changed(run.image, video[-1], run.paths, min(width, height) / 4),
+        "sharp_1": metrics.sharpness(video[early.start : early.stop], run.image),
+        f"sharp_{LAST_CHUNK}": metrics.sharpness(video[late.start : late.stop], run.image),
+    }
+
+
+def evaluate_drags(
+    runs: Iterator[DragRun], compared: Mapping[str, Method], preset: Preset, seed: int
+) -> tuple[dict, list]:
+    """-> ({run: {method: figures}}, rows of the contact sheet: the drags, each method at their end and at last)."""
+    figures, rows = {}, []
+    for run in runs:
+        videos = {name: method(run.image, run.tracks, seed) for name, method in compared.items()}
+        figures[run.name] = {name: score_drags(video, run, preset) for name, video in videos.items()}
+        moments = [draw_tracks(run.image, run.tracks), *(video[t] for video in videos.values() for t in (run.end, -1))]
+        rows.append((run.name, [moment.copy() for moment in moments]))  # not the whole videos
+    return figures, rows
+
+
+# --- tables --------------------------------------------------------------------------------------------------------
+
+
+def mean_over(figures: Mapping[str, Mapping[str, Mapping[str, float]]], weight: str | None = None) -> dict[str, dict]:
+    """{clip: {method: figures}} -> {method: mean figures}; NaN doesn't count.
+
+    `weight` names a figure that weighs the others (drags: each drag counts the same) and is itself added up.
+    """
+    names = next(iter(figures.values()))
+    means = {}
+    for method in names:
+        rows = [clip[method] for clip in figures.values()]
+        means[method] = {key: _mean([row[key] for row in rows], [row[weight] if weight else 1.0 for row in rows])
+                         for key in names[method]}
+        if weight:
+            means[method][weight] = sum(row[weight] for row in rows)
+    return means
+
+
+def _mean(values: list, weights: list | None = None) -> float:
+    values = np.array(values, float)
+    weights = np.where(np.isnan(values), 0, 1.0 if weights is None else weights)
+    return float(np.nansum(values * weights) / weights.sum()) if weights.sum() > 0 else math.nan
+
+
+def main(argv: list[str]) -> int:
+    """`motionstream eval ...`: prints a table, writes a contact sheet, with --json prints one JSON line last -> 0."""
+    args = _parser().parse_args(argv)
+    model = None if args.model == "none" else load_model(args.model, args.device)
+    preset = PRESETS["embedded"] if model is None else model.preset
+    choice = parse_resolution(args.resolution, preset) if args.resolution else Choice(max(preset.budgets))
+    fit = partial(size_for, preset, choice)
+    compared = methods(model, drags=args.table == "drags")
+    if args.table == "motion":
+        figures, rows = evaluate_clips(_clips(args, fit), compared, args.seed)
+        means = mean_over(figures)
+        columns = ["input", *next(iter(figures.values()))]
+    else:
+        figures, rows = evaluate_drags(drag_runs(args.folder, preset, fit), compared, preset, args.seed)
+        means = mean_over(figures, weight="drags")
+        columns = ["input", *(f"{name}, {when}" for name in compared for when in ("drags end", f"chunk {LAST_CHUNK}"))]
+    save_png(args.sheet or f"eval-{args.table}.png", contact_sheet(columns, rows))
+    print(table(means))
+    if args.json:
+        result = {"table": args.table, "model": args.model, "runs": len(figures), "methods": means, "each": figures}
+        print(json.dumps(_without_nan(result)))
+    return 0
+
+
+def _clips(args: argparse.Namespace, fit: Fit) -> Iterator[Clip]:
+    if args.synthetic:
+        if args.library is None:
+            raise InputError("synthetic clips need pictures: name their folder with --library")
+        return synthetic_clips(args.library, args.synthetic, args.frames, args.spacing, fit(*SCENE), args.seed)
+    if args.folder is None:
+        raise InputError("name a folder of clips, or ask for --synthetic ones")
+    return real_clips(args.folder, args.frames, args.spacing, fit)
+
+
+def _without_nan(value):
+    """NaN, which JSON doesn't know, as None."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="motionstream eval", description=__doc__.split("\n")[0])
+    tables = parser.add_subparsers(dest="table", required=True)
+    motion = tables.add_parser("motion", help="clips driven by a dense grid of their own tracks")
+    motion.add_argument("folder", type=Path, nargs="?", metavar="CLIP_DIR", help="clips, or folders of frames")
+    motion.add_argument("--synthetic", type=int, default=0, metavar="N", help="N synthetic clips instead")
+    motion.add_argument("--library", type=Path, metavar="DIR", help="pictures for the synthetic clips")
+    motion.add_argument("--frames", type=int, default=49, help="frames a clip (default: %(default)s)")
+    motion.add_argument("--spacing", type=float, default=8.0, help="px between tracks (default: %(default)s)")
+    drags = tables.add_parser("drags", help="photographs driven by one to five drags")
+    drags.add_argument("folder", type=Path, metavar="DRAGS_DIR", help="JSON files like those in examples/")
+    for command in (motion, drags):
+        command.add_argument("--model", default="embedded", help='name, folder, or "none" for the baselines alone')
+        command.add_argument("--device", default="cpu")
+        command.add_argument("--resolution", help="WIDTHxHEIGHT, or tokens per latent frame (default: the largest)")
+        command.add_argument("--seed", type=int, default=0)
+        command.add_argument("--sheet", metavar="PNG", help="contact sheet (default: eval-TABLE.png)")
+        command.add_argument("--json", action="store_true", help="one JSON object as the last line")
+    return parser

@@ -1,0 +1,76 @@
+"""What a person looks at: contact sheets of frames, and tables of figures as plain text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from motionstream.tracks import Tracks
+
+GREEN, RED = (0, 220, 0), (230, 30, 30)
+GAP = 4  # px between cells
+CAPTION = 18  # px of height
+
+
+def draw_tracks(image: np.ndarray, tracks: Tracks) -> np.ndarray:
+    """A copy of `image` uint8 [H, W, 3] with the visible part of every track: green where it moves, red where it
+    stays; the dot is where it starts."""
+    drawn = image.copy()
+    for n in range(tracks.N):
+        path = np.round(tracks.points[tracks.visible[:, n], n]).astype(np.int32)
+        if len(path) == 0:
+            continue
+        colour = GREEN if np.abs(path - path[0]).max() > 1 else RED
+        cv2.polylines(drawn, [path.reshape(-1, 1, 2)], False, colour, 1, cv2.LINE_AA)
+        cv2.circle(drawn, path[0].tolist(), 2, colour, -1, cv2.LINE_AA)
+    return drawn
+
+
+def contact_sheet(columns: Sequence[str], rows: Sequence[tuple[str, Sequence[np.ndarray]]], width: int = 256):
+    """Frames of any size in a grid -> uint8 [H, W, 3]. Each row is (caption, one frame per column).
+
+    Cells are `width` px wide; a row is as high as its highest frame.
+    """
+    body = [_captions(columns, width)]
+    for caption, frames in rows:
+        cells = [cv2.resize(f, (width, round(f.shape[0] * width / f.shape[1])), interpolation=cv2.INTER_AREA)
+                 for f in frames]
+        height = max(len(cell) for cell in cells)
+        padded = [np.pad(cell, ((0, height - len(cell)), (0, GAP), (0, 0))) for cell in cells]
+        body += [_captions([caption] + [""] * (len(columns) - 1), width), np.concatenate(padded, axis=1)]
+    return np.concatenate(body)
+
+
+def save_png(path: str | Path, image: np.ndarray) -> None:
+    """Writes uint8 RGB [H, W, 3]."""
+    Image.fromarray(image).save(path, format="PNG")
+
+
+def table(rows: Mapping[str, Mapping[str, float | int | str]]) -> str:
+    """Figures as aligned text: one line per entry of `rows`, its name first; the first entry names the columns."""
+    heads = list(next(iter(rows.values())))
+    lines = [["", *heads]] + [[name, *(_figure(row[head]) for head in heads)] for name, row in rows.items()]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(heads) + 1)]
+    return "\n".join(
+        line[0].ljust(widths[0]) + "".join("  " + cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))
+        for line in lines
+    )
+
+
+def _figure(value: float | int | str) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return "-" if math.isnan(value) else f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+
+
+def _captions(texts: Sequence[str], width: int) -> np.ndarray:
+    strip = np.zeros((CAPTION, len(texts) * (width + GAP), 3), np.uint8)
+    for i, text in enumerate(texts):
+        place = (i * (width + GAP) + 2, CAPTION - 5)
+        cv2.putText(strip, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.42, (255, 255, 255), 1, cv2.LINE_AA)
+    return strip

@@ -1,0 +1,169 @@
+"""How fast a model streams: a drag that never rests drives it, and the clock is read after every chunk.
+
+    python -m motionstream bench --chunks 40 --json
+
+The figures are those of the generator alone: no browser, no network, no MP4. `utilisation` relates the arithmetic of a
+chunk to what the same machine reaches on plain matrix products in the same minute, so it can be compared across
+machines where frames per second can't.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import sys
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop
+
+from motionstream.errors import InputError
+from motionstream.evaluation.sheets import table
+from motionstream.model.checkpoint import Model, load_model, random_model
+from motionstream.model.presets import PRESETS, fit_size
+from motionstream.streaming import stream
+from motionstream.tracks import ChunkRequest, Tracks
+
+STAGES = ("control", "condition", "denoise", "cache", "decode")
+ASPECT = (832, 480)
+FIFTHS = 5
+MIB = 2**20 if sys.platform == "darwin" else 2**10  # in the unit in which this system counts resident memory
+
+
+class MovingDrag:
+    """A `TrackSource`: a rigid 3x3 grid goes round the middle of the frame every 4 s, and a pin stays in a corner."""
+
+    def tracks_for(self, request: ChunkRequest) -> Tracks:
+        seconds = (request.start + np.arange(request.frames)) / request.fps
+        angle = seconds * 2 * np.pi / 4
+        size = np.array([request.width, request.height])
+        path = size / 2 + np.stack([np.cos(angle), np.sin(angle)], axis=-1) * size.min() / 5
+        pin = np.repeat(size[None] / 8, request.frames, axis=0)
+        grid = Tracks.rigid_grid(path, size.min() / 16, 3, np.arange(1, 10))
+        return Tracks.concatenate([grid, Tracks.rigid_grid(pin, 0, 1, np.array([0]))])
+
+
+@dataclass(frozen=True)
+class Timing:
+    """seconds: wall clock of every timed chunk; stages: medians over the steady chunks, s; frames: frames of a steady
+    chunk; steady: index of the first chunk whose cache is full; flops: floating-point operations of a steady chunk."""
+
+    seconds: np.ndarray
+    stages: dict[str, float]
+    frames: int
+    steady: int
+    flops: int
+
+
+def bench(model: str = "embedded", chunks: int = 40, random_weights: bool = False, device: str = "cpu",
+          dtype: torch.dtype | None = None, budget: int | None = None) -> dict[str, float | int | str]:
+    """Streams `chunks` chunks, prints where the time went, and returns the figures.
+
+    model: name or folder, with `random_weights` the name of a preset; dtype: None for the model's own; budget: tokens
+    per latent frame, None for the preset's largest. Returned: fps (generated, steady chunks), first_chunk_s (from the
+    call to the first frames), chunk_s_median, chunk_s_p95, chunk_s_last_over_first (medians of the last and the first
+    fifth of the steady chunks), peak_rss_mb (of this process so far, MiB), flops_per_chunk, utilisation [0, 1], and
+    model, device, dtype, width, height, params_m (millions, all parts). Raises `InputError` on too few chunks.
+    """
+    if random_weights and model not in PRESETS:
+        raise InputError(f"no preset is called {model!r}; random weights need one of {', '.join(PRESETS)}")
+    loaded = random_model(PRESETS[model], 0, device, dtype) if random_weights else load_model(model, device, dtype)
+    return bench_model(loaded, model, chunks, budget)
+
+
+def bench_model(model: Model, name: str, chunks: int, budget: int | None = None) -> dict[str, float | int | str]:
+    """`bench` for a model that is loaded already."""
+    width, height = fit_size(model.preset, *ASPECT, budget or max(model.preset.budgets))
+    peak = matmul_peak(model.device, model.dtype)
+    timing = measure(model, _picture(width, height), chunks)
+    peak = max(peak, matmul_peak(model.device, model.dtype))  # whichever moment the machine was less busy
+    steady = timing.seconds[timing.steady :]
+    fifth = max(len(steady) // FIFTHS, 1)
+    figures = {
+        "model": name,
+        "device": str(model.device),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "width": width,
+        "height": height,
+        "params_m": count_parameters(model) / 1e6,
+        "fps": timing.frames * len(steady) / float(steady.sum()),
+        "first_chunk_s": float(timing.seconds[0]),
+        "chunk_s_median": float(np.median(steady)),
+        "chunk_s_p95": float(np.percentile(steady, 95)),
+        "chunk_s_last_over_first": float(np.median(steady[-fifth:]) / np.median(steady[:fifth])),
+        "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / MIB,
+        "flops_per_chunk": timing.flops,
+        "utilisation": timing.flops / float(np.median(steady)) / peak,
+    }
+    print(report(figures, timing.stages))
+    return figures
+
+
+def report(figures: dict, stages: dict[str, float]) -> str:
+    """The figures, one a line, and the split of a steady chunk over its stages, as text."""
+    total = figures["chunk_s_median"]
+    split = {name: {"ms": 1e3 * seconds, "share": seconds / total} for name, seconds in stages.items()}
+    width = max(map(len, figures))
+    lines = [f"{key:<{width}}  {value:.4g}" if isinstance(value, float) else f"{key:<{width}}  {value}"
+             for key, value in figures.items()]
+    return "\n".join([*lines, "", table(split)])
+
+
+def measure(model: Model, image: np.ndarray, chunks: int) -> Timing:
+    """Streams `chunks` chunks from `image` under the clock, then one more of which the operations are counted."""
+    steady = model.preset.sink + model.preset.window
+    if chunks < steady + FIFTHS:
+        raise InputError(f"{chunks} chunks are too few; this model needs {steady + FIFTHS} or more: "
+                         f"its cache is full after {steady}, and {FIFTHS} are compared")
+    seconds, stages = [], []
+    with contextlib.closing(stream(model, image, MovingDrag(), seed=0)) as chunk_stream:
+        for _ in range(chunks):
+            begin = time.perf_counter()
+            chunk = next(chunk_stream)
+            seconds.append(time.perf_counter() - begin)
+            stages.append([chunk.timings[stage] for stage in STAGES])
+        flops = count_flops(chunk_stream)
+    medians = np.median(stages[steady:], axis=0)
+    return Timing(np.array(seconds), dict(zip(STAGES, medians.tolist(), strict=True)), len(chunk.frames), steady, flops)
+
+
+def count_flops(chunk_stream) -> int:
+    """Operations of the stream's next chunk: matrix products, convolutions, attention (2 per multiply-add)."""
+
+    def attention(query, key, value, *args, out_val=None, **kwargs) -> int:
+        return sdpa_flop(query, key, value)
+
+    # The CPU's fused attention is missing from the counter's own table.
+    fused = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention}
+    with FlopCounterMode(display=False, custom_mapping=fused) as counter:
+        next(chunk_stream)
+    return int(counter.get_total_flops())
+
+
+def matmul_peak(device: torch.device | str, dtype: torch.dtype, seconds: float = 0.5) -> float:
+    """FLOP/s of the fastest square matrix product (1024, 2048, and on a GPU 8192) within about `seconds`."""
+    on_gpu = torch.device(device).type == "cuda"
+    best = 0.0
+    for size in (1024, 2048, 8192)[: 3 if on_gpu else 2]:
+        a, b = (torch.randn(size, size, device=device, dtype=torch.float32).to(dtype) for _ in range(2))
+        end = time.perf_counter() + seconds / 2
+        while time.perf_counter() < end:
+            begin = time.perf_counter()
+            a @ b
+            if on_gpu:
+                torch.cuda.synchronize(device)
+            best = max(best, 2 * size**3 / (time.perf_counter() - begin))
+    return best
+
+
+def count_parameters(model: Model) -> int:
+    """Numbers in all parts of the model."""
+    return sum(weights.numel() for part in model.components().values() for weights in part.parameters())
+
+
+def _picture(width: int, height: int) -> np.ndarray:
+    """A smooth colourful picture, uint8 [H, W, 3]: speed doesn't depend on what it shows."""
+    y, x = np.mgrid[:height, :width] / 30
+    return (127 + 120 * np.stack([np.sin(x), np.sin(y + x), np.cos(y)], axis=-1)).astype(np.uint8)

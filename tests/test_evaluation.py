@@ -1,0 +1,365 @@
+"""The measures say what they claim to: closed forms, hand-made sprites, and the tables from end to end."""
+
+import dataclasses
+import json
+import math
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from motionstream.errors import InputError
+from motionstream.evaluation import baselines, metrics, motion, sheets
+from motionstream.model.checkpoint import random_model
+from motionstream.model.presets import PRESETS
+from motionstream.tracks import Tracks
+
+WIDTH, HEIGHT = 96, 64
+
+
+def texture(width: int = WIDTH, height: int = HEIGHT, seed: int = 0, grain: float = 1.5) -> np.ndarray:
+    noise = np.random.default_rng(seed).normal(0, 1, (height, width, 3))
+    smooth = cv2.GaussianBlur(noise, (0, 0), grain)
+    return np.clip(128 + smooth / smooth.std() * 45, 0, 255).astype(np.uint8)
+
+
+def tracks_of(points: np.ndarray, visible: np.ndarray | None = None) -> Tracks:
+    points = np.asarray(points, float)
+    visible = np.ones(points.shape[:2], bool) if visible is None else visible
+    return Tracks(points, visible, np.arange(points.shape[1]))
+
+
+def moving_crop(step: tuple[float, float], frames: int) -> tuple[np.ndarray, Tracks]:
+    """A window that slides over a texture: its content moves by `step` px a frame, with the tracks of a grid."""
+    world = texture(WIDTH + 60, HEIGHT + 60)
+    video = [cv2.getRectSubPix(world, (WIDTH, HEIGHT), (WIDTH / 2 + 30 - step[0] * t, HEIGHT / 2 + 30 - step[1] * t))
+             for t in range(frames)]
+    points = motion.grid(WIDTH, HEIGHT, 8)
+    path = points[None] + np.arange(frames)[:, None, None] * np.array(step)
+    return np.stack(video), tracks_of(path).in_frame(WIDTH, HEIGHT)
+
+
+# --- pixels --------------------------------------------------------------------------------------------------------
+
+
+def test_psnr_of_a_constant_offset_is_the_textbook_figure():
+    video = np.full((3, 8, 8, 3), 100, np.uint8)
+    assert metrics.psnr(video, video + 10) == pytest.approx(20 * math.log10(255 / 10), abs=1e-4)
+    assert metrics.psnr(video, video) == pytest.approx(100)
+
+
+def test_psnr_of_a_region_sees_nothing_else():
+    video = np.full((3, 8, 8, 3), 100, np.uint8)
+    other, mask = video.copy(), np.zeros((3, 8, 8), bool)
+    other[:, :4] += 10
+    other[:, 4:] += 50
+    mask[:2, :4] = True  # no pixel of the last frame
+    assert metrics.psnr(video, other, mask) == pytest.approx(20 * math.log10(255 / 10), abs=1e-4)
+    assert math.isnan(metrics.psnr(video, other, np.zeros_like(mask)))
+
+
+def test_different_shapes_are_refused_by_name():
+    with pytest.raises(ValueError, match=r"\[3, 8, 8, 3\].*\[2, 8, 8, 3\]"):
+        metrics.psnr(np.zeros((3, 8, 8, 3), np.uint8), np.zeros((2, 8, 8, 3), np.uint8))
+
+
+def test_ssim_of_flat_frames_is_the_luminance_term():
+    a, b, c1 = 100.0, 140.0, (0.01 * 255) ** 2
+    flat = np.ones((1, 20, 20, 3), np.uint8)
+    expected = (2 * a * b + c1) / (a * a + b * b + c1)
+    assert metrics.ssim(flat * 100, flat * 140) == pytest.approx(expected, abs=1e-6)
+
+
+def test_ssim_of_one_window_equals_its_definition():
+    a, b = texture(11, 11, 1)[None], texture(11, 11, 2)[None]
+    offset = np.arange(11) - 5
+    weight = np.exp(-(offset[:, None] ** 2 + offset[None] ** 2) / (2 * 1.5**2))
+    weight = (weight / weight.sum())[..., None]
+    x, y = a[0].astype(float), b[0].astype(float)
+    mx, my = (weight * x).sum((0, 1)), (weight * y).sum((0, 1))
+    vx, vy = (weight * (x - mx) ** 2).sum((0, 1)), (weight * (y - my) ** 2).sum((0, 1))
+    vxy = (weight * (x - mx) * (y - my)).sum((0, 1))
+    c1, c2 = 2.55**2, 7.65**2
+    expected = ((2 * mx * my + c1) * (2 * vxy + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2))).mean()
+    assert metrics.ssim(a, b) == pytest.approx(expected, abs=1e-6)
+    assert metrics.ssim(a, a) == pytest.approx(1)
+
+
+def test_sharpness_is_quadratic_in_contrast():
+    rng = np.random.default_rng(0)
+    first = np.repeat(rng.integers(0, 2, (32, 32, 1)) * 200, 3, axis=2).astype(np.uint8)
+    assert metrics.sharpness(np.stack([first, first]), first) == pytest.approx(1)
+    assert metrics.sharpness((first // 2)[None], first) == pytest.approx(0.25, rel=1e-3)
+    assert metrics.sharpness(cv2.GaussianBlur(first, (0, 0), 2)[None], first) < 0.1
+    assert math.isnan(metrics.sharpness(first[None], np.zeros_like(first)))
+
+
+def test_visible_region_is_the_neighbourhood_of_visible_tracks():
+    points = np.array([[[20.5, 30.5], [70.5, 30.5]]] * 3)
+    visible = np.array([[True, True], [True, False], [False, False]])
+    region = metrics.visible_region(tracks_of(points, visible), WIDTH, HEIGHT, radius=5)
+    disc = sum(dx * dx + dy * dy <= 25 for dx in range(-5, 6) for dy in range(-5, 6))
+    assert [frame.sum() for frame in region] == [2 * disc, disc, 0]
+    assert region[1, 30, 20] and not region[1, 30, 70]
+
+
+# --- motion --------------------------------------------------------------------------------------------------------
+
+
+def test_lucas_kanade_follows_a_known_motion():
+    video, wanted = moving_crop((1.5, -0.75), 12)
+    error = metrics.track_error(video, wanted)
+    assert error.epe < 0.2 and error.pck > 0.95 and error.lost < 0.05
+
+
+def test_a_point_that_leaves_or_changes_is_lost_for_good():
+    video, _ = moving_crop((3.0, 0.0), 10)
+    video[5] = texture(seed=9)  # one frame of something else
+    found = metrics.lucas_kanade(video, np.array([[90.0, 30.0], [20.0, 30.0]]))
+    assert found.visible[0].all() and not found.visible[3:, 0].any()
+    assert found.visible[4, 1] and not found.visible[5:, 1].any()
+
+
+def test_a_motionless_video_misses_by_the_wanted_motion():
+    _, wanted = moving_crop((3.0, 4.0), 4)
+    error = metrics.track_error(np.repeat(texture()[None], 4, axis=0), wanted)
+    missed = np.linalg.norm(wanted.points[1:] - wanted.points[:1], axis=-1)[wanted.visible[1:]]
+    assert error.epe == pytest.approx(missed.mean(), abs=1e-3)
+    assert error.epe_median == pytest.approx(np.median(missed), abs=1e-3)
+    assert error.pck == 0 and error.lost == 0
+
+
+def test_only_points_that_are_wanted_and_in_the_image_count():
+    points = np.array([[[20.0, 20.0], [50.0, 20.0]], [[90.0, 20.0], [50.0, 20.0]]])
+    still = np.repeat(texture()[None], 2, axis=0)
+    hidden_later = tracks_of(points, np.array([[True, True], [False, True]]))
+    hidden_first = tracks_of(points, np.array([[False, True], [True, True]]))
+    assert metrics.track_error(still, hidden_later).epe == pytest.approx(0, abs=1e-3)
+    assert metrics.track_error(still, hidden_first).epe == pytest.approx(0, abs=1e-3)
+    assert math.isnan(metrics.track_error(still, Tracks.empty(2)).epe)
+
+
+def sprite_at(centre: tuple[float, float], background: np.ndarray) -> np.ndarray:
+    frame, sprite = background.copy(), texture(24, 24, seed=5)
+    x, y = (int(c) - 12 for c in centre)
+    frame[y : y + 24, x : x + 24] = sprite
+    return frame
+
+
+def test_arrival_tells_where_the_sprite_went():
+    background = texture(160, 120, grain=6)
+    first, start, target = sprite_at((40, 60), background), (40.0, 60.0), (100.0, 50.0)
+    came = metrics.arrival(first, sprite_at((100, 50), background), start, target)
+    assert came.arrived and came.distance == 0 and came.score > 0.95
+    brighter = cv2.convertScaleAbs(sprite_at((103, 51), background), alpha=0.8, beta=30)
+    nearly = metrics.arrival(first, brighter, start, target)
+    assert nearly.arrived and nearly.distance == pytest.approx(math.hypot(3, 1))
+    short = metrics.arrival(first, sprite_at((92, 50), background), start, target)
+    assert not short.arrived and short.distance == pytest.approx(8)
+    stayed = metrics.arrival(first, first, start, target)
+    assert not stayed.arrived and stayed.distance == pytest.approx(math.hypot(60, 10))
+
+
+def test_arrival_is_not_fooled_by_a_smear_or_by_a_copy_left_behind():
+    background = texture(160, 120, grain=6)
+    first, start, target = sprite_at((40, 60), background), (40.0, 60.0), (100.0, 50.0)
+    smear = cv2.GaussianBlur(sprite_at((100, 50), background), (0, 0), 8)
+    ghost = sprite_at((40, 60), cv2.addWeighted(sprite_at((100, 50), background), 0.5, background, 0.5, 0))
+    flat = np.full_like(first, 90)
+    assert not metrics.arrival(first, smear, start, target).arrived
+    assert not metrics.arrival(first, ghost, start, target).arrived
+    assert not metrics.arrival(first, flat, start, target).arrived
+    assert not metrics.arrival(flat, flat, start, start).arrived  # no texture proves nothing
+
+
+def test_arrival_works_at_the_border_of_the_frame():
+    background = texture(160, 120, grain=6)
+    first, last = sprite_at((13, 13), background), sprite_at((147, 107), background)
+    assert metrics.arrival(first, last, (5.0, 5.0), (139.0, 99.0)).arrived
+
+
+def test_rest_changed_counts_only_pixels_far_from_the_drags():
+    first = np.full((60, 100, 3), 100, np.uint8)
+    last, path = first.copy(), np.array([[10.0, 30.0], [40.0, 30.0]])
+    last[:, :50] = 200  # around the drag
+    last[:10, 80:, 1] += 25  # far away: 200 pixels of one channel
+    last[50:, 80:, 1] += 15  # too little to count
+    far = sum(np.hypot(max(x - 40, 10 - x, 0), y - 30) > 40 for x in range(100) for y in range(60))
+    assert metrics.rest_changed(first, last, [path], 40.0) == pytest.approx(200 / far)
+    assert math.isnan(metrics.rest_changed(first, last, [path], 500.0))
+
+
+# --- baselines -----------------------------------------------------------------------------------------------------
+
+
+def test_thin_plate_spline_is_exact_on_affine_maps_and_at_its_points():
+    rng = np.random.default_rng(0)
+    points, at = rng.uniform(0, 300, (40, 2)), rng.uniform(-50, 350, (25, 2))
+    linear, shift = np.array([[0.9, -0.2], [0.3, 1.1]]), np.array([12.0, -7.0])
+    assert np.abs(baselines.thin_plate(points, points @ linear + shift, at) - (at @ linear + shift)).max() < 1e-6
+    values = rng.normal(0, 5, (40, 2))
+    assert np.abs(baselines.thin_plate(points, values, points, smoothing=0) - values).max() < 1e-6
+
+
+def test_thin_plate_spline_of_one_two_and_coinciding_points():
+    at = np.array([[0.0, 0.0], [200.0, 90.0]])
+    assert np.allclose(baselines.thin_plate(np.array([[50.0, 40.0]]), np.array([[3.0, -2.0]]), at), [3, -2], atol=1e-6)
+    line = np.array([[0.0, 0.0], [100.0, 0.0]])
+    assert np.allclose(baselines.thin_plate(line, np.array([[2.0], [4.0]]), np.array([[50.0, 80.0]])), 3, atol=1e-3)
+    twice = np.array([[10.0, 10.0], [10.0, 10.0], [90.0, 20.0], [40.0, 70.0]])
+    values = np.array([[0.0], [2.0], [1.0], [1.0]])
+    assert np.allclose(baselines.thin_plate(twice, values, twice[:1]), 1, atol=1e-3)
+
+
+def test_warp_of_a_translation_is_the_shifted_image():
+    image, points = texture(), motion.grid(WIDTH, HEIGHT, 16)
+    tracks = tracks_of(np.stack([points, points + [7, -4]]))
+    video = baselines.warp(image, tracks)
+    assert np.array_equal(video[0], image)
+    assert np.abs(video[1][:-4, 7:].astype(int) - image[4:, :-7]).max() <= 1
+    assert np.array_equal(baselines.warp(image, Tracks.empty(2)), baselines.motionless(image, Tracks.empty(2)))
+
+
+def test_warp_ignores_hidden_points_and_can_pin_the_border():
+    image = texture()
+    points = np.array([[[48.0, 32.0], [20.0, 20.0]], [[54.0, 32.0], [80.0, 60.0]]])
+    hidden = baselines.warp(image, tracks_of(points, np.array([[True, True], [True, False]])))
+    alone = baselines.warp(image, tracks_of(points[:, :1]))
+    assert np.array_equal(hidden, alone)
+    pinned = baselines.warp(image, tracks_of(points[:, :1]), pinned_border=True)[1]
+    assert np.abs(pinned[0].astype(int) - image[0]).mean() < 3 < np.abs(alone[1][0].astype(int) - image[0]).mean()
+    assert np.abs(pinned[32, 54].astype(int) - image[32, 48]).max() <= 6
+
+
+# --- tables --------------------------------------------------------------------------------------------------------
+
+
+def test_drags_are_gone_through_at_even_speed_and_held():
+    path = motion.along(np.array([[0.0, 0.0], [10.0, 0.0], [10.0, 30.0]]), length=8, frames=11)
+    assert np.allclose(path[[0, 1, 2, 4, 8, 9, 10]], [[0, 0], [5, 0], [10, 0], [10, 10], [10, 30], [10, 30], [10, 30]])
+    assert np.array_equal(motion.along(np.array([[3.0, 4.0]]), 8, 2), [[3, 4], [3, 4]])
+
+
+@pytest.fixture
+def drag_file(tmp_path):
+    background = texture(320, 240, grain=8)
+    sheets.save_png(tmp_path / "photo.png", sprite_at((100, 120), background))
+    file = tmp_path / "run.json"
+    file.write_text(json.dumps({
+        "image": "photo.png",
+        "paths": [{"points": [[100, 120], [180, 120]], "seconds": 1.0}],
+        "pins": [[300, 20]],
+        "grid": {"spacing": 8, "size": 3},
+    }))
+    return file
+
+
+def test_a_drag_file_becomes_tracks_of_the_generated_frame(drag_file):
+    run = motion.read_drags(drag_file, PRESETS["embedded"], lambda width, height: (160, 120))
+    assert run.image.shape == (120, 160, 3) and run.end == 16
+    assert run.tracks.T == 249 and run.tracks.N == 18  # to the end of chunk 20; one grid dragged, one pinned
+    assert np.allclose(run.tracks.points[[0, 8, 16, 248], 4], [[50, 60], [70, 60], [90, 60], [90, 60]])
+    assert np.allclose(run.tracks.points[:, 13], [150, 10])
+    assert np.allclose(run.tracks.points[0, 5] - run.tracks.points[0, 4], [4, 0])
+    assert np.allclose(run.paths[0][[0, -1]], [[50, 60], [90, 60]])
+
+
+@pytest.mark.parametrize("text", ["not json", "[1]", '{"paths": []}', '{"image": "photo.png", "paths": [{"point": 1}]}',
+                                  '{"image": "photo.png", "paths": []}', '{"image": "none.png", "paths": []}'])
+def test_a_bad_drag_file_is_named(drag_file, text):
+    drag_file.write_text(text)
+    with pytest.raises(InputError):
+        motion.read_drags(drag_file, PRESETS["embedded"], lambda width, height: (160, 120))
+
+
+def test_the_drag_table_knows_a_good_mover_from_a_still_one(drag_file):
+    def mover(image: np.ndarray, tracks: Tracks, seed: int) -> np.ndarray:
+        """Cuts the sprite out, paints the hole flat, and pastes it where the drag is."""
+        x, y = np.round(tracks.points[:, 4]).astype(int).T
+        empty, sprite = image.copy(), image[y[0] - 6 : y[0] + 6, x[0] - 6 : x[0] + 6]
+        empty[y[0] - 7 : y[0] + 7, x[0] - 7 : x[0] + 7] = image[0, 0]
+        video = np.repeat(empty[None], tracks.T, axis=0)
+        for t in range(tracks.T):
+            video[t, y[t] - 6 : y[t] + 6, x[t] - 6 : x[t] + 6] = sprite
+        return video
+
+    preset = PRESETS["embedded"]
+    compared = {"mover": mover, "motionless": motion.methods(None)["motionless"]}
+    runs = motion.drag_runs(drag_file, preset, lambda width, height: (160, 120))
+    figures, rows = motion.evaluate_drags(runs, compared, preset, seed=0)
+    means = motion.mean_over(figures, weight="drags")
+    assert means["mover"]["arrived"] == means["mover"]["stayed"] == 1 and means["mover"]["off"] < 1
+    assert means["motionless"]["arrived"] == 0 and means["motionless"]["off"] == pytest.approx(40)
+    assert means["motionless"]["sharp_1"] == means["motionless"]["sharp_20"] == pytest.approx(1)
+    assert means["mover"]["rest_changed"] == means["motionless"]["rest_changed"] == 0
+    assert len(rows) == 1 and len(rows[0][1]) == 1 + 2 * len(compared)
+
+
+def test_means_leave_out_what_does_not_exist_and_weigh_by_drags():
+    figures = {"a": {"m": {"drags": 1.0, "arrived": 1.0, "off": math.nan}},
+               "b": {"m": {"drags": 3.0, "arrived": 0.0, "off": 6.0}}}
+    assert motion.mean_over(figures, weight="drags")["m"] == {"drags": 4.0, "arrived": 0.25, "off": 6.0}
+    assert motion.mean_over(figures)["m"]["arrived"] == 0.5
+
+
+def test_motion_command_on_folders_of_frames(tmp_path, capsys):
+    video, _ = moving_crop((2.0, 1.0), 9)
+    folder = tmp_path / "clips" / "slide"
+    folder.mkdir(parents=True)
+    for t, frame in enumerate(video):
+        sheets.save_png(folder / f"{t:03}.png", frame)
+    sheet = tmp_path / "sheet.png"
+    argv = ["motion", str(tmp_path / "clips"), "--model", "none", "--resolution", "96x64", "--frames", "5", "--json"]
+    assert motion.main([*argv, "--sheet", str(sheet)]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    scores = result["methods"]
+    assert result["runs"] == 1 and result["each"]["slide"].keys() == scores.keys()
+    assert scores["clip itself"]["epe"] < 0.01 < 6 < scores["motionless"]["epe"]
+    assert scores["warp"]["epe"] < 0.5 and scores["warp"]["psnr"] > scores["motionless"]["psnr"] + 5
+    assert scores["warp"]["psnr_visible"] > scores["warp"]["psnr_uncovered"]
+    assert cv2.imread(str(sheet)).shape[1] == 4 * (256 + sheets.GAP)  # input, the clip, warp, motionless
+
+
+def test_motion_command_on_synthetic_clips(tmp_path, capsys):
+    library = tmp_path / "library"
+    (library / "photos").mkdir(parents=True)
+    cv2.imwrite(str(library / "photos" / "one.jpg"), texture(320, 240, grain=3))
+    argv = ["motion", "--synthetic", "2", "--library", str(library), "--model", "none", "--resolution", "96x64"]
+    assert motion.main([*argv, "--frames", "9", "--json", "--sheet", str(tmp_path / "sheet.png")]) == 0
+    scores = json.loads(capsys.readouterr().out.splitlines()[-1])["methods"]
+    assert scores["clip itself"]["epe_median"] < 0.5 < scores["motionless"]["epe"]
+    assert scores["clip itself"]["psnr"] == pytest.approx(100)
+
+
+def test_nothing_to_evaluate_is_said(tmp_path):
+    with pytest.raises(InputError, match="no clips"):
+        motion.main(["motion", str(tmp_path), "--model", "none"])
+    with pytest.raises(InputError, match="no clips"):
+        motion.main(["motion", str(tmp_path / "missing"), "--model", "none"])
+    with pytest.raises(InputError, match="no JSON files"):
+        motion.main(["drags", str(tmp_path), "--model", "none"])
+    with pytest.raises(InputError, match="--library"):
+        motion.main(["motion", "--synthetic", "2", "--model", "none"])
+
+
+def test_a_model_is_compared_with_and_without_its_network():
+    torch.set_num_threads(1)
+    row = PRESETS["embedded"]
+    preset = dataclasses.replace(row, transformer=dict(row.transformer) | dict(num_layers=1))
+    model = random_model(preset, 0, "cpu", torch.float32)
+    image, points = texture(96, 64), np.array([[48.0, 32.0]])
+    tracks = tracks_of(points[None] + np.arange(11)[:, None, None] * np.array([1.0, 0.0]))
+    compared = motion.methods(model)
+    assert {"student", "motion prior alone", "warp", "motionless"} <= compared.keys()
+    made, prior = (compared[name](image, tracks, 0) for name in ("student", "motion prior alone"))
+    assert made.shape == prior.shape == (11, 64, 96, 3) and made.dtype == prior.dtype == np.uint8
+    assert np.abs(prior[0].astype(int) - image).max() <= 1
+    assert np.array_equal(made, compared["student"](image, tracks, 0))
+
+
+def test_table_aligns_figures_and_shows_missing_ones():
+    text = sheets.table({"first": {"epe": 1.23456, "n": 21}, "b": {"epe": math.nan, "n": 9}})
+    assert [line.split() for line in text.splitlines()] == [
+        ["epe", "n"], ["first", "1.235", "21"], ["b", "-", "9"]]
+    assert len({len(line) for line in text.splitlines()}) == 1

@@ -1,0 +1,79 @@
+"""The benchmark counts what it says it counts, and runs on a small model from end to end."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from motionstream.errors import InputError
+from motionstream.evaluation import speed
+from motionstream.model.checkpoint import random_model
+from motionstream.model.presets import PRESETS
+from motionstream.tracks import ChunkRequest
+
+KEYS = {"model", "device", "dtype", "width", "height", "params_m", "fps", "first_chunk_s", "chunk_s_median",
+        "chunk_s_p95", "chunk_s_last_over_first", "peak_rss_mb", "flops_per_chunk", "utilisation"}
+
+
+@pytest.fixture(scope="module")
+def small():
+    torch.set_num_threads(1)
+    row = PRESETS["embedded"]
+    shape = dict(row.transformer) | dict(num_layers=1, num_attention_heads=2, attention_head_dim=12, ffn_dim=32)
+    preset = dataclasses.replace(row, transformer=shape, budgets=(15,))
+    return random_model(preset, 0, "cpu", torch.float32)
+
+
+def test_bench_reports_every_figure(small, capsys):
+    figures = speed.bench_model(small, "small", chunks=8)
+    text = capsys.readouterr().out
+    assert figures.keys() == KEYS
+    assert (figures["model"], figures["device"], figures["dtype"]) == ("small", "cpu", "float32")
+    assert (figures["width"] // 16) * (figures["height"] // 16) <= 15
+    assert 0.05 < figures["fps"] * figures["chunk_s_median"] / 12 <= 2  # mean against median of few, on a busy machine
+    assert figures["chunk_s_median"] <= figures["chunk_s_p95"]
+    assert figures["params_m"] * 1e6 == speed.count_parameters(small)
+    assert 0 < figures["utilisation"] < 1 and figures["flops_per_chunk"] > 1e6
+    assert 50 < figures["peak_rss_mb"] < 100_000
+    for stage in speed.STAGES:
+        assert stage in text
+
+
+def test_too_few_chunks_are_refused(small):
+    with pytest.raises(InputError, match="7 or more"):
+        speed.bench_model(small, "small", chunks=6)
+
+
+def test_random_weights_need_the_name_of_a_preset():
+    with pytest.raises(InputError, match="embedded"):
+        speed.bench("some/folder", random_weights=True)
+
+
+def test_operations_are_counted_by_hand():
+    def work():
+        a, b = torch.zeros(7, 11), torch.zeros(11, 13)
+        heads = torch.zeros(1, 2, 5, 8)
+        with torch.inference_mode():
+            a @ b
+            torch.nn.functional.linear(a, b.T)
+            torch.nn.functional.scaled_dot_product_attention(heads, heads, heads)
+        yield
+
+    product, attention = 2 * 7 * 11 * 13, 2 * (2 * 2 * 5 * 5 * 8)
+    assert speed.count_flops(work()) == 2 * product + attention
+
+
+def test_the_drag_goes_round_without_a_jump():
+    def tracks(index, start, frames):
+        request = ChunkRequest(index, start, frames, 320, 192, 16.0, {})
+        return speed.MovingDrag().tracks_for(request)
+
+    points = np.concatenate([tracks(0, 0, 9).points, tracks(1, 9, 12).points])
+    steps = np.linalg.norm(np.diff(points, axis=0), axis=-1)
+    assert np.allclose(steps[:, :9], steps[0, 0]) and steps[0, 0] > 1
+    assert not steps[:, 9].any()
+
+
+def test_matmul_peak_is_a_rate_this_machine_can_have():
+    assert 1e8 < speed.matmul_peak("cpu", torch.float32, seconds=0.1) < 1e15

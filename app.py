@@ -1,0 +1,130 @@
+"""The app: `python app.py`, on a laptop or as a Hugging Face Space. `python app.py --help` lists the settings.
+
+Start-up loads the model, measures what this machine can do (`motionstream.machine`), builds the page and serves it.
+Nothing is read or loaded when this file is imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+import gradio as gr
+
+from motionstream.errors import InputError
+from motionstream.machine import Choice, parse_resolution, pick_device, pick_dtype, pick_size
+from motionstream.model.checkpoint import Model, load_model
+from motionstream.streaming import stream
+from motionstream.tracks import StaticTracks, Tracks
+from motionstream.ui.canvas import CanvasValue
+from motionstream.ui.drag import DragTab, Example, read_examples
+from motionstream.ui.engine import Engine
+from motionstream.ui.live import Live
+
+EXAMPLES = Path(__file__).parent / "examples"
+CLIP_LIFETIME = (600, 3_600)  # Gradio looks every 10 minutes for clips older than an hour, and deletes them
+STREAMS_PER_GPU = 16  # ZeroGPU queues them itself
+HEADER = """
+<header class="ms-header">
+  <h1>MotionStream</h1>
+  <p>Grab any point of a photo and drag. The picture follows while you move, and streams on for as long as you like.</p>
+</header>
+"""
+PAGE_CSS = """
+.gradio-container { width: 100%; max-width: 1240px !important; margin: 0 auto !important; }
+.gradio-container .html-container { padding: 0; }
+@media (max-width: 640px) { .gradio-container .main { padding: 8px 14px !important; } }
+.ms-header h1 { font-size: 30px; font-weight: 700; letter-spacing: -.02em; margin: 8px 0 2px; }
+.ms-header p { font-size: 15px; color: var(--body-text-color-subdued); margin: 0; max-width: 62ch; }
+"""
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line; the environment gives the defaults that a Space sets."""
+    parser = argparse.ArgumentParser(prog="app.py", description="Serve MotionStream to a browser.")
+    parser.add_argument("--model", default=os.environ.get("MOTIONSTREAM_MODEL", "embedded"),
+                        help="name, folder or Hub repository (default: $MOTIONSTREAM_MODEL or the embedded student)")
+    parser.add_argument("--resolution", metavar="BUDGET|WxH", help="tokens per latent frame, or a fixed size in pixels"
+                        " (default: the largest trained size that this machine plays in real time)")
+    parser.add_argument("--port", type=int, help="default: $GRADIO_SERVER_PORT, or the first free port from 7860")
+    parser.add_argument("--share", action="store_true", help="make a temporary public address")
+    return parser.parse_args(argv)
+
+
+def load_engine(name: str, resolution: str | None) -> Engine:
+    """The model at the number format and size that suit this machine; `InputError` if either cannot be had."""
+    device = pick_device()
+    model = load_model(name, device, pick_dtype(device))
+    if resolution is not None:
+        return Engine(model, parse_resolution(resolution, model.preset))
+    return Engine(model, measure(model))
+
+
+def measure(model: Model) -> Choice:
+    """The largest size at which `model` keeps up with playback here."""
+    still = StaticTracks(Tracks.empty(0))
+    return pick_size(model.preset, model.device.type, lambda picture: stream(model, picture, still))
+
+
+def stream_limit(engine: Engine) -> int:
+    """How many visitors may stream at once: as many as this machine plays in real time, at least one."""
+    if engine.model.device.type != "cpu":
+        return STREAMS_PER_GPU
+    return max(1, int((engine.choice.fps or 0) / engine.model.preset.fps))
+
+
+def build(engine: Engine, examples: Sequence[Example], limit: int) -> tuple[gr.Blocks, Live]:
+    """The page and its visitors; `serve` puts both on a port."""
+    drag = DragTab(engine, examples)
+    live = Live({drag.seat: drag}, limit)
+
+    def admit(request: gr.Request) -> CanvasValue:
+        return CanvasValue(token=live.admit(request.session_hash))
+
+    def leave(request: gr.Request) -> None:
+        live.leave(request.session_hash)
+
+    with gr.Blocks(title="MotionStream", fill_width=True, analytics_enabled=False, delete_cache=CLIP_LIFETIME) as demo:
+        gr.HTML(HEADER)
+        with gr.Tab("Drag"):
+            canvas = drag.build(live)
+        demo.load(admit, outputs=canvas, queue=False, show_progress="hidden", api_visibility="private")
+        demo.unload(leave)
+    return demo, live
+
+
+def serve(demo: gr.Blocks, live: Live, port: int | None = None, share: bool = False) -> str:
+    """Starts serving in the background -> the address."""
+    font = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
+    theme = gr.themes.Base(primary_hue="emerald", neutral_hue="slate", font=font, font_mono=["ui-monospace", "monospace"])
+    _, local, public = demo.launch(
+        server_port=port,
+        share=share,
+        theme=theme,
+        css=PAGE_CSS,
+        ssr_mode=False,  # the server-side renderer's proxy refuses WebSockets
+        run_history=False,
+        footer_links=[],
+        app_kwargs={"routes": [live.route]},
+        prevent_thread_lock=True,
+        quiet=True,
+    )
+    demo.server.config.ws_per_message_deflate = False  # JPEGs do not deflate; read anew for every WebSocket
+    return public or local
+
+
+if __name__ == "__main__":
+    arguments = parse_arguments()
+    try:
+        engine = load_engine(arguments.model, arguments.resolution)
+        demo, live = build(engine, read_examples(EXAMPLES), stream_limit(engine))
+    except InputError as error:
+        print(f"app.py: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(engine.describe(), flush=True)
+    print(f"MotionStream runs on {serve(demo, live, arguments.port, arguments.share)}", flush=True)
+    demo.block_thread()

@@ -1,0 +1,114 @@
+"""What this machine can do: picks number format and picture size once, at start-up, by measuring for about a second.
+
+Decisions:
+- bfloat16 is used where it is measured to be faster than float32: CPUs without bfloat16 instructions are slower with it.
+- One chunk of the smallest trained size is generated; its time is scaled up to the larger sizes. The largest one that
+  keeps up with playback, with HEADROOM to spare for the web server and the browser's encoder, is taken.
+- A GPU gets bfloat16 and the largest size unmeasured: the models for it were trained at one size.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from motionstream.errors import InputError
+from motionstream.model.presets import Preset, fit_size
+from motionstream.streaming import Chunk
+
+HEADROOM = 1.25  # generation must be this many times as fast as playback
+COST_EXPONENT = 1.15  # a chunk's time grows with its tokens to this power: convolutions linearly, attention faster
+PROBE_ASPECT = (5, 3)
+PROBE_SIDE = 512  # of the matrices and pictures of the format measurement
+MAX_CELLS = 4_096  # tokens per latent frame that `--resolution` may ask for
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was picked. budget: tokens per latent frame, or None where `size` (width, height) in pixels is fixed.
+
+    fps: frames generated per second that the measurement promises at this size; None where nothing was measured.
+    """
+
+    budget: int | None
+    size: tuple[int, int] | None = None
+    fps: float | None = None
+
+
+def pick_device() -> str:
+    """ "cuda" where there is a GPU, else "cpu"."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def pick_dtype(device: str) -> torch.dtype:
+    """bfloat16 or float32, whichever this device multiplies and convolves faster; takes about a quarter of a second."""
+    if device != "cpu":
+        return torch.bfloat16
+    times = {dtype: _work(dtype) for dtype in (torch.float32, torch.bfloat16)}
+    return min(times, key=times.get)
+
+
+def pick_size(preset: Preset, device: str, run: Callable[[np.ndarray], Iterator[Chunk]]) -> Choice:
+    """The largest trained size that keeps playback real-time.
+
+    run: image, uint8 RGB [H, W, 3] -> the chunks of a stream that starts from it.
+    """
+    if device != "cpu":
+        return Choice(max(preset.budgets))
+    smallest = min(preset.budgets)
+    measured = _chunk_fps(preset, smallest, run)
+    promised = {budget: measured * (smallest / budget) ** COST_EXPONENT for budget in sorted(preset.budgets)}
+    fast = [budget for budget, fps in promised.items() if fps >= HEADROOM * preset.fps]
+    budget = max(fast, default=smallest)
+    return Choice(budget, fps=promised[budget])
+
+
+def parse_resolution(text: str, preset: Preset) -> Choice:
+    """ "240" (tokens per latent frame, shape follows the picture) or "320x192" (pixels, pictures are cropped to it)."""
+    if re.fullmatch(r"\d{1,6}", text) and 1 <= int(text) <= MAX_CELLS:
+        return Choice(int(text))
+    if match := re.fullmatch(r"(\d{1,5})x(\d{1,5})", text):
+        width, height = size = int(match[1]), int(match[2])
+        if width % preset.cell or height % preset.cell or not width or not height:
+            raise InputError(f"resolution {text} does not fit {preset.name}: both sides must be multiples of {preset.cell}")
+        if width * height // preset.cell**2 <= MAX_CELLS:
+            return Choice(None, size)
+    raise InputError(
+        f"resolution {text!r} is neither a budget of 1 to {MAX_CELLS} tokens, such as {max(preset.budgets)}, nor "
+        f"WIDTHxHEIGHT in pixels of at most that many {preset.cell}x{preset.cell} tokens"
+    )
+
+
+def size_for(preset: Preset, choice: Choice, width: int, height: int) -> tuple[int, int]:
+    """The size (width, height) at which a picture of the given size is generated."""
+    return choice.size or fit_size(preset, width, height, choice.budget)
+
+
+def _work(dtype: torch.dtype) -> float:
+    """Seconds for a matrix product and a convolution, the best of three."""
+    matrix = torch.ones(PROBE_SIDE, PROBE_SIDE, dtype=dtype)
+    picture = torch.ones(1, 32, PROBE_SIDE // 4, PROBE_SIDE // 4, dtype=dtype)
+    kernel = torch.ones(32, 32, 3, 3, dtype=dtype)
+    seconds = []
+    with torch.inference_mode():
+        for _ in range(4):  # the first one sets up kernels
+            start = time.perf_counter()
+            matrix @ matrix
+            torch.nn.functional.conv2d(picture, kernel)
+            seconds.append(time.perf_counter() - start)
+    return min(seconds[1:])
+
+
+def _chunk_fps(preset: Preset, budget: int, run: Callable[[np.ndarray], Iterator[Chunk]]) -> float:
+    width, height = fit_size(preset, *PROBE_ASPECT, budget)
+    ramp = np.linspace(0, 255, width * height * 3).reshape(height, width, 3).astype(np.uint8)
+    with closing(run(ramp)) as chunks:
+        next(chunks)  # sets up kernels and memory
+        chunk = next(chunks)
+    return len(chunk.frames) / chunk.timings["total"]

@@ -1,0 +1,580 @@
+/* The live canvas in the browser. Gradio runs this once, with `element`, `trigger`, `props` and `watch` in scope.
+
+   Gradio's own channel carries two things: the value {token, clip} (watch) and the 'start' event (trigger), whose
+   pending request is the visitor's place on the machine. All else runs over one WebSocket: control messages up
+   (JSON), pictures down (binary: uint32 little endian header length, JSON header, JPEG). Coordinates are pixels of the
+   generated frame, which the picture canvas has exactly as its size. Parts: Player, Gestures, painting, Link, page. */
+'use strict';
+
+const COLOURS = { drag: '#22c55e', hold: '#ef4444', pin: '#ef4444', path: '#3b82f6' };
+const JITTER_MS = 30;                    // first frame after a gap waits this long for its followers
+const TRAIL_MS = 900;                    // a drag's visible tail
+const RECONNECT_MS = 1500;
+const STALE_PAGE = 4401;                 // WebSocket close code: the server does not know this page's token
+const HINTS = {
+  offline: '',
+  idle: 'Press Start, then drag anything in the picture',
+  starting: 'Starting …',
+  live: 'Drag the picture',
+  paused: 'Paused: pins, paths and drags made now act together on resume',
+  stopping: 'Finishing the clip …',
+};
+const BADGES = { offline: 'Connecting', idle: 'Ready', starting: 'Starting', live: 'Live', paused: 'Paused', stopping: 'Stopping' };
+
+const part = name => element.querySelector(`[data-ms="${name}"]`);
+const root = part('root'), picture = part('picture'), overlay = part('overlay'), poster = part('poster');
+const closing = new AbortController();   // takes the listeners on document away with the component
+const median = values => [...values].sort((a, b) => a - b)[values.length >> 1];
+const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
+
+/* ---- Player: frames come in bursts of a chunk, leave one by one at an even pace ---- */
+
+class Player {
+  constructor(context, onPaint, onAck) {
+    Object.assign(this, { context, onPaint, onAck });
+    this.reset(16);
+  }
+
+  reset(fps) {
+    (this.queue || []).forEach(entry => entry.bitmap?.close());
+    Object.assign(this, { queue: [], interval: 1000 / fps, period: 1000 / fps, due: 0, frame: 0, newest: -1, chunk: -1, acked: -1,
+                          seconds: [], margin: 120, dry: true, paused: false });
+  }
+
+  async push(header, blob) {
+    const entry = { header, bitmap: null };
+    if (!this.queue.length) this.due = Math.max(this.due, performance.now() + JITTER_MS);
+    this.queue.push(entry);
+    this.newest = header.frame;
+    if (header.index === 0) this.measure(header);
+    entry.bitmap = await createImageBitmap(blob);
+  }
+
+  measure(header) {                      // a machine slower than playback: slower and even beats fast and halting
+    this.seconds = [...this.seconds.slice(-2), header.seconds];
+    this.period = Math.max(this.interval, 1080 * median(this.seconds) / header.count);
+  }
+
+  tick(now) {
+    if (this.paused) return;
+    if (!this.queue.length) {
+      if (!this.dry && now > this.due + this.period / 2) {   // ran dry: ask earlier from now on
+        this.dry = true;
+        this.margin = Math.min(this.margin + 40, 600);
+      }
+      return;
+    }
+    if (now >= this.due && this.queue[0].bitmap) this.paint(now);
+    this.acknowledge(now);
+  }
+
+  paint(now) {
+    const { header, bitmap } = this.queue.shift();
+    this.context.drawImage(bitmap, 0, 0, this.context.canvas.width, this.context.canvas.height);
+    bitmap.close();
+    this.due = now + this.period - Math.min(now - this.due, 0.7 * this.period);   // catches up, but not in a rush
+    this.frame = header.frame;
+    this.chunk = header.chunk;
+    this.dry = false;
+    this.onPaint(header);
+  }
+
+  acknowledge(now) {                     // as late as generation allows: the next chunk then knows the newest drags
+    if (this.chunk <= this.acked) return;
+    const left = this.due + this.queue.length * this.period - now;
+    if (left > 1000 * Math.max(...this.seconds) + this.margin) return;
+    this.acked = this.chunk;
+    this.margin = Math.max(80, this.margin * 0.97);
+    this.onAck(this.chunk);
+  }
+}
+
+/* ---- state ---- */
+
+let state = 'offline', tool = 'drag', release = 'hold', nextId = 1, runs = 0, token = null;
+let controls = [];                       // pins, paths and held drags, oldest first
+let initial = [];                        // those that were there at Start: Stop brings them back
+let afterStop = null;                    // what to do once the running stream has ended
+let hover = null, dirty = true, facts = { fps: 16, vocabulary: [] };
+let latencies = [], speeds = [], lastInput = -Infinity;
+const drags = new Map();                 // pointerId -> drag in progress
+const running = () => state === 'starting' || state === 'live' || state === 'paused';
+const grid = () => ({ spacing: Number(part('spacing').value), size: Number(part('size').value) });
+
+function enter(next) {
+  state = root.dataset.state = next;
+  part('badge').textContent = BADGES[next];
+  part('start').textContent = running() ? 'Stop' : 'Start';
+  part('start').disabled = next === 'offline' || next === 'stopping';
+  part('pause').textContent = next === 'paused' ? 'Resume' : 'Pause';
+  part('pause').disabled = next !== 'live' && next !== 'paused';
+  say(HINTS[next]);
+  dirty = true;
+}
+
+function say(text, tone = 'hint') {
+  part('message').textContent = text && text[0].toUpperCase() + text.slice(1);
+  part('strip').dataset.tone = tone;
+}
+
+const player = new Player(picture.getContext('2d'), painted, chunk => link.send({ kind: 'ack', chunk }));
+
+function painted(header) {
+  if (state === 'starting') enter('live');
+  poster.hidden = true;
+  dirty = true;
+  part('counter').textContent = header.frame;
+  if (header.index !== 0) return;
+  speeds = [...speeds.slice(-4), header.count / header.seconds];
+  part('fps').textContent = median(speeds).toFixed(0);
+  if (header.input === null || header.input <= lastInput) return;
+  lastInput = header.input;
+  latencies = [...latencies.slice(-4), performance.now() - header.input];
+  part('latency').textContent = `${(median(latencies) / 1000).toFixed(2)} s`;
+}
+
+/* ---- start, pause, stop ---- */
+
+function start() {
+  if (state !== 'idle') return;
+  const messages = [{ kind: 'release', mode: release }];
+  for (const control of controls) messages.push({ kind: 'grid', ...control.grid }, { ...wire(control), frame: 0 });
+  initial = controls.map(control => Object.assign(control, { since: 0 }));
+  latencies = []; speeds = []; lastInput = -Infinity;
+  part('latency').textContent = part('fps').textContent = '–';
+  offerClip(null);
+  player.reset(facts.fps);
+  enter('starting');
+  trigger('start', { run: ++runs, prompt: part('prompt').value, messages: [...messages, { kind: 'grid', ...grid() }] });
+}
+
+function stop() {
+  if (!running()) return;
+  link.send({ kind: 'stop', run: runs });     // numbered: it may overtake its own start
+  enter('stopping');
+  player.reset(facts.fps);
+}
+
+function pause() {
+  if (state !== 'live' && state !== 'paused') return;
+  player.paused = player.dry = state === 'live';
+  link.send({ kind: 'pause', value: player.paused });
+  enter(player.paused ? 'paused' : 'live');
+}
+
+function ended(text, failed) {
+  player.reset(facts.fps);
+  drags.clear();
+  controls = initial = initial.filter(control => controls.includes(control));
+  enter('idle');
+  if (text) say(text, failed ? 'error' : 'hint');
+  const next = afterStop;
+  afterStop = null;
+  next?.();
+}
+
+function whenStopped(action) {           // a new picture ends the stream of the old one first
+  if (state === 'offline') return say('Not connected to the server yet', 'error');
+  if (state === 'idle') return action();
+  afterStop = action;
+  stop();
+}
+
+function offerClip(clip) {
+  const button = part('download');
+  button.setAttribute('aria-disabled', String(!clip));
+  if (!clip) return button.removeAttribute('href');
+  button.href = clip.url;
+  button.download = clip.orig_name;
+  if (state === 'idle') say('The clip is ready: Download saves it, Start begins anew');
+}
+
+/* ---- gestures: pointer events become control messages ---- */
+
+const wire = ({ kind, id, x, y, points, seconds, frame }) =>
+  kind === 'path' ? { kind, id, points, seconds, frame } : { kind: 'pin', id, x, y, frame };
+
+function sample(event) {
+  const box = picture.getBoundingClientRect();
+  return { x: (event.clientX - box.left) * picture.width / box.width, y: (event.clientY - box.top) * picture.height / box.height,
+           t: event.timeStamp, frame: player.frame };
+}
+
+function add(control) {
+  Object.assign(control, { id: control.id ?? nextId++, grid: control.grid ?? grid(), frame: player.frame, since: player.newest + 1 });
+  controls.push(control);
+  dirty = true;
+  if (running() && control.kind !== 'hold') link.send(wire(control));
+}
+
+function press(event) {
+  if (event.button !== 0 || state === 'offline' || state === 'stopping') return;
+  event.preventDefault();
+  picture.focus({ preventScroll: true });
+  if (state === 'idle') poster.hidden = !poster.src;   // a new stream starts from the picture, so show the picture
+  const first = sample(event);
+  if (tool === 'pin') return add({ kind: 'pin', x: first.x, y: first.y });
+  if (tool === 'drag' && state === 'idle') return say('Press Start first, or choose Path to draw a motion in advance', 'error');
+  picture.setPointerCapture(event.pointerId);
+  drags.set(event.pointerId, { id: nextId++, tool, grid: grid(), trail: [first], pending: [] });
+  if (tool === 'drag') {
+    regrab(first);
+    link.send({ kind: 'drag', id: drags.get(event.pointerId).id, phase: 'start', samples: [first] });
+  }
+  dirty = true;
+}
+
+function regrab({ x, y }) {              // what is grabbed again must not be held where it was left
+  const reach = ({ spacing, size }) => Math.max(spacing * size, Math.min(picture.width, picture.height) / 6);
+  const held = controls.filter(control => control.kind === 'hold' && Math.hypot(control.x - x, control.y - y) < reach(control.grid));
+  for (const { id } of held) link.send({ kind: 'remove', id });
+  controls = controls.filter(control => !held.includes(control));
+}
+
+function move(event) {
+  hover = event.pointerType === 'touch' ? null : sample(event);
+  dirty = true;
+  const drag = drags.get(event.pointerId);
+  if (!drag) return;
+  const events = event.getCoalescedEvents?.() ?? [];
+  const samples = (events.length ? events : [event]).map(sample);
+  drag.trail.push(...samples);
+  drag.pending.push(...samples);
+}
+
+function lift(event) {
+  const drag = drags.get(event.pointerId);
+  if (!drag) return;
+  drags.delete(event.pointerId);
+  dirty = true;
+  if (drag.tool === 'path') return finishPath(drag);
+  link.send({ kind: 'drag', id: drag.id, phase: 'end', samples: [...drag.pending, sample(event)] });
+  const { x, y } = sample(event);
+  if (release === 'hold') add({ kind: 'hold', id: drag.id, x, y, grid: drag.grid });
+}
+
+function finishPath({ trail, grid }) {
+  const [first, last] = [trail[0], trail.at(-1)];
+  if (trail.length < 2 || Math.hypot(last.x - first.x, last.y - first.y) < 1 && trail.length < 8)
+    return say('Draw a path: press, move, release', 'error');
+  const duration = last.t - first.t, count = clamp(Math.round(duration / 60), 2, 64);
+  const points = Array.from({ length: count }, (_, i) => along(trail, first.t + duration * i / (count - 1)));
+  add({ kind: 'path', points, seconds: clamp(duration / 1000, 0.5, 8), grid });
+}
+
+function along(trail, t) {               // where the pointer was at time t, linear between samples
+  const after = Math.max(1, trail.findIndex(point => point.t >= t));
+  const [a, b] = [trail[after - 1], trail[after]];
+  const u = b.t > a.t ? clamp((t - a.t) / (b.t - a.t), 0, 1) : 1;
+  return [a.x + (b.x - a.x) * u, a.y + (b.y - a.y) * u];
+}
+
+function flushDrags() {                  // one message a drag and animation frame
+  for (const drag of drags.values()) {
+    if (drag.tool === 'path' || !drag.pending.length) continue;
+    link.send({ kind: 'drag', id: drag.id, phase: 'move', samples: drag.pending });
+    drag.pending = [];
+    const oldest = performance.now() - TRAIL_MS;
+    drag.trail = drag.trail.filter((point, i, all) => point.t >= oldest || i === all.length - 1);
+  }
+}
+
+function undo() {
+  const control = controls.pop();
+  dirty = true;
+  if (!control) return say('Nothing to undo');
+  if (running()) link.send({ kind: 'remove', id: control.id });
+}
+
+function clear() {
+  controls = [];
+  drags.clear();
+  dirty = true;
+  if (running()) link.send({ kind: 'clear' });
+}
+
+/* ---- painting what is grabbed, over the picture ---- */
+
+const pen = overlay.getContext('2d');
+
+function paintOverlay() {
+  const ratio = window.devicePixelRatio || 1, width = Math.round(picture.clientWidth * ratio), height = Math.round(picture.clientHeight * ratio);
+  if (overlay.width !== width || overlay.height !== height) Object.assign(overlay, { width, height });
+  pen.setTransform(1, 0, 0, 1, 0, 0);
+  pen.clearRect(0, 0, width, height);
+  const scale = width / picture.width;
+  pen.setTransform(scale, 0, 0, scale, 0, 0);
+  const unit = ratio / scale;            // one CSS pixel
+  if (running() || !poster.hidden) for (const control of controls) paintControl(control, unit);
+  for (const drag of drags.values()) {
+    const last = drag.trail.at(-1), colour = COLOURS[drag.tool];
+    paintLine(drag.trail.map(point => [point.x, point.y]), colour, 2.5 * unit, 0.7);
+    paintGrid(last.x, last.y, drag.grid, colour, unit, 1);
+  }
+  if (hover && !drags.size && (tool !== 'drag' || running())) paintGrid(hover.x, hover.y, grid(), COLOURS[tool], unit, 0.55);
+}
+
+function paintControl(control, unit) {
+  const colour = COLOURS[control.kind];
+  if (control.kind !== 'path') return paintGrid(control.x, control.y, control.grid, colour, unit, 1);
+  const done = running() ? clamp((player.frame - control.since) / (control.seconds * facts.fps), 0, 1) : 0;
+  paintLine(control.points, colour, 3 * unit, done < 1 ? 0.9 : 0.35);
+  paintArrow(control.points, colour, unit, done < 1 ? 0.9 : 0.35);
+  const [x, y] = partway(control.points, done);
+  paintGrid(x, y, control.grid, colour, unit, 1);
+}
+
+function partway(points, share) {        // the point after `share` of a polyline's length
+  const lengths = points.slice(1).map(([x, y], i) => Math.hypot(x - points[i][0], y - points[i][1]));
+  let left = share * lengths.reduce((sum, length) => sum + length, 0), i = 0;
+  while (i < lengths.length - 1 && left > lengths[i]) left -= lengths[i++];
+  const [a, b] = [points[i], points[i + 1]], u = lengths[i] ? Math.min(1, left / lengths[i]) : 0;
+  return [a[0] + (b[0] - a[0]) * u, a[1] + (b[1] - a[1]) * u];
+}
+
+function paintGrid(x, y, { spacing, size }, colour, unit, alpha) {
+  pen.globalAlpha = alpha;
+  pen.fillStyle = colour;
+  pen.strokeStyle = '#fff';
+  pen.lineWidth = 1.5 * unit;
+  const radius = size > 1 ? clamp(spacing / 4, 2.5 * unit, 5 * unit) : 5 * unit;
+  for (let row = 0; row < size; row++) for (let column = 0; column < size; column++) {
+    pen.beginPath();
+    pen.arc(x + (column - (size - 1) / 2) * spacing, y + (row - (size - 1) / 2) * spacing, radius, 0, 2 * Math.PI);
+    pen.fill();
+    pen.stroke();
+  }
+  pen.globalAlpha = 1;
+}
+
+function paintLine(points, colour, width, alpha) {
+  if (points.length < 2) return;
+  pen.globalAlpha = alpha;
+  Object.assign(pen, { strokeStyle: colour, lineWidth: width, lineJoin: 'round', lineCap: 'round' });
+  pen.beginPath();
+  points.forEach(([x, y]) => pen.lineTo(x, y));
+  pen.stroke();
+  pen.globalAlpha = 1;
+}
+
+function paintArrow(points, colour, unit, alpha) {
+  const [x, y] = points.at(-1), before = points.findLast(p => Math.hypot(p[0] - x, p[1] - y) > 4 * unit) ?? points[0];
+  const angle = Math.atan2(y - before[1], x - before[0]);
+  const wing = side => [x - 12 * unit * Math.cos(angle + side), y - 12 * unit * Math.sin(angle + side)];
+  paintLine([wing(0.5), [x, y], wing(-0.5)], colour, 3 * unit, alpha);
+}
+
+/* ---- Link: the WebSocket ---- */
+
+const link = {
+  socket: null,
+
+  connect() {
+    const base = window.gradio_config?.root ?? location.origin + location.pathname;
+    const url = `${base.replace(/^http/, 'ws').replace(/\/$/, '')}/motionstream/live/${props.seat}`;
+    const socket = this.socket = new WebSocket(url, ['motionstream', token]);   // in a header: URLs end up in logs
+    socket.binaryType = 'arraybuffer';
+    socket.onmessage = event => typeof event.data === 'string' ? hear(JSON.parse(event.data)) : see(event.data);
+    socket.onclose = event => {
+      if (socket !== this.socket || closing.signal.aborted) return;
+      const wasRunning = running() || state === 'stopping';
+      if (state !== 'offline') ended('', false);
+      enter('offline');
+      if (event.code === STALE_PAGE) return say('The server has restarted since this page was loaded: reload the page', 'error');
+      say(wasRunning ? 'The connection was lost and the stream has ended: reconnecting' : 'No connection to the server: reconnecting', 'error');
+      setTimeout(() => this.connect(), RECONNECT_MS);
+    };
+  },
+
+  send(message) {
+    if (this.socket?.readyState === WebSocket.OPEN) this.socket.send(JSON.stringify(message));
+  },
+};
+
+function hear(message) {
+  if (message.kind === 'welcome') welcome(message);
+  if (message.kind === 'error') say(message.text, 'error');
+  if (message.kind === 'note') say(message.text);
+  if (message.kind === 'ended' && (message.run ?? runs) === runs) ended(message.text, message.failed);
+}
+
+function see(data) {
+  const length = new DataView(data).getUint32(0, true);
+  const header = JSON.parse(new TextDecoder().decode(new Uint8Array(data, 4, length)));
+  const blob = new Blob([new Uint8Array(data, 4 + length)], { type: 'image/jpeg' });
+  if (header.kind === 'picture') return showPicture(header, blob);
+  if (running() && header.run === runs) player.push(header, blob);   // others belong to a stream that was stopped
+}
+
+function welcome(message) {
+  facts = message;
+  part('chips').replaceChildren(...message.vocabulary.map(chip));
+  part('examples').replaceChildren(...message.examples.map(example));
+}
+
+async function showPicture(header, blob) {
+  const bitmap = await createImageBitmap(blob);
+  Object.assign(picture, { width: header.width, height: header.height });
+  picture.getContext('2d').drawImage(bitmap, 0, 0, header.width, header.height);
+  bitmap.close();
+  URL.revokeObjectURL(poster.src);
+  poster.src = URL.createObjectURL(blob);
+  poster.hidden = false;
+  part('facts').textContent = `${facts.text} · picture ${header.width} × ${header.height}`;
+  part('frame').style.setProperty('--ms-aspect', `${header.width} / ${header.height}`);
+  part('frame').style.setProperty('--ms-ratio', header.width / header.height);
+  player.reset(facts.fps);
+  controls = initial = [];
+  if (header.grid) setGrid(header.grid);
+  if (header.prompt !== undefined) setPrompt(header.prompt);
+  (header.paths ?? []).forEach(({ points, seconds }) => add({ kind: 'path', points, seconds }));
+  (header.pins ?? []).forEach(([x, y]) => add({ kind: 'pin', x, y }));
+  element.querySelectorAll('.ms-example').forEach(button => button.setAttribute('aria-pressed', String(button.dataset.name === header.name)));
+  enter('idle');
+  if (controls.length) say('Press Start to play the blue paths, or drag it your own way');
+}
+
+/* ---- the page around the canvas ---- */
+
+function example({ name, title, thumbnail }) {
+  const button = document.createElement('button'), image = document.createElement('img');
+  Object.assign(button, { type: 'button', className: 'ms-example', title });
+  Object.assign(image, { src: thumbnail, alt: title });
+  button.dataset.name = name;
+  button.append(image);
+  button.onclick = () => whenStopped(() => link.send({ kind: 'example', name }));
+  return button;
+}
+
+function chip(word) {
+  const button = document.createElement('button');
+  Object.assign(button, { type: 'button', className: 'ms-chip', textContent: word });
+  button.onclick = () => {
+    const words = promptWords(), at = words.indexOf(word);
+    if (at < 0) words.push(word); else words.splice(at, 1);
+    setPrompt(words.join(', '));
+    sendPrompt();
+  };
+  return button;
+}
+
+const promptWords = () => part('prompt').value.split(',').map(word => word.trim()).filter(Boolean);
+
+function setPrompt(text) {
+  part('prompt').value = text;
+  const words = promptWords();
+  part('chips').childNodes.forEach(button => button.setAttribute('aria-pressed', String(words.includes(button.textContent))));
+}
+
+function sendPrompt() {
+  setPrompt(part('prompt').value);
+  link.send({ kind: 'read', text: part('prompt').value });   // answers with the words that mean nothing to the model
+  if (running()) link.send({ kind: 'prompt', text: part('prompt').value });
+}
+
+function setGrid({ spacing, size }) {
+  part('spacing').value = spacing;
+  part('size').value = size;
+  showGrid();
+}
+
+function showGrid() {
+  const { spacing, size } = grid();
+  part('size-value').textContent = `${size} × ${size}`;
+  part('spacing-value').textContent = `${spacing} px`;
+  dirty = true;
+}
+
+function offerFile(file) {
+  if (!file) return;
+  if (file.size > facts.max_bytes)
+    return say(`The file has ${(file.size / 1e6).toFixed(1)} MB; at most ${(facts.max_bytes / 1e6).toFixed(0)} MB: send a smaller picture`, 'error');
+  whenStopped(() => { say('Reading the picture …'); link.socket.send(file); });
+}
+
+function choose(name, value) {           // one of a group of buttons
+  element.querySelectorAll(`button[data-${name}]`).forEach(button => button.setAttribute('aria-checked', String(button.dataset[name] === value)));
+}
+
+function setTool(value) {
+  tool = root.dataset.tool = value;
+  choose('tool', value);
+  dirty = true;
+}
+
+function setRelease(value) {
+  release = value;
+  choose('release', value);
+  if (running()) link.send({ kind: 'release', mode: value });
+}
+
+function keyDown(event) {
+  if (element.offsetParent === null || event.repeat || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.target === part('prompt') && event.key === 'Enter' && !event.shiftKey) {
+    event.preventDefault();
+    return sendPrompt();
+  }
+  if (event.target.closest('input, textarea, select, button, a, [contenteditable]')) return;
+  if (event.key !== 'Enter' && event.key !== ' ') return;
+  event.preventDefault();
+  if (event.key === ' ') pause();
+  else if (running()) stop();
+  else start();
+}
+
+function listen() {
+  picture.addEventListener('pointerdown', press);
+  picture.addEventListener('pointermove', move);
+  picture.addEventListener('pointerup', lift);
+  picture.addEventListener('pointercancel', lift);
+  picture.addEventListener('pointerleave', () => { hover = null; dirty = true; });
+  picture.addEventListener('contextmenu', event => event.preventDefault());
+  part('start').onclick = () => running() ? stop() : start();
+  Object.assign(part('play'), { onclick: start });
+  Object.assign(part('pause'), { onclick: pause });
+  Object.assign(part('undo'), { onclick: undo });
+  Object.assign(part('clear'), { onclick: clear });
+  element.querySelectorAll('button[data-tool]').forEach(button => { button.onclick = () => setTool(button.dataset.tool); });
+  element.querySelectorAll('button[data-release]').forEach(button => { button.onclick = () => setRelease(button.dataset.release); });
+  part('upload').onclick = () => part('file').click();
+  part('file').onchange = event => { offerFile(event.target.files[0]); event.target.value = ''; };
+  part('prompt').onchange = sendPrompt;
+  for (const name of ['size', 'spacing']) {
+    part(name).oninput = showGrid;
+    part(name).onchange = () => { if (running()) link.send({ kind: 'grid', ...grid() }); };
+  }
+  root.addEventListener('click', event => {   // so that Space, pressed next, pauses and does not click again
+    if (event.detail > 0 && event.target.closest('button')) picture.focus({ preventScroll: true });
+  });
+  const stage = part('stage'), signal = closing.signal;
+  stage.addEventListener('dragover', event => { event.preventDefault(); stage.dataset.drop = ''; });
+  stage.addEventListener('dragleave', () => { delete stage.dataset.drop; });
+  stage.addEventListener('drop', event => { event.preventDefault(); delete stage.dataset.drop; offerFile(event.dataTransfer.files[0]); });
+  document.addEventListener('keydown', keyDown, { signal });
+  document.addEventListener('paste', event => { if (element.offsetParent) offerFile(event.clipboardData.files[0]); }, { signal });
+  new ResizeObserver(() => { dirty = true; }).observe(picture);
+}
+
+function everyFrame() {
+  if (!element.isConnected) {            // the component was taken off the page
+    closing.abort();
+    return link.socket?.close();
+  }
+  player.tick(performance.now());
+  flushDrags();
+  if (dirty) { dirty = false; paintOverlay(); }
+  requestAnimationFrame(everyFrame);
+}
+
+watch('value', () => {
+  const value = props.value ?? {};
+  if (value.token && value.token !== token) { token = value.token; link.connect(); }
+  offerClip(value.clip);
+});
+listen();
+setTool(tool);
+setRelease(release);
+showGrid();
+enter('offline');
+say('Connecting …');
+everyFrame();

@@ -1,0 +1,76 @@
+"""The model as the app runs it: one generator for every tab, on this machine or on a GPU that ZeroGPU lends.
+
+ZeroGPU forks a worker for every call and pickles what the worker yields; control messages reach it through the
+mailbox's address. Elsewhere the same generator runs in the thread that calls it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from motionstream.machine import Choice, size_for
+from motionstream.model.checkpoint import Model
+from motionstream.session import Record, run_session
+from motionstream.streaming import Chunk
+
+ZERO_GPU_SECONDS = 120  # of the visitor's quota that one stream may take
+
+
+@dataclass(frozen=True)
+class News:
+    """What a running session reports: a chunk, or at its end None and the recipe.
+
+    errors: what was wrong with control messages since the last report, in sentences; end: see `Record`.
+    """
+
+    chunk: Chunk | None
+    errors: list[str]
+    recipe: dict = field(default_factory=dict)
+    end: str = ""
+
+
+class Engine:
+    """A loaded model and the size it runs at.
+
+    run_session: `motionstream.session.run_session`, or another generator of chunks that takes the same arguments.
+    """
+
+    def __init__(self, model: Model, choice: Choice, run_session: Callable[..., Iterator[Chunk]] = run_session):
+        self.model, self.choice = model, choice
+        self.run = on_gpu(_reporter(model, run_session))  # (picture, mailbox address, prompt) -> News, News, ...
+
+    def size_for(self, width: int, height: int) -> tuple[int, int]:
+        """The generation size (width, height) for a picture of the given size, pixels."""
+        return size_for(self.model.preset, self.choice, width, height)
+
+    def describe(self) -> str:
+        """One line for the page: model, number format, device, and what was measured."""
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        parts = [f"Model {self.model.preset.name}", f"{dtype} on {self.model.device}", f"{self.model.preset.fps:g} fps playback"]
+        if self.choice.fps is not None:
+            parts.append(f"this machine generates about {self.choice.fps:.0f} fps")
+        return " · ".join(parts)
+
+
+def on_gpu(function: Callable) -> Callable:
+    """`function`, on a GPU lent for the call where this process runs under ZeroGPU; unchanged elsewhere."""
+    if os.environ.get("SPACES_ZERO_GPU", "").lower() not in ("1", "t", "true"):
+        return function
+    import spaces  # exists on Spaces only
+
+    return spaces.GPU(duration=ZERO_GPU_SECONDS)(function)
+
+
+def _reporter(model: Model, run_session: Callable[..., Iterator[Chunk]]) -> Callable[..., Iterator[News]]:
+    # The model is in the closure, not among the arguments: it reaches a forked worker by the fork, not by pickling.
+    def run(picture: np.ndarray, address: str, prompt: str) -> Iterator[News]:
+        record = Record()
+        for chunk in run_session(model, picture, address, prompt=prompt, record=record):
+            yield News(chunk, record.take_errors())
+        yield News(None, record.take_errors(), record.recipe(), record.end)
+
+    return run

@@ -1,0 +1,263 @@
+"""Shared fixtures: the app on a free port of this process, a visitor without a browser, and Chromium.
+
+The app runs a stand-in for the model (`paste`): it cuts a patch out of the picture for every track and pastes it where
+the track goes, in a few milliseconds. `student_site` is the same app with the model that comes with the repository.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import gradio as gr
+import httpx
+import numpy as np
+import pytest
+import torch
+from websockets.sync.client import ClientConnection, connect
+
+import app
+from motionstream.machine import Choice
+from motionstream.model.checkpoint import load_model
+from motionstream.model.presets import PRESETS
+from motionstream.model.text import EffectTextEncoder
+from motionstream.session import run_session
+from motionstream.streaming import Chunk
+from motionstream.tracks import ChunkRequest
+from motionstream.ui.engine import Engine
+from motionstream.ui.live import SUBPROTOCOL, Live
+
+FPS = PRESETS["embedded"].fps
+CHROMIUM_FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+).split()
+PATCH = 12  # half the side of what `paste` moves with a track, pixels
+
+
+@dataclass
+class Paste:
+    """A stand-in for `streaming.stream`. seconds: that a chunk takes, and claims to take; fail: raised instead of the second chunk.
+
+    chunks: all that were generated; prompts: one for each; live: how many streams are open.
+    """
+
+    seconds: float = 0.01
+    fail: Exception | None = None
+    chunks: list[Chunk] = field(default_factory=list)
+    prompts: list[str] = field(default_factory=list)
+    live: int = 0
+
+    def __call__(self, model, image, source, *, prompt, seed) -> Iterator[Chunk]:
+        frame, start = image, 0
+        self.live += 1
+        try:
+            while True:
+                index = (start + 3) // 12
+                if index and self.fail:
+                    raise self.fail
+                count, (height, width) = (12 if index else 9), image.shape[:2]
+                history = {max(start - 1, 0): frame}
+                tracks = source.tracks_for(ChunkRequest(index, start, count, width, height, FPS, history))
+                frames = np.stack([moved(frame, tracks.points[0], points) for points in tracks.points])
+                time.sleep(self.seconds)
+                self.prompts.append(prompt())
+                self.chunks.append(Chunk(index, start, frames, tracks, {"total": self.seconds}))
+                yield self.chunks[-1]
+                frame, start = frames[-1], start + count
+        finally:
+            self.live -= 1
+
+
+def moved(frame: np.ndarray, sources: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """`frame` with a patch around every source point cut out and pasted around its target, where both are inside."""
+    result, limit = frame.copy(), np.array(frame.shape[1::-1]) - PATCH
+    pairs = np.stack([sources, targets], axis=1).round().astype(int)
+    pairs = pairs[((pairs >= PATCH) & (pairs < limit)).all(axis=(1, 2))]
+    windows = [[tuple(slice(v - PATCH, v + PATCH) for v in point[::-1]) for point in pair] for pair in pairs]
+    for source, _ in windows:
+        result[source] = frame.mean(axis=(0, 1))
+    for source, target in windows:
+        result[target] = frame[source]
+    return result
+
+
+def fake_engine(paste: Paste, budget: int = 240) -> Engine:
+    """The app's engine with `paste` in the model's place."""
+    model = SimpleNamespace(
+        preset=PRESETS["embedded"], device=torch.device("cpu"), dtype=torch.float32, text_encoder=EffectTextEncoder()
+    )
+    return Engine(model, Choice(budget, fps=40.0), partial(run_session, stream=paste))
+
+
+@dataclass
+class Site:
+    """A running app."""
+
+    url: str
+    demo: gr.Blocks
+    live: Live
+    paste: Paste | None
+
+    def visit(self) -> Visitor:
+        return Visitor(self)
+
+    def function(self, name: str) -> int:
+        """Number of the Gradio event whose handler is called `name`."""
+        return next(number for number, fn in self.demo.fns.items() if fn.name == name)
+
+
+class Visitor:
+    """A page without a browser: admitted by the load event, connected to the Drag tab's seat."""
+
+    def __init__(self, site: Site):
+        self.site, self.session, self.open = site, uuid.uuid4().hex, ExitStack()
+        self.http = httpx.Client(base_url=site.url + "gradio_api/", timeout=20)
+        self.token = self.event("run/predict", "admit", {})["data"][0]["token"]
+        self.socket = self.connect()
+        self.welcome = self.expect("welcome")
+        self.picture, self.poster = self.expect("picture", binary=True)
+
+    def event(self, route: str, handler: str, data: dict) -> dict:
+        body = {"data": [], "event_data": data, "fn_index": self.site.function(handler), "session_hash": self.session}
+        return self.http.post(route, json=body).raise_for_status().json()
+
+    def connect(self, **settings) -> ClientConnection:
+        url = self.site.url.replace("http", "ws") + "motionstream/live/drag"
+        return self.open.enter_context(connect(url, **{"subprotocols": [SUBPROTOCOL, self.token], "max_size": None} | settings))
+
+    def start(self, messages: tuple[dict, ...] = (), **data) -> None:
+        """Presses Start: the event is queued; what comes of it comes over the socket."""
+        self.event("queue/join", "start", {"run": 1, "prompt": "", "messages": list(messages)} | data)
+
+    def say(self, message: dict | bytes | str) -> None:
+        self.socket.send(json.dumps(message) if isinstance(message, dict) else message)
+
+    def hear(self, timeout: float = 10) -> tuple[dict, bytes]:
+        """The next message: header and, of a binary one, the JPEG."""
+        message = self.socket.recv(timeout)
+        if isinstance(message, str):
+            return json.loads(message), b""
+        length = 4 + int.from_bytes(message[:4], "little")
+        return json.loads(message[4:length]), message[length:]
+
+    def expect(self, kind: str, binary: bool = False, timeout: float = 10):
+        """Passes over messages until one of `kind`."""
+        deadline = time.monotonic() + timeout
+        while True:
+            header, body = self.hear(deadline - time.monotonic())
+            if header["kind"] == kind:
+                return (header, body) if binary else header
+
+    def chunk(self, ack: bool = True) -> dict:
+        """Waits for a whole chunk -> header of its last frame; `ack`: as shown."""
+        while (frame := self.expect("frame"))["index"] < frame["count"] - 1:
+            pass
+        if ack:
+            self.say({"kind": "ack", "chunk": frame["chunk"]})
+        return frame
+
+    def quiet(self, seconds: float) -> bool:
+        """Whether nothing comes for a while."""
+        try:
+            self.hear(seconds)
+        except TimeoutError:
+            return True
+        return False
+
+    def close(self) -> None:
+        self.open.close()
+        self.http.close()
+
+
+def wait_for(condition: Callable[[], object], what: str, seconds: float = 10) -> None:
+    """Until `condition` holds; fails with `what` otherwise."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {seconds} s in vain: {what}"
+        time.sleep(0.01)
+
+
+def open_site(engine: Engine, paste: Paste | None = None, limit: int = 2) -> Site:
+    demo, live = app.build(engine, app.read_examples(app.EXAMPLES), limit)
+    return Site(app.serve(demo, live), demo, live, paste)
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory) -> Iterator[Path]:
+    """Gradio's folder for files to serve."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("cache")))
+        patch.delenv("GRADIO_SERVER_PORT", raising=False)
+        yield Path(os.environ["GRADIO_TEMP_DIR"])
+
+
+@pytest.fixture(scope="session")
+def shared_site(cache) -> Iterator[Site]:
+    paste = Paste()
+    site = open_site(fake_engine(paste), paste)
+    yield site
+    site.demo.close()
+
+
+@pytest.fixture
+def site(shared_site) -> Site:
+    """The app with the stand-in model, without a running stream."""
+    wait_for(lambda: not len(shared_site.live.sessions) and not shared_site.paste.live, "the last test's streams to end")
+    shared_site.paste.__init__()
+    return shared_site
+
+
+@pytest.fixture
+def visitor(site) -> Iterator[Visitor]:
+    visitor = site.visit()
+    yield visitor
+    visitor.close()
+
+
+@pytest.fixture(scope="session")
+def student_site(cache) -> Iterator[Site]:
+    """The app with the embedded student, at its smaller size."""
+    site = open_site(Engine(load_model("embedded"), Choice(min(PRESETS["embedded"].budgets))))
+    yield site
+    site.demo.close()
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """Chromium from the system, driven by Playwright."""
+    from playwright.sync_api import sync_playwright
+
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    assert path, "the browser tests need Chromium: apt-get install chromium, or put `chromium` on the PATH"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=CHROMIUM_FLAGS, headless=True)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def profile(chromium) -> Iterator:
+    """One browser profile for all pages, so that Gradio's own scripts come from its cache."""
+    with chromium.new_context(viewport={"width": 1280, "height": 900}, accept_downloads=True) as context:
+        yield context
+
+
+@pytest.fixture
+def page(profile) -> Iterator:
+    """A fresh page; what goes wrong in its scripts fails the test."""
+    page, errors = profile.new_page(), []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.set_default_timeout(15_000)
+    yield page
+    page.close()
+    assert not errors, errors

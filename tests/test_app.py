@@ -1,0 +1,461 @@
+"""The app without a browser: who may connect, what streams, what bad input does, and that nothing leaks."""
+
+import gc
+import io
+import json
+import os
+import sys
+import threading
+import time
+from functools import partial
+from types import SimpleNamespace
+
+import cv2
+import httpx
+import numpy as np
+import pytest
+import torch
+from conftest import Paste, fake_engine, open_site, wait_for
+from PIL import Image
+from websockets.exceptions import ConnectionClosed
+
+import app
+from motionstream import machine
+from motionstream.errors import InputError
+from motionstream.machine import Choice, parse_resolution, pick_dtype, pick_size
+from motionstream.model.presets import PRESETS
+from motionstream.streaming import Chunk
+from motionstream.tracks import Tracks
+from motionstream.ui import live as live_module
+from motionstream.ui.engine import Engine, on_gpu
+
+PRESET = PRESETS["embedded"]
+
+
+def picture_file(width=64, height=48, mode="RGB", format="PNG", **settings) -> bytes:
+    data = io.BytesIO()
+    Image.new(mode, (width, height), 99).save(data, format, **settings)
+    return data.getvalue()
+
+
+def pixels(jpeg: bytes) -> np.ndarray:
+    return cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
+
+
+# --- who may connect -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("subprotocols", [["motionstream", "guessed"], ["motionstream"], None])
+def test_page_without_token_is_turned_away(visitor, subprotocols):
+    with pytest.raises(ConnectionClosed) as closed:
+        visitor.connect(subprotocols=subprotocols).recv(5)
+    assert closed.value.rcvd.code == live_module.UNKNOWN_VISITOR
+
+
+def test_token_is_worthless_after_the_page_was_left(site, visitor):
+    site.live.leave(visitor.session)
+    with pytest.raises(ConnectionClosed):
+        visitor.socket.recv(5)
+    with pytest.raises(ConnectionClosed) as closed:
+        visitor.connect().recv(5)
+    assert closed.value.rcvd.code == live_module.UNKNOWN_VISITOR
+
+
+def test_newer_socket_of_a_page_replaces_the_older(visitor):
+    older, visitor.socket = visitor.socket, visitor.connect()
+    with pytest.raises(ConnectionClosed) as closed:
+        older.recv(5)
+    assert closed.value.rcvd.code == live_module.REPLACED
+    visitor.expect("welcome")
+
+
+def test_frames_are_not_deflated(visitor):
+    assert visitor.socket.protocol.extensions == []
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", str(app.EXAMPLES / "README.md"), app.__file__])
+def test_only_files_of_the_cache_are_served(site, path):
+    assert httpx.get(f"{site.url}gradio_api/file={path}").status_code == 403
+
+
+def test_oldest_pages_without_socket_are_forgotten(monkeypatch):
+    monkeypatch.setattr(live_module, "MAX_VISITORS", 3)
+    live = live_module.Live({}, 1)
+    for number in range(5):
+        live.admit(f"page {number}")
+    live.leave("page 4")
+    live.leave("never seen")
+    with pytest.raises(InputError, match="reload"):
+        live.seat("page 1", "drag")
+
+
+# --- streaming -------------------------------------------------------------------------------------------------------
+
+
+def test_page_opens_with_an_example_and_its_controls(visitor):
+    assert visitor.welcome["fps"] == PRESET.fps and len(visitor.welcome["examples"]) >= 4
+    assert "fog" in visitor.welcome["vocabulary"] and "embedded" in visitor.welcome["text"]
+    width, height = visitor.picture["width"], visitor.picture["height"]
+    for name in (example["name"] for example in visitor.welcome["examples"]):
+        visitor.say({"kind": "example", "name": name})
+        shown, _ = visitor.expect("picture", binary=True)
+        points = [point for path in shown["paths"] for point in path["points"]] + shown["pins"]
+        assert shown["name"] == name and points
+        assert all(0 <= x < shown["width"] and 0 <= y < shown["height"] for x, y in points)
+    assert pixels(visitor.poster).shape[1] > width and width * height <= max(PRESET.budgets) * PRESET.cell**2
+
+
+def test_stream_starts_with_the_picture_and_follows_controls_made_before(site, visitor):
+    grid, pin = {"kind": "grid", "spacing": 8, "size": 2}, {"kind": "pin", "id": 1, "x": 50, "y": 60, "frame": 0}
+    visitor.start((grid, pin))
+    header, first = visitor.expect("frame", binary=True)
+    assert (header["frame"], header["chunk"], header["index"], header["count"]) == (0, 0, 0, 9)
+    small = cv2.resize(pixels(visitor.poster), pixels(first).shape[1::-1], interpolation=cv2.INTER_AREA)
+    assert np.abs(pixels(first).astype(int) - small).mean() < 8
+    assert site.paste.chunks[0].tracks.N == 4
+    assert np.allclose(site.paste.chunks[0].tracks.points.mean(axis=(0, 1)), [50, 60])
+    visitor.say({"kind": "stop", "run": 1})
+    assert visitor.expect("ended") == {"kind": "ended", "run": 1, "text": "", "failed": False}
+
+
+def test_only_one_chunk_is_ahead_of_the_visitor(site, visitor):
+    visitor.start()
+    visitor.chunk(ack=False)
+    assert visitor.quiet(0.4) and len(site.paste.chunks) == 1
+    visitor.say({"kind": "ack", "chunk": 0})
+    assert visitor.chunk(ack=False)["frame"] == 20
+    assert visitor.quiet(0.4) and len(site.paste.chunks) == 2
+
+
+def test_pause_stops_generation(site, visitor):
+    visitor.start()
+    visitor.chunk(ack=False)
+    visitor.say({"kind": "pause", "value": True})
+    visitor.say({"kind": "ack", "chunk": 0})
+    assert visitor.quiet(0.4) and len(site.paste.chunks) == 1
+    visitor.say({"kind": "pause", "value": False})
+    assert visitor.chunk()["chunk"] == 1
+
+
+def test_frames_tell_which_pointer_sample_they_follow(site, visitor):
+    visitor.start()
+    assert visitor.chunk(ack=False)["input"] is None
+    sample = {"x": 40.0, "y": 40.0, "t": 123.5, "frame": 3}
+    visitor.say({"kind": "drag", "id": 1, "phase": "start", "samples": [sample]})
+    visitor.say({"kind": "drag", "id": 1, "phase": "move", "samples": [sample | {"x": 70.0, "t": 150.25}]})
+    time.sleep(0.1)
+    visitor.say({"kind": "ack", "chunk": 0})
+    assert visitor.chunk()["input"] == 150.25
+    assert visitor.chunk()["input"] is None
+    assert np.ptp(site.paste.chunks[1].tracks.points[..., 0]) > 20
+
+
+def test_second_start_is_refused_and_the_first_goes_on(visitor):
+    visitor.start()
+    visitor.chunk(ack=False)
+    visitor.start(run=2)
+    refused = visitor.expect("ended")
+    assert refused["run"] == 2 and refused["failed"] and "running already" in refused["text"]
+    visitor.say({"kind": "ack", "chunk": 0})
+    assert visitor.chunk()["chunk"] == 1
+
+
+def test_stop_may_overtake_its_start_and_does_not_touch_the_next(visitor):
+    visitor.say({"kind": "stop", "run": 1})
+    visitor.start()
+    assert visitor.expect("ended")["failed"]
+    visitor.start(run=2)
+    assert visitor.chunk()["chunk"] == 0
+
+
+def test_too_many_streams_are_refused_in_a_sentence(site):
+    visitors = [site.visit() for _ in range(site.live.sessions.limit + 1)]
+    for visitor in visitors[:-1]:
+        visitor.start()
+        visitor.chunk(ack=False)
+    visitors[-1].start()
+    ended = visitors[-1].expect("ended")
+    assert ended["failed"] and "try again" in ended["text"]
+    for visitor in visitors:
+        visitor.close()
+
+
+def test_closed_socket_ends_the_session_at_once(site, visitor):
+    visitor.start()
+    visitor.chunk()
+    visitor.socket.close()
+    wait_for(lambda: not len(site.live.sessions) and not site.paste.live, "the session of a closed socket", seconds=3)
+
+
+def test_start_after_a_lost_connection_waits_for_the_old_stream(site, visitor):
+    site.paste.seconds = 0.5
+    visitor.start()
+    visitor.chunk()
+    visitor.socket.close()
+    visitor.socket = visitor.connect()
+    visitor.start(run=2)
+    while (frame := visitor.expect("frame"))["run"] != 2:
+        pass  # the old stream's last chunk
+    assert frame["frame"] == 0
+
+
+def test_left_page_ends_a_paused_session(site, visitor):
+    visitor.start()
+    visitor.chunk()
+    visitor.say({"kind": "pause", "value": True})
+    site.live.leave(visitor.session)
+    wait_for(lambda: not len(site.live.sessions), "the session of a page that was left", seconds=3)
+
+
+def test_untouched_stream_makes_room(visitor, monkeypatch):
+    monkeypatch.setattr(live_module, "IDLE_SECONDS", 0.4)
+    visitor.socket = visitor.connect()
+    visitor.expect("picture")
+    visitor.start()
+    while (message := visitor.hear()[0])["kind"] != "ended":
+        if message["kind"] == "frame" and message["index"] == 0:
+            visitor.say({"kind": "ack", "chunk": message["chunk"]})
+    assert "nobody touched" in message["text"] and not message["failed"]
+
+
+def test_broken_model_is_told_to_the_visitor(site, visitor):
+    site.paste.fail = RuntimeError("boom")
+    visitor.start()
+    visitor.chunk()
+    ended = visitor.expect("ended")
+    assert ended["failed"] and "error in the program" in ended["text"]
+    site.paste.fail = None
+    visitor.start(run=2)
+    assert visitor.chunk()["chunk"] == 0
+
+
+# --- bad input -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "message, sentence",
+    [
+        ("{not json", "not JSON"),
+        ("[1, 2]", "must be an object"),
+        ("[" * 100_000, "not JSON"),
+        ('{"kind": "fly"}', "unknown kind"),
+        ('{"x": 1}', "unknown kind"),
+        ('{"kind": ["drag"]}', "unknown kind"),
+        ('{"kind": "pin", "id": 1, "x": NaN, "y": 1, "frame": 0}', '"x" is nan'),
+        ('{"kind": "drag", "id": 1, "phase": "start", "samples": []}', "at least one sample"),
+        ('{"kind": "grid", "spacing": 1e9, "size": 3}', "spacing"),
+        ('{"kind": "ack"}', "ack"),
+        ('{"kind": "example", "name": "../../etc/passwd"}', "stop it"),
+        ('{"kind": "prompt", "text": 5}', "must be text"),
+        (json.dumps({"kind": "prompt", "text": "x" * 10_000}), "10000 characters"),
+    ],
+)
+def test_malformed_message_is_answered_and_the_stream_lives_on(visitor, message, sentence):
+    visitor.start()
+    visitor.chunk()
+    visitor.say(message)
+    answer = None
+    while answer is None:
+        header, _ = visitor.hear()
+        if header["kind"] == "frame" and header["index"] == 0:
+            visitor.say({"kind": "ack", "chunk": header["chunk"]})
+        answer = header["text"] if header["kind"] == "error" else None
+    assert sentence in answer
+    assert visitor.chunk()["kind"] == "frame"
+
+
+@pytest.mark.parametrize(
+    "data, sentence",
+    [
+        (b"", "empty"),
+        (b"GIF89a nonsense", "image"),
+        (b"%PDF-1.7 hello", "not an image"),
+        (picture_file(64, 48)[:60], "image"),
+        (picture_file(5000, 10), "4096 pixels"),
+    ],
+)
+def test_bad_picture_is_refused_in_a_sentence(visitor, data, sentence):
+    visitor.say(data)
+    assert sentence in visitor.expect("error")["text"]
+    visitor.start()
+    assert visitor.chunk()["chunk"] == 0
+
+
+def test_picture_above_the_websocket_limit_closes_the_socket(visitor):
+    with pytest.raises(ConnectionClosed):
+        visitor.socket.send(bytes(17 * 2**20))
+        visitor.socket.recv(5)
+
+
+@pytest.mark.parametrize("width, height", [(640, 360), (300, 300), (240, 420), (1000, 30)])
+def test_pictures_of_any_shape_are_fitted(visitor, width, height):
+    visitor.say(picture_file(width, height))
+    shown, _ = visitor.expect("picture", binary=True)
+    assert shown["width"] % PRESET.cell == shown["height"] % PRESET.cell == 0
+    assert shown["width"] * shown["height"] <= 240 * PRESET.cell**2
+    assert (shown["width"] > shown["height"]) == (width > height)
+    assert "paths" not in shown
+    visitor.start()
+    assert pixels(visitor.expect("frame", binary=True)[1]).shape[:2] == (shown["height"], shown["width"])
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        picture_file(mode="RGBA"),
+        picture_file(mode="CMYK", format="JPEG"),
+        picture_file(mode="I;16"),
+        picture_file(format="JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"),
+    ],
+    ids=["alpha", "cmyk", "16 bit", "turned"],
+)
+def test_odd_pictures_are_taken(visitor, data):
+    visitor.say(data)
+    shown, poster = visitor.expect("picture", binary=True)
+    turned = pixels(poster).shape[0] > pixels(poster).shape[1]
+    assert turned == (shown["height"] > shown["width"]) == (b"Exif" in data)
+
+
+def test_picture_outlives_a_lost_connection(visitor):
+    visitor.say(picture_file(100, 100))
+    shown, poster = visitor.expect("picture", binary=True)
+    visitor.socket.close()
+    visitor.socket = visitor.connect()
+    assert visitor.expect("picture", binary=True) == (shown, poster)
+
+
+def test_picture_is_not_changed_under_a_running_stream(visitor):
+    visitor.start()
+    visitor.chunk()
+    visitor.say(picture_file())
+    assert "stop it before" in visitor.expect("error")["text"]
+
+
+@pytest.mark.parametrize(
+    "data, sentence",
+    [
+        ({"prompt": "x" * 10_000}, "10000 characters"),
+        ({"prompt": None}, "must be text"),
+        ({"messages": None}, "not understood"),
+        ({"messages": ["drag"]}, "must be an object"),
+        ({"messages": [{"kind": "clear"}] * 2_000}, "2000 control messages"),
+    ],
+)
+def test_bad_start_is_refused_in_a_sentence(visitor, data, sentence):
+    visitor.event("queue/join", "start", {"run": 1, "prompt": "", "messages": []} | data)
+    ended = visitor.expect("ended")
+    assert ended["failed"] and sentence in ended["text"]
+    visitor.start(run=2)
+    assert visitor.chunk()["chunk"] == 0
+
+
+def test_words_that_the_model_passes_over_are_named(visitor):
+    visitor.say({"kind": "read", "text": "dragons in the fog"})
+    text = visitor.expect("note")["text"]
+    assert "dragons" in text and "it knows" in text and "fog" in text
+    visitor.say({"kind": "read", "text": "fog at night"})
+    assert visitor.quiet(0.3)
+
+
+# --- leaks -----------------------------------------------------------------------------------------------------------
+
+
+def test_sessions_leave_no_threads_files_or_folders(site, cache):
+    def session(ending: str) -> None:
+        visitor = site.visit()
+        visitor.start()
+        visitor.chunk()
+        if ending == "stop":
+            visitor.say({"kind": "stop", "run": 1})
+            visitor.expect("ended")
+        visitor.close()
+        wait_for(lambda: not len(site.live.sessions), "the end of the session")
+        site.live.leave(visitor.session)
+
+    def count() -> tuple[int, int, int, int]:
+        workers = [thread for thread in threading.enumerate() if "AnyIO" not in thread.name]  # a pool that idles
+        return len(workers), len(os.listdir("/proc/self/fd")), site.paste.live, len(site.live._visitors)
+
+    for ending in ("stop", "close"):  # pools and caches fill
+        session(ending)
+    gc.collect()
+    before, clips = count(), len(os.listdir(cache))
+    for _ in range(3):
+        session("stop")
+        session("close")
+    gc.collect()
+    wait_for(lambda: all(now <= then for now, then in zip(count(), before, strict=True)), f"{before} -> {count()}", 5)
+    assert len(os.listdir(cache)) - clips <= 3  # one for each stop: a closed page leaves no clip
+
+
+# --- machine and engine ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("speed, budget", [(5.0, 180), (19.0, 180), (30.0, 240)])
+def test_largest_size_that_keeps_up_is_picked(speed, budget):
+    def run(picture):
+        for index in range(2):
+            frames = np.zeros((12, *picture.shape), np.uint8)
+            yield Chunk(index, 0, frames, Tracks.empty(12), {"total": 12 / speed})
+
+    choice = pick_size(PRESET, "cpu", run)
+    assert choice.budget == budget and choice.fps <= speed
+    assert pick_size(PRESET, "cuda", run) == Choice(max(PRESET.budgets))
+
+
+def test_faster_number_format_is_picked(monkeypatch):
+    assert pick_dtype("cuda") == torch.bfloat16
+    assert pick_dtype("cpu") in (torch.bfloat16, torch.float32)
+    monkeypatch.setattr(machine, "_work", lambda dtype: {torch.float32: 2.0, torch.bfloat16: 1.0}[dtype])
+    assert pick_dtype("cpu") == torch.bfloat16
+    monkeypatch.setattr(machine, "_work", lambda dtype: {torch.float32: 1.0, torch.bfloat16: 2.0}[dtype])
+    assert pick_dtype("cpu") == torch.float32
+
+
+@pytest.mark.parametrize("text, choice", [("240", Choice(240)), ("320x192", Choice(None, (320, 192)))])
+def test_resolution_is_read(text, choice):
+    assert parse_resolution(text, PRESET) == choice
+
+
+@pytest.mark.parametrize("text", ["", "0", "big", "320x", "320x190", "-16x16", "0x16", "99999", "9999x9999", "16000x16000"])
+def test_bad_resolution_is_named(text):
+    with pytest.raises(InputError, match="resolution"):
+        parse_resolution(text, PRESET)
+
+
+def test_bad_command_line_ends_with_a_sentence():
+    assert app.parse_arguments(["--resolution", "240", "--port", "7000"]).port == 7000
+    with pytest.raises(SystemExit) as ended:
+        app.parse_arguments(["--port", "many"])
+    assert ended.value.code == 2
+
+
+def test_engine_runs_on_zero_gpu_only_where_it_is_on(monkeypatch):
+    wrapped = []
+
+    def gpu(duration):
+        return lambda function: wrapped.append(duration) or partial(function)
+
+    monkeypatch.setitem(sys.modules, "spaces", SimpleNamespace(GPU=gpu))
+    monkeypatch.delenv("SPACES_ZERO_GPU", raising=False)
+    assert on_gpu(picture_file) is picture_file and not wrapped
+    monkeypatch.setenv("SPACES_ZERO_GPU", "true")
+    assert on_gpu(picture_file) is not picture_file and wrapped == [120]
+
+
+def test_stream_limit_follows_the_machine():
+    paste = Paste()
+    fast, slow = fake_engine(paste), fake_engine(paste)
+    slow = Engine(slow.model, Choice(180, fps=5.0))
+    assert (app.stream_limit(fast), app.stream_limit(slow)) == (2, 1)
+
+
+def test_fixed_resolution_crops_every_picture(cache):
+    engine = fake_engine(Paste())
+    site = open_site(Engine(engine.model, Choice(None, (160, 96))))
+    visitor = site.visit()
+    visitor.say(picture_file(100, 300))
+    shown, poster = visitor.expect("picture", binary=True)
+    visitor.close()
+    site.demo.close()
+    assert (shown["width"], shown["height"]) == (160, 96) and pixels(poster).shape[1] >= 160

@@ -1,0 +1,369 @@
+"""The Drag tab in Chromium: what a visitor does, and what the canvas shows for it."""
+
+import base64
+import io
+import re
+import time
+
+import av
+import cv2
+import numpy as np
+import pytest
+from conftest import Site, Visitor, wait_for
+from PIL import Image
+from playwright.sync_api import Page, expect
+
+COLOURS = {"green": (34, 197, 94), "red": (239, 68, 68), "blue": (59, 130, 246)}
+
+
+def part(page: Page, name: str):
+    return page.locator(f'[data-ms="{name}"]')
+
+
+def open_page(page: Page, site: Site) -> None:
+    page.goto(site.url)
+    in_state(page, "idle")
+
+
+def in_state(page: Page, state: str) -> None:
+    expect(part(page, "root")).to_have_attribute("data-state", state, timeout=20_000)
+
+
+def start(page: Page) -> None:
+    part(page, "start").click()
+    in_state(page, "live")
+
+
+def frame_number(page: Page) -> int:
+    return int(part(page, "counter").inner_text())
+
+
+def reach_frame(page: Page, number: int) -> None:
+    wait_for(lambda: page.wait_for_timeout(50) or frame_number(page) >= number, f"frame {number}", 30)
+
+
+def at(page: Page, x: float, y: float) -> tuple[float, float]:
+    """Page coordinates of a place on the canvas, given as shares of its sides."""
+    box = part(page, "picture").bounding_box()
+    return box["x"] + x * box["width"], box["y"] + y * box["height"]
+
+
+def drag(page: Page, *places: tuple[float, float], seconds: float = 0.6, release: bool = True) -> None:
+    """Presses at the first place and moves through the others."""
+    page.mouse.move(*at(page, *places[0]))
+    page.mouse.down()
+    for before, after in zip(places[:-1], places[1:], strict=True):
+        for step in np.linspace(0, 1, 12)[1:]:
+            page.mouse.move(*at(page, *(np.array(before) * (1 - step) + np.array(after) * step)))
+            page.wait_for_timeout(1000 * seconds / 12 / (len(places) - 1))
+    if release:
+        page.mouse.up()
+
+
+def pixels(page: Page, name: str = "picture") -> np.ndarray:
+    """What is painted on a canvas, uint8 [H, W, RGBA]."""
+    url = page.evaluate(f"document.querySelector('[data-ms=\"{name}\"]').toDataURL('image/png')")
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(url.split(",")[1]))).convert("RGBA"))
+
+
+def colours(page: Page) -> set[str]:
+    """Which of the controls' colours the overlay shows, by a dot's worth at least."""
+    overlay = pixels(page, "overlay").astype(int)
+    solid = overlay[overlay[..., 3] > 240][:, :3]
+    near = {name: (np.abs(solid - colour).max(axis=-1) < 12).sum() for name, colour in COLOURS.items()}
+    return {name for name, count in near.items() if count > 15}
+
+
+def wait_for_colours(page: Page, *names: str) -> None:
+    wait_for(lambda: page.wait_for_timeout(50) or colours(page) == set(names), f"only {names} on the overlay")
+
+
+def track_counts(site: Site) -> list[int]:
+    return [chunk.tracks.N for chunk in site.paste.chunks]
+
+
+def photo(path, width: int = 500, height: int = 300):
+    """A picture file: a speckled red disc on a grey-blue ground with some texture; the disc at 40 % and 50 %."""
+    rng = np.random.default_rng(0)
+    ground = cv2.resize(rng.integers(90, 150, (30, 50), np.uint8), (width, height), interpolation=cv2.INTER_CUBIC)
+    picture = np.stack([ground, ground + 20, ground + 50], axis=-1)
+    cv2.circle(picture, (int(0.4 * width), height // 2), height // 7, (220, 40, 40), -1)
+    speckles = rng.integers(0, 2, (height // 10, width // 10), np.uint8).repeat(10, 0).repeat(10, 1)[..., None]
+    disc = (picture[..., :1] == 220) & (speckles > 0)
+    Image.fromarray(np.where(disc, np.uint8([150, 20, 20]), picture)).save(path)
+    return path
+
+
+def disc_at(picture: np.ndarray) -> np.ndarray:
+    """Where the red is, as shares of the picture's sides."""
+    colours = picture.astype(int)
+    red = (colours[..., 0] - np.maximum(colours[..., 1], colours[..., 2]) > 50).nonzero()
+    assert len(red[0]) > 50, "the disc has vanished"
+    return np.array([np.median(red[1]) / picture.shape[1], np.median(red[0]) / picture.shape[0]])
+
+
+def whole_loop(page: Page, site: Site, tmp_path) -> None:
+    """Upload, start, drag, pause, resume, stop, download: the painted pixels and the clip show the drag."""
+    arrivals = []
+    page.on("websocket", lambda socket: socket.on("framereceived", lambda data: arrivals.append(time.monotonic())))
+    open_page(page, site)
+    part(page, "file").set_input_files(photo(tmp_path / "disc.png"))
+    expect(part(page, "facts")).to_contain_text("picture")
+    page.wait_for_function("document.querySelectorAll('.ms-example[aria-pressed=true]').length === 0")
+    start(page)
+    before = disc_at(pixels(page))
+    assert np.abs(before - [0.4, 0.5]).max() < 0.03
+    drag(page, (0.4, 0.5), (0.6, 0.45), seconds=1.0)
+    reach_frame(page, frame_number(page) + 36)
+    after = disc_at(pixels(page))
+    assert after[0] - before[0] > 0.1 and abs(after[1] - before[1]) < 0.12
+    assert re.fullmatch(r"\d\.\d\d s", part(page, "latency").inner_text())
+    assert int(part(page, "fps").inner_text()) > 0
+
+    page.keyboard.press("Space")
+    in_state(page, "paused")
+    page.wait_for_timeout(2000)  # a chunk may be under way
+    shown, received = frame_number(page), len(arrivals)
+    page.wait_for_timeout(1000)
+    assert (frame_number(page), len(arrivals)) == (shown, received)
+    page.keyboard.press("Space")
+    reach_frame(page, shown + 15)
+
+    page.keyboard.press("Enter")
+    in_state(page, "idle")
+    last = disc_at(pixels(page))
+    with page.expect_download() as download:
+        part(page, "download").click()
+    download.value.save_as(tmp_path / "clip.mp4")
+    with av.open(str(tmp_path / "clip.mp4")) as clip:
+        stream = clip.streams.video[0]
+        frames = [frame.to_ndarray(format="rgb24") for frame in clip.decode(video=0)]
+        assert stream.codec_context.name == "h264" and stream.pix_fmt == "yuv420p" and stream.average_rate == 16
+        assert "MotionStream" in clip.metadata["description"] and '"controls"' in clip.metadata["comment"]
+    assert len(frames) >= shown and np.abs(disc_at(frames[0]) - before).max() < 0.03
+    assert np.abs(disc_at(frames[-1]) - last).max() < 0.1
+
+
+def test_whole_loop(page, site, tmp_path):
+    site.paste.seconds = 0.2
+    whole_loop(page, site, tmp_path)
+
+
+def test_whole_loop_with_the_embedded_student(page, student_site, tmp_path):
+    whole_loop(page, student_site, tmp_path)
+
+
+def test_chunks_that_come_in_bursts_are_played_evenly(chromium, site):
+    context = chromium.new_context()
+    page = context.new_page()
+    open_page(page, site)
+    page.clock.install()  # the page's own clock, so that a busy machine changes nothing
+    start(page)
+    page.clock.pause_at(time.time() + 3600)
+    page.evaluate(
+        """() => { window.paints = []; const counter = document.querySelector('[data-ms="counter"]');
+           const note = () => window.paints.push([Number(counter.textContent), performance.now()]);
+           new MutationObserver(note).observe(counter, { childList: true }); }"""
+    )
+    while frame_number(page) < 45:
+        page.clock.run_for(100)
+        time.sleep(0.02)  # real time for the next chunk to come
+    frames, times = np.array(page.evaluate("window.paints")).T
+    context.close()
+    gaps = np.diff(times)[(frames[1:] > 21) & ((frames[1:] - 9) % 12 > 0)]  # within chunks: between them it may wait
+    assert (np.diff(frames) == 1).all() and len(gaps) >= 20
+    assert gaps.min() >= 30 and 60 <= np.median(gaps) <= 66
+
+
+def test_pins_and_paths_made_before_the_start_act_from_the_first_chunk(page, site):
+    open_page(page, site)
+    part(page, "clear").click()
+    wait_for_colours(page)
+    page.locator("[data-tool=pin]").click()
+    page.mouse.click(*at(page, 0.25, 0.3))
+    page.mouse.click(*at(page, 0.75, 0.7))
+    page.locator("[data-tool=path]").click()
+    drag(page, (0.3, 0.6), (0.5, 0.5), (0.6, 0.6))
+    page.mouse.move(5, 5)
+    wait_for_colours(page, "red", "blue")
+    part(page, "undo").click()
+    wait_for_colours(page, "red")
+    start(page)
+    tracks = site.paste.chunks[0].tracks
+    assert tracks.N == 18 and not np.ptp(tracks.points, axis=0).any()
+    page.keyboard.press("Enter")
+    in_state(page, "idle")
+
+
+def test_controls_made_while_paused_act_together(page, site):
+    open_page(page, site)
+    part(page, "clear").click()
+    start(page)
+    part(page, "pause").click()
+    in_state(page, "paused")
+    page.wait_for_timeout(500)
+    generated = len(site.paste.chunks)
+    page.locator("[data-tool=pin]").click()
+    page.mouse.click(*at(page, 0.25, 0.3))
+    page.locator("[data-tool=path]").click()
+    drag(page, (0.3, 0.6), (0.6, 0.6))
+    page.locator("[data-tool=drag]").click()
+    drag(page, (0.7, 0.3), (0.8, 0.4), release=False)
+    wait_for_colours(page, "green", "red", "blue")
+    assert len(site.paste.chunks) == generated
+    page.mouse.up()
+    part(page, "pause").click()
+    wait_for(lambda: page.wait_for_timeout(50) or len(site.paste.chunks) > generated, "a chunk after resuming")
+    assert site.paste.chunks[generated].tracks.N == 27
+
+
+def test_let_go_frees_what_was_dragged(page, site):
+    open_page(page, site)
+    part(page, "clear").click()
+    page.locator("[data-release=let_go]").click()
+    start(page)
+    drag(page, (0.3, 0.5), (0.5, 0.5))
+    wait_for(lambda: page.wait_for_timeout(50) or 9 in (counts := track_counts(site)) and counts[-1] == 0, "no tracks")
+    wait_for_colours(page)
+
+
+def test_keys_start_pause_and_stop_even_after_a_click_on_a_button(page, site):
+    open_page(page, site)
+    page.locator("[data-tool=pin]").click()
+    page.keyboard.press("Enter")
+    in_state(page, "live")
+    part(page, "undo").click()
+    page.keyboard.press("Space")
+    in_state(page, "paused")
+    page.keyboard.press("Space")
+    in_state(page, "live")
+    part(page, "prompt").fill("fog")
+    page.keyboard.press("Space")
+    assert part(page, "prompt").input_value() == "fog "
+    in_state(page, "live")
+    part(page, "picture").focus()
+    page.keyboard.press("Enter")
+    in_state(page, "idle")
+
+
+def test_two_fingers_are_two_drags(chromium, site):
+    context = chromium.new_context(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    page = context.new_page()
+    open_page(page, site)
+    part(page, "clear").tap()
+    part(page, "start").tap()
+    in_state(page, "live")
+    part(page, "picture").scroll_into_view_if_needed()
+    devtools = context.new_cdp_session(page)
+
+    def touch(kind: str, *places: tuple[float, float]) -> None:
+        points = [dict(zip("xy", at(page, *place), strict=True)) | {"id": n} for n, place in enumerate(places)]
+        devtools.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    touch("touchStart", (0.3, 0.3), (0.7, 0.7))
+    for step in range(20):
+        touch("touchMove", (0.3 + 0.01 * step, 0.3), (0.7 - 0.01 * step, 0.7))
+        page.wait_for_timeout(40)
+    wait_for(lambda: page.wait_for_timeout(50) or site.paste.chunks[-1].tracks.N == 18, "tracks of both fingers")
+    points = np.concatenate([chunk.tracks.points for chunk in site.paste.chunks if chunk.tracks.N == 18])
+    assert (points[-1, :9] - points[0, :9])[:, 0].min() > 5 and (points[-1, 9:] - points[0, 9:])[:, 0].max() < -5
+    touch("touchEnd")
+    context.close()
+
+
+def test_prompt_works_mid_stream_and_names_unknown_words(page, site):
+    open_page(page, site)
+    start(page)
+    page.locator(".ms-chip", has_text="fog").click()
+    wait_for(lambda: page.wait_for_timeout(50) or site.paste.prompts[-1] == "fog", "the prompt in the stream")
+    part(page, "prompt").fill("fog, dragons")
+    part(page, "prompt").press("Enter")
+    expect(part(page, "message")).to_contain_text("does not know dragons")
+    in_state(page, "live")
+
+
+def test_example_is_one_click_and_ends_the_running_stream(page, site):
+    open_page(page, site)
+    start(page)
+    page.locator(".ms-example").nth(1).click()
+    expect(page.locator(".ms-example").nth(1)).to_have_attribute("aria-pressed", "true")
+    in_state(page, "idle")
+    wait_for(lambda: "blue" in colours(page), "the example's path")
+    start(page)
+    assert site.paste.chunks[-1].tracks.N >= 9
+
+
+@pytest.mark.parametrize(
+    "name, data, sentence",
+    [
+        ("empty.jpg", b"", "empty"),
+        ("notes.txt", b"not a picture", "not an image"),
+        ("huge.png", bytes(15 * 2**20 + 1), "at most 16 MB"),
+    ],
+)
+def test_bad_upload_is_explained_on_the_canvas(page, site, tmp_path, name, data, sentence):
+    open_page(page, site)
+    (tmp_path / name).write_bytes(data)
+    part(page, "file").set_input_files(tmp_path / name)
+    expect(part(page, "message")).to_contain_text(sentence)
+    expect(part(page, "strip")).to_have_attribute("data-tone", "error")
+    start(page)
+
+
+def test_long_prompt_is_explained_on_the_canvas(page, site):
+    open_page(page, site)
+    part(page, "prompt").fill("x" * 10_000)
+    part(page, "start").click()
+    expect(part(page, "message")).to_contain_text("10000 characters")
+    in_state(page, "idle")
+
+
+@pytest.mark.parametrize("leave", ["reload", "close"])
+def test_leaving_the_page_ends_the_session(profile, site, leave):
+    page = profile.new_page()
+    open_page(page, site)
+    start(page)
+    assert len(site.live.sessions) == 1
+    page.reload() if leave == "reload" else page.close()
+    wait_for(lambda: not len(site.live.sessions) and not site.paste.live, "the end of the session", 5)
+    page.close()
+
+
+def test_lost_connection_is_explained_and_mended(page, site):
+    open_page(page, site)
+    start(page)
+    seat = list(site.live._visitors.values())[-1][1]["drag"]
+    seat.close()
+    expect(part(page, "message")).to_contain_text("connection was lost")
+    in_state(page, "idle")
+    start(page)
+
+
+def test_page_older_than_the_server_is_told_to_reload(page, site):
+    open_page(page, site)
+    for session in list(site.live._visitors):
+        site.live.leave(session)
+    expect(part(page, "message")).to_contain_text("reload the page")
+
+
+def test_stranger_sees_that_the_machine_is_busy(page, site):
+    others = [site.visit() for _ in range(site.live.sessions.limit)]
+    for other in others:
+        other.start()
+        other.chunk(ack=False)
+    open_page(page, site)
+    part(page, "start").click()
+    expect(part(page, "message")).to_contain_text("try again")
+    in_state(page, "idle")
+    for other in others:
+        Visitor.close(other)
+
+
+@pytest.mark.parametrize("width, height", [(1280, 900), (390, 844)])
+def test_page_fits_the_screen(page, site, width, height):
+    page.set_viewport_size({"width": width, "height": height})
+    open_page(page, site)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    stage = part(page, "stage").bounding_box()
+    assert stage["width"] > 0.6 * width and stage["y"] + stage["height"] < height
+    assert part(page, "start").bounding_box()["y"] < height - 40

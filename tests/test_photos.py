@@ -1,0 +1,196 @@
+"""The picture library: selection from an unpacked package, trimming, manifest, objects, reading back."""
+
+import json
+import struct
+import sys
+import zlib
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from motionstream.training import photos
+
+COPYRIGHT = """Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/
+
+Files: *
+Copyright: 2020 The Makers
+License: GPL-2+
+
+Files: pictures/shore.png
+Copyright: 2021 A. Person
+License: CC-BY-SA-4.0
+ Text of the licence.
+
+Files: pictures/closed.jpg
+Copyright: 2022 B. Person
+License: CC-BY-NC-4.0
+"""
+PACKAGE = photos.Package("fake", "GPL-2+", photos=("*/pictures/*",), cutouts=("*/stamps/*",), reject=("*/letters/*",))
+
+
+def scenery(seed, height=300, width=400):
+    noise = np.random.default_rng(seed).uniform(0, 255, (6, 8, 3)).astype(np.float32)
+    smooth = cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
+    grain = np.random.default_rng(seed + 1).normal(0, 6, smooth.shape)
+    return np.clip(smooth + grain, 0, 255).astype(np.uint8)
+
+
+def stamp(height=120, width=200):
+    image = np.dstack([scenery(5, height, width), np.zeros((height, width), np.uint8)])
+    cv2.ellipse(alpha := image[..., 3].copy(), (90, 60), (60, 40), 0, 0, 360, 255, cv2.FILLED)
+    image[..., 3] = alpha
+    return image
+
+
+@pytest.fixture
+def unpacked(tmp_path):
+    root = tmp_path / "unpacked" / "fake"
+    for folder in ("usr/share/doc/fake", "usr/share/pictures", "usr/share/stamps/letters"):
+        (root / folder).mkdir(parents=True)
+    (root / "usr/share/doc/fake/copyright").write_text(COPYRIGHT)
+    return root
+
+
+def collect(root, out):
+    return photos.collect(root, PACKAGE, out, [])
+
+
+def test_photos_are_selected_resized_and_listed_with_their_own_licence(unpacked, tmp_path):
+    folder = unpacked / "usr/share/pictures"
+    Image.fromarray(scenery(0, 700, 1100)).save(folder / "shore.jpg")  # the source has it as .png
+    Image.fromarray(scenery(0, 700, 1100)[::2, ::2]).save(folder / "shore-small.jpg")  # the same picture again
+    Image.fromarray(scenery(1)).save(folder / "hill.png")
+    Image.fromarray(scenery(2)).save(folder / "closed.jpg")  # a licence that is not free
+    Image.fromarray(scenery(3, 90, 120)).save(folder / "tiny.png")
+    Image.fromarray(np.full((300, 300, 3), 90, np.uint8)).save(folder / "plain.png")
+    (folder / "broken.jpg").write_bytes(b"not a picture")
+
+    manifest = collect(unpacked, tmp_path)
+
+    rows = {row["origin"].rpartition("/")[2]: (name, row) for name, row in manifest.items()}
+    assert set(rows) == {"hill.png", "shore-small.jpg"} or set(rows) == {"hill.png", "shore.jpg"}
+    assert rows["hill.png"][1] == {"package": "fake", "licence": "GPL-2+", "copyright": "2020 The Makers",
+                                   "origin": "usr/share/pictures/hill.png"}
+    assert {str(p.relative_to(tmp_path)) for p in tmp_path.glob("photos/*")} == set(manifest)
+    assert all(min(Image.open(tmp_path / name).size) <= photos.PHOTO_SIDE for name in manifest)
+
+
+def test_the_copyright_file_is_matched_on_path_ends_whatever_the_format(unpacked):
+    notices = photos.read_notices(unpacked)
+    find = lambda path: photos.licence_of(notices, photos.Path(path), "none given")  # noqa: E731
+    assert find("usr/share/pictures/shore.webp") == ("CC-BY-SA-4.0", "2021 A. Person")
+    assert find("usr/share/other/shore.webp") == ("GPL-2+", "2020 The Makers")
+    assert photos.licence_of([], photos.Path("a.png"), "CC0-1.0") == ("CC0-1.0", "")
+
+
+def test_large_photos_give_tiles_that_do_not_overlap():
+    image = np.arange(900 * 1200, dtype=np.int32).reshape(900, 1200)
+    whole, *tiles = photos.views(image)
+    assert whole is image and len(tiles) == 6
+    assert np.array_equal(np.sort(np.concatenate([tile.ravel() for tile in tiles])), image.ravel())
+    assert len(list(photos.views(image[:800]))) == 1
+
+
+def test_cutouts_are_trimmed_to_their_alpha_box_and_shrunk(unpacked, tmp_path):
+    Image.fromarray(stamp()).save(unpacked / "usr/share/stamps/egg.png")
+    Image.fromarray(stamp()).save(unpacked / "usr/share/stamps/letters/o.png")
+    manifest = collect(unpacked, tmp_path)
+    assert [row["origin"] for row in manifest.values()] == ["usr/share/stamps/egg.png"]
+    image = np.asarray(Image.open(tmp_path / next(iter(manifest))))
+    assert image.shape == (81, 121, 4)
+    big = photos.trim_cutout(cv2.resize(stamp(), None, fx=5, fy=5))
+    assert max(big.shape[:2]) == photos.CUTOUT_SIDE and big[..., 3].max() == 255
+
+
+def test_hidden_colours_do_not_bleed_into_a_shrunk_cutout():
+    image = np.zeros((600, 600, 4), np.uint8)
+    image[..., 1] = 255  # green where nothing shows
+    cv2.circle(alpha := image[..., 3].copy(), (300, 300), 290, 255, cv2.FILLED)
+    image[..., 3] = alpha
+    image[alpha > 0, :3] = np.array([200, 0, 90])
+    image[:300][alpha[:300] > 0, 0] = 120
+    cutout = photos.trim_cutout(image)
+    assert cutout[cutout[..., 3] > 0][:, 1].max() == 0
+
+
+@pytest.mark.parametrize("spoil", [
+    lambda image: image[..., 3].fill(0),  # nothing to see
+    lambda image: image[..., 3].fill(255),  # a rectangle
+    lambda image: image[..., :3].fill(0),  # a silhouette
+    lambda image: image[:, 85:100].fill(0),  # two pieces
+    lambda image: image[..., :3].__imul__((image[..., :3] > 127) * np.uint8(0)),
+])
+def test_what_is_no_solid_coloured_object_is_rejected(spoil):
+    image = stamp()
+    spoil(image)
+    assert photos.trim_cutout(image) is None
+
+
+def test_a_thing_in_a_photo_is_found_and_read_back(tmp_path):
+    photo = (scenery(7, 80, 104) // 4 + 20).astype(np.uint8)
+    truth = np.zeros((80, 104), np.uint8)
+    cv2.ellipse(truth, (50, 40), (20, 15), 20, 0, 360, 1, cv2.FILLED)
+    photo[truth > 0] = scenery(8, 80, 104)[truth > 0] // 4 + np.array([180, 120, 10], np.uint8)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "cutouts").mkdir()
+    Image.fromarray(photo).save(tmp_path / "photos/egg.jpg", quality=95)
+    Image.fromarray(stamp()).save(tmp_path / "cutouts/stamp.png")
+
+    assert photos.write_objects(tmp_path) == 1
+    library = photos.load_library(tmp_path)
+
+    (index, mask), = library.objects
+    assert index == 0 and mask.dtype == np.uint8 and mask.shape == library.photos[0].shape[:2] == (80, 104)
+    found = mask > 127
+    assert (found & (truth > 0)).sum() > 0.85 * (found | (truth > 0)).sum()
+    assert [image.shape for image in library.cutouts] == [(120, 200, 4)]
+
+
+def test_texture_holds_no_things():
+    assert photos.find_objects(scenery(1, 64, 80), np.random.default_rng(0)) == []
+
+
+def test_a_missing_library_says_how_to_make_one(tmp_path):
+    with pytest.raises(FileNotFoundError, match="--out"):
+        photos.load_library(tmp_path / "nothing")
+
+
+def test_without_apt_the_tool_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(RuntimeError, match="apt-get is not on this machine"):
+        photos.unpack("fake", tmp_path / "unpacked")
+
+
+def test_the_command_writes_pictures_objects_and_licences(unpacked, tmp_path, monkeypatch):
+    Image.fromarray(scenery(0)).save(unpacked / "usr/share/pictures/hill.png")
+    monkeypatch.setattr(photos, "PACKAGES", (PACKAGE,))
+    monkeypatch.setattr(photos, "GRABCUT_SIDE", 48)
+    monkeypatch.setattr(sys, "argv", ["photos", "--out", str(tmp_path), "--packages", "fake"])
+    photos.main()
+    assert list(json.loads((tmp_path / "LICENCES.json").read_text())) == [
+        f"photos/{path.name}" for path in tmp_path.glob("photos/*")]
+    assert len(photos.load_library(tmp_path).photos) == 1
+
+
+def test_the_command_without_apt_ends_with_one_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["photos", "--out", str(tmp_path), "--packages", "scratch"])
+    with pytest.raises(SystemExit) as stopped:
+        photos.main()
+    assert stopped.value.code == 2 and "run this tool on Debian" in capsys.readouterr().err
+
+
+def test_pictures_are_read_out_of_qt_resource_files():
+    names, name_at = b"", []
+    for name in ("animals", "cat.png", "notes.txt"):
+        name_at.append(len(names))
+        names += struct.pack(">HI", len(name), 0) + name.encode("utf-16-be")
+    packed = struct.pack(">I", 3) + zlib.compress(b"cat")
+    contents = struct.pack(">I", len(packed)) + packed
+    node = lambda name, flags, first, second: struct.pack(">IHII8x", name, flags, first, second)  # noqa: E731
+    tree = (node(0, 2, 1, 1) + node(name_at[0], 2, 2, 2) + node(name_at[1], 1, 0, 0) + node(name_at[2], 0, 0, 0))
+    head = 20
+    data = b"qres" + struct.pack(">4I", 2, head, head + len(tree), head + len(tree) + len(contents)) + tree + contents
+    assert list(photos.resources(data + names)) == [("animals/cat.png", b"cat")]

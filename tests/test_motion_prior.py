@@ -5,7 +5,15 @@ import pytest
 import torch
 
 from motionstream.model.motion_prior import (
-    MotionPrior, _sample, cell_centres, clean, close_gaps, fill_holes, least_squares_motion, splat)
+    MotionPrior,
+    _sample,
+    cell_centres,
+    clean,
+    close_gaps,
+    fill_holes,
+    least_squares_motion,
+    splat,
+)
 from motionstream.tracks import Tracks
 
 WIDTH, HEIGHT = 64, 48
@@ -19,8 +27,11 @@ def prior():
 
 def tracks(points, ids=None, visible=None):
     points = np.asarray(points, np.float32)
-    return Tracks(points, np.ones(points.shape[:2], bool) if visible is None else visible,
-                  np.arange(points.shape[1]) if ids is None else np.asarray(ids))
+    return Tracks(
+        points,
+        np.ones(points.shape[:2], bool) if visible is None else visible,
+        np.arange(points.shape[1]) if ids is None else np.asarray(ids),
+    )
 
 
 def image():
@@ -33,14 +44,22 @@ def test_an_affine_motion_is_reproduced_from_few_tracks():
     linear, shift = torch.tensor([[0.1, -0.2], [0.15, 0.05]]), torch.tensor([3.0, -2.0])
     weights = torch.full((len(centres), 4), 0.25)
     moved = (anchors @ linear.T + shift)[None]
-    motion = least_squares_motion(weights, centres, anchors, moved, torch.ones(1, 4, dtype=torch.bool), torch.tensor(1e-3))
+    motion = least_squares_motion(
+        weights, centres, anchors, moved, torch.ones(1, 4, dtype=torch.bool), torch.tensor(1e-3)
+    )
     torch.testing.assert_close(motion[0], centres @ linear.T + shift, atol=2e-3, rtol=1e-3)
 
 
 def test_one_track_is_a_translation():
     centres = cell_centres(HEIGHT, WIDTH)
-    motion = least_squares_motion(torch.rand(len(centres), 1) + 0.01, centres, torch.tensor([[10.0, 10.0]]),
-                                  torch.tensor([[[7.0, -3.0]]]), torch.ones(1, 1, dtype=torch.bool), torch.tensor(20.0))
+    motion = least_squares_motion(
+        torch.rand(len(centres), 1) + 0.01,
+        centres,
+        torch.tensor([[10.0, 10.0]]),
+        torch.tensor([[[7.0, -3.0]]]),
+        torch.ones(1, 1, dtype=torch.bool),
+        torch.tensor(20.0),
+    )
     torch.testing.assert_close(motion[0], torch.tensor([7.0, -3.0]).expand_as(motion[0]))
 
 
@@ -69,7 +88,9 @@ def test_a_hidden_track_hardly_counts_beside_a_visible_one():
 
 def test_splatting_a_translation_gives_its_inverse_and_an_uncovered_strip():
     centres = cell_centres(HEIGHT, WIDTH)
-    backward, coverage = splat(torch.tensor([8.0, 0.0]).expand(1, len(centres), 2), torch.zeros(len(centres)), HEIGHT, WIDTH)
+    backward, coverage = splat(
+        torch.tensor([8.0, 0.0]).expand(1, len(centres), 2), torch.zeros(len(centres)), HEIGHT, WIDTH
+    )
     assert not coverage[0, 0, :, :4].any()
     torch.testing.assert_close(coverage[0, 0, :, 4:], torch.ones(HEIGHT // 2, WIDTH // 2 - 4))
     torch.testing.assert_close(backward[0, 0, :, 4:], torch.full((HEIGHT // 2, WIDTH // 2 - 4), -8.0))
@@ -89,7 +110,9 @@ def test_what_is_in_front_hides_what_is_behind():
 
 def test_magnifying_leaves_no_gaps():
     centres = cell_centres(HEIGHT, WIDTH)
-    backward, coverage = splat(((centres - torch.tensor([32.0, 24.0])) * 0.9)[None], torch.zeros(len(centres)), HEIGHT, WIDTH)
+    backward, coverage = splat(
+        ((centres - torch.tensor([32.0, 24.0])) * 0.9)[None], torch.zeros(len(centres)), HEIGHT, WIDTH
+    )
     assert (coverage < 0.05).any()
     _, confidence = close_gaps(backward, coverage)
     assert confidence.min() > 0.9

@@ -56,7 +56,9 @@ def test_objects_are_cut_from_photographs_in_their_place():
     photo = noise_texture(rng, 200, 150)
     mask = np.zeros((150, 200), np.uint8)
     mask[50:90, 60:120] = 255
-    library = SimpleNamespace(photos=[photo], cutouts=[np.dstack([photo[:40, :40], mask[50:90, 60:100]])], objects=[(0, mask)])
+    library = SimpleNamespace(
+        photos=[photo], cutouts=[np.dstack([photo[:40, :40], mask[50:90, 60:100]])], objects=[(0, mask)]
+    )
     shares = []
     for seed in range(12):
         scene = random_scene(np.random.default_rng(seed), library, *SIZE, 3)
@@ -101,8 +103,14 @@ def test_the_loop_learns_resumes_and_keeps_its_log(tmp_path):
     first = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert first[-1]["loss"] < 0.5 * first[0]["loss"]
     resumed = Line()
-    averaged = fit(resumed, line_data(), line_loss, tmp_path, Schedule(1, 0.05, 8, steps=120, warmup=1, ema=0.9),
-                   optimisers_for(resumed, 0.05))
+    averaged = fit(
+        resumed,
+        line_data(),
+        line_loss,
+        tmp_path,
+        Schedule(1, 0.05, 8, steps=120, warmup=1, ema=0.9),
+        optimisers_for(resumed, 0.05),
+    )
     later = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert later[len(first)]["step"] > first[-1]["step"] and later[len(first)]["loss"] < 0.5 * first[0]["loss"]
     assert abs(averaged.slope.weight.item() - 3) < 1
@@ -113,8 +121,14 @@ def test_a_loss_that_is_no_number_stops_the_run_and_spares_the_checkpoint(tmp_pa
     fit(model, line_data(), line_loss, tmp_path, Schedule(1, 0.01, 8, steps=4), optimisers_for(model, 0.01))
     before = (tmp_path / "last.pt").read_bytes()
     with pytest.raises(FloatingPointError, match="loss is nan at step"):
-        fit(Line(), line_data(), lambda m, b: {"loss": m.slope(b["x"]).mean() * float("nan")}, tmp_path,
-            Schedule(1, 0.01, 8, steps=8), optimisers_for(Line(), 0.01))
+        fit(
+            Line(),
+            line_data(),
+            lambda m, b: {"loss": m.slope(b["x"]).mean() * float("nan")},
+            tmp_path,
+            Schedule(1, 0.01, 8, steps=8),
+            optimisers_for(Line(), 0.01),
+        )
     assert (tmp_path / "last.pt").read_bytes() == before
     assert not list(tmp_path.glob("*.tmp"))
 
@@ -161,7 +175,10 @@ def test_the_motion_prior_learns():
 @pytest.fixture(scope="module")
 def clip():
     torch.manual_seed(0)
-    vae, text = EmbeddedVAE(encoder_width=16, decoder_width=16, decoder_fine_width=8, decoder_depth=1), EffectTextEncoder()
+    vae, text = (
+        EmbeddedVAE(encoder_width=16, decoder_width=16, decoder_fine_width=8, decoder_depth=1),
+        EffectTextEncoder(),
+    )
     small = MotionPrior(widths=(8, 8), features=4).eval()
     return vae, make_clip(np.random.default_rng(5), EMPTY, vae.eval(), small, text, (64, 64))
 

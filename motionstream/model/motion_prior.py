@@ -3,16 +3,16 @@
 A small model cannot learn from minutes of training what every track ID means; it learns at once from a picture that is
 already nearly right. The prior makes it, in three steps:
 
-1. A U-Net reads the first frame and the tracks' anchors (where they start in it) and gives each pixel a feature. How much
-   a pixel follows a track is a softmax over the tracks of feature affinity and nearness, beside one learned choice more:
-   to stay. These weights depend on the picture and the anchors alone, never on the motion.
+1. A U-Net reads the first frame and the tracks' anchors (where they start in it) and gives each pixel a feature. How
+   much a pixel follows a track is a softmax over the tracks of feature affinity and nearness, beside one learned choice
+   more: to stay. These weights depend on the picture and the anchors alone, never on the motion.
 2. Each pixel's motion is the moving-least-squares affine map (Schaefer et al. 2006) of the tracks under these weights.
-3. The moved pixels are splatted, nearer ones over farther ones; the first frame is sampled through the resulting backward
-   motion, so it stays sharp however long the stream. What no pixel reached has confidence 0 and is filled with what is
-   around it, or, beyond the first frame's edges, with its mirror image.
+3. The moved pixels are splatted, nearer ones over farther ones; the first frame is sampled through the resulting
+   backward motion, so it stays sharp however long the stream. What no pixel reached has confidence 0 and is filled with
+   what is around it, or, beyond the first frame's edges, with its mirror image.
 
-The reference is the first frame for ever. When the set of tracks changes, the motion so far is kept as the base on which
-new tracks add; a track that starts later finds its anchor through the inverse of the motion so far.
+The reference is the first frame for ever. When the set of tracks changes, the motion so far is kept as the base on
+which new tracks add; a track that starts later finds its anchor through the inverse of the motion so far.
 """
 
 from dataclasses import dataclass, field
@@ -55,7 +55,8 @@ class UNet(nn.Module):
         self.enter = Block(incoming, widths[0])
         self.down = nn.ModuleList(Block(a, b, stride=2) for a, b in zip(widths, widths[1:], strict=False))
         self.up = nn.ModuleList(
-            Block(a + b, b) for a, b in zip(reversed(widths[1:]), reversed(widths[:-1]), strict=True))
+            Block(a + b, b) for a, b in zip(reversed(widths[1:]), reversed(widths[:-1]), strict=True)
+        )
         self.leave = nn.Conv2d(widths[0], outgoing, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -76,8 +77,9 @@ def cell_centres(height: int, width: int) -> Tensor:
     return torch.stack(torch.meshgrid(rows, columns, indexing="ij")[::-1], -1).reshape(-1, 2)
 
 
-def least_squares_motion(weights: Tensor, centres: Tensor, anchors: Tensor, moved: Tensor, visible: Tensor,
-                         ridge: Tensor) -> Tensor:
+def least_squares_motion(
+    weights: Tensor, centres: Tensor, anchors: Tensor, moved: Tensor, visible: Tensor, ridge: Tensor
+) -> Tensor:
     """Moving least squares: the affine motion of every cell under its weights of the tracks.
 
     weights [P, N] of the tracks at each cell; anchors [N, 2]; moved [T, N, 2] is each track's displacement from its
@@ -113,7 +115,9 @@ def clean(motion: Tensor, share: Tensor, height: int, width: int) -> Tensor:
     share = share**SHARPEN / (share**SHARPEN + (1 - share) ** SHARPEN)
     share = F.max_pool2d(share.view(1, height // CELL, width // CELL), 3, 1, 1).flatten()
     moved = (motion * share[:, None]).unflatten(1, (height // CELL, width // CELL)).numpy()
-    medians = [np.stack([cv2.medianBlur(np.ascontiguousarray(frame[..., k]), 5) for k in (0, 1)], -1) for frame in moved]
+    medians = [
+        np.stack([cv2.medianBlur(np.ascontiguousarray(frame[..., k]), 5) for k in (0, 1)], -1) for frame in moved
+    ]
     return torch.from_numpy(np.stack(medians)).flatten(1, 2)
 
 
@@ -215,9 +219,9 @@ class MotionPrior(ModelMixin, ConfigMixin):
     def features(self, image: Tensor, anchors: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """What each cell is like, given the picture and where its tracks start.
 
-        image [B, 3, H, W] in [-1, 1]; anchors [B, N, 2] pixels; valid bool [B, N]: which of them count. Returns per cell
-        queries [B, P, C] and logits [B, P] of staying and of lying in front; per anchor keys [B, N, C] and a head start
-        [B, N], so large that a track surely moves the very place that it is attached to.
+        image [B, 3, H, W] in [-1, 1]; anchors [B, N, 2] pixels; valid bool [B, N]: which of them count. Returns per
+        cell queries [B, P, C] and logits [B, P] of staying and of lying in front; per anchor keys [B, N, C] and a head
+        start [B, N], so large that a track surely moves the very place that it is attached to.
         """
         height, width = image.shape[-2:]
         nearest = _nearest(cell_centres(height, width).expand(len(image), -1, -1), anchors, valid)
@@ -236,8 +240,16 @@ class MotionPrior(ModelMixin, ConfigMixin):
     def _match(self, query: Tensor, key: Tensor) -> Tensor:
         return (query * key).sum(-1) * self.sharpness / self.config.features**0.5
 
-    def weigh(self, centres: Tensor, queries: Tensor, stay: Tensor, anchors: Tensor, keys: Tensor, head_start: Tensor,
-              valid: Tensor) -> Tensor:
+    def weigh(
+        self,
+        centres: Tensor,
+        queries: Tensor,
+        stay: Tensor,
+        anchors: Tensor,
+        keys: Tensor,
+        head_start: Tensor,
+        valid: Tensor,
+    ) -> Tensor:
         """Shares [B, P, 1 + N] with which each cell stays (first) or follows each track; they sum to 1."""
         distance = torch.cdist(centres, anchors)
         nearest = _nearest(centres, anchors, valid)[..., None]
@@ -279,7 +291,8 @@ class MotionPrior(ModelMixin, ConfigMixin):
             moved.append(state.newest)
         with torch.autocast("cpu", enabled=False):  # second moments need all the digits of float32
             motion = least_squares_motion(
-                state.weights, cell_centres(*state.size), anchors, torch.stack(moved), visible, self.ridge.exp())
+                state.weights, cell_centres(*state.size), anchors, torch.stack(moved), visible, self.ridge.exp()
+            )
             displacement = state.base + clean(motion, 1 - state.stay, *state.size)
         state.latest = displacement[-1].clone()
         return displacement

@@ -1,7 +1,7 @@
 """The embedded student's text encoder: a documented vocabulary of light and weather, one learned vector a word.
 
-The small student never saw captions, only clips under these effects, so it reads nothing else: other words are passed over
-(`unknown` names them, so that an interface can say so). An empty prompt asks for the picture as it is.
+The small student never saw captions, only clips under these effects, so it reads nothing else: other words are passed
+over (`unknown` names them, so that an interface can say so). An empty prompt asks for the picture as it is.
 """
 
 import re
@@ -10,7 +10,6 @@ import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
-
 
 VOCABULARY = {  # effect -> other words for it
     "night": ("nighttime", "midnight", "moonlight"),
@@ -24,11 +23,16 @@ VOCABULARY = {  # effect -> other words for it
     "vivid": ("colorful", "colourful", "saturated"),
     "fog": ("foggy", "mist", "misty", "haze", "hazy"),
 }
-FILLERS = frozenset("a an and at by day falling heavy in it its light of on scene the to under very weather with".split())
+FILLERS = frozenset(
+    "a an and at by day falling heavy in it its light of on scene the to under very weather with".split()
+)
 
 
 class EffectTextEncoder(ModelMixin, ConfigMixin):
-    """Prompt -> [1, length, text_dim]: the vectors of the effects named, in order; the rest is the vector of "nothing"."""
+    """Prompt -> [1, length, text_dim]: the vectors of the effects named, in order.
+
+    The rest is the vector of "nothing".
+    """
 
     @register_to_config
     def __init__(self, text_dim: int = 64, length: int = 4, vocabulary: tuple[str, ...] = tuple(VOCABULARY)):
@@ -54,7 +58,9 @@ class EffectTextEncoder(ModelMixin, ConfigMixin):
         return self.embedding(torch.tensor([padded], device=self.embedding.weight.device))
 
     def _effect(self, word: str) -> str | None:
-        return next((effect for effect in self.vocabulary if word == effect or word in VOCABULARY.get(effect, ())), None)
+        return next(
+            (effect for effect in self.vocabulary if word == effect or word in VOCABULARY.get(effect, ())), None
+        )
 
 
 def _words(prompt: str) -> list[str]:

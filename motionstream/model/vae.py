@@ -34,7 +34,10 @@ class TemporalMix(nn.Module):
         nn.init.zeros_(self.project.bias)
 
     def forward(self, x: Tensor, batch: int, previous: Tensor | None) -> tuple[Tensor, Tensor]:
-        """`x` [B*t, C, h, w], `previous` [B, 1, C, h, w] or None at the start; returns the mix and the new `previous`."""
+        """`x` [B*t, C, h, w], `previous` [B, 1, C, h, w] or None at the start.
+
+        Returns the mix and the new `previous`.
+        """
         frames = x.unflatten(0, (batch, -1))
         before = frames[:, :1] if previous is None else previous
         shifted = torch.cat([before, frames[:, :-1]], dim=1).flatten(0, 1)
@@ -131,8 +134,14 @@ class EmbeddedVAE(ModelMixin, ConfigMixin):
     """
 
     @register_to_config
-    def __init__(self, latent_channels: int = 48, encoder_width: int = 128, decoder_width: int = 160,
-                 decoder_fine_width: int = 96, decoder_depth: int = 3):
+    def __init__(
+        self,
+        latent_channels: int = 48,
+        encoder_width: int = 128,
+        decoder_width: int = 160,
+        decoder_fine_width: int = 96,
+        decoder_depth: int = 3,
+    ):
         super().__init__()
         self.encoder = Encoder(latent_channels, encoder_width)
         self.decoder = Decoder(latent_channels, decoder_width, decoder_fine_width, decoder_depth)
@@ -165,7 +174,9 @@ class EmbeddedVAE(ModelMixin, ConfigMixin):
             frames = torch.cat([frames[:, :, :1].expand(-1, -1, FRAMES_PER_LATENT - 1, -1, -1), frames], dim=2)
         blocks = frames.unflatten(2, (-1, FRAMES_PER_LATENT)).movedim(1, 3).flatten(2, 3)
         latents, remembered = self.encoder(blocks, memory or [None])
-        return ((latents.movedim(2, 1) - self._channels(self.latent_mean)) / self._channels(self.latent_std)), remembered
+        return (
+            (latents.movedim(2, 1) - self._channels(self.latent_mean)) / self._channels(self.latent_std)
+        ), remembered
 
     def _decode_step(self, latents: Tensor, memory: list[Tensor] | None) -> tuple[Tensor, list[Tensor]]:
         if latents.ndim != 5 or latents.shape[1] != len(self.latent_mean):

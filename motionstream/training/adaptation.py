@@ -1,10 +1,10 @@
 """Trains the embedded causal student: `python -m motionstream.training.adaptation --run DIR --model DIR --clips DIR`.
 
 The student rolls out with the very functions and the very rolling cache of `streaming.py`: each chunk is predicted from
-noise beside its condition, attending to the cached sink and window, and regressed on the clip's latents; then a clean pass
-writes the cache, with the clip's own latents or with what the student has just made (so that it meets its own errors).
-Half of the chunks start from pure noise; the others from one of the sampler's later timesteps, noised from the clip's
-latents or from the student's own first guess, as the few-step sampler will do.
+noise beside its condition, attending to the cached sink and window, and regressed on the clip's latents; then a clean
+pass writes the cache, with the clip's own latents or with what the student has just made (so that it meets its own
+errors). Half of the chunks start from pure noise; the others from one of the sampler's later timesteps, noised from the
+clip's latents or from the student's own first guess, as the few-step sampler will do.
 """
 
 import argparse
@@ -20,8 +20,7 @@ from motionstream.model.text import EffectTextEncoder
 from motionstream.model.track_head import TrackHead, track_map
 from motionstream.model.transformer import MotionTransformer
 from motionstream.model.vae import EmbeddedVAE
-from motionstream.streaming import (
-    Condition, add_noise, assemble_condition, predict_x0, sampling_timesteps, write_cache)
+from motionstream.streaming import Condition, add_noise, assemble_condition, predict_x0, sampling_timesteps, write_cache
 from motionstream.training.clips import Clips, chunk_bounds, read_tracks
 from motionstream.training.loop import Schedule, fit, optimisers_for
 
@@ -46,15 +45,18 @@ class Student(nn.Module):
 
     def loss(self, clips: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """Mean over the chunks of a roll-out; `prior_loss` is what the motion prior alone would cost."""
-        latents, prior, confidence = (torch.stack([clip[name] for clip in clips]).float()
-                                      for name in ("latents", "prior", "confidence"))
+        latents, prior, confidence = (
+            torch.stack([clip[name] for clip in clips]).float() for name in ("latents", "prior", "confidence")
+        )
         rng = np.random.default_rng(int(torch.randint(2**62, ())))
         tracks = [read_tracks(clip, rng) for clip in clips]
         with torch.autocast("cpu", torch.bfloat16):
             context = self.transformer.encode_context(
-                self.text_encoder.embedding(torch.stack([clip["tokens"] for clip in clips])))
-            cache = self.transformer.new_cache(len(clips), PRESET.chunk_size, *latents.shape[-2:],
-                                               sink=PRESET.sink, window=PRESET.window)
+                self.text_encoder.embedding(torch.stack([clip["tokens"] for clip in clips]))
+            )
+            cache = self.transformer.new_cache(
+                len(clips), PRESET.chunk_size, *latents.shape[-2:], sink=PRESET.sink, window=PRESET.window
+            )
             losses, baselines = [], []
             for index, bounds in enumerate(chunk_bounds()):
                 part = slice(index * PRESET.chunk_size, (index + 1) * PRESET.chunk_size)
@@ -69,12 +71,17 @@ class Student(nn.Module):
                     write_cache(self.transformer, kept, condition, context, cache)
         return {"loss": torch.stack(losses).mean(), "prior_loss": torch.stack(baselines).mean()}
 
-    def _condition(self, tracks, prior: Tensor, confidence: Tensor, bounds: tuple[int, int], target: Tensor) -> Condition:
+    def _condition(
+        self, tracks, prior: Tensor, confidence: Tensor, bounds: tuple[int, int], target: Tensor
+    ) -> Condition:
         height, width = (side * PRESET.spatial_stride for side in prior.shape[-2:])
-        maps = torch.stack([track_map(one.rows(*bounds), width, height, PRESET.spatial_stride, PRESET.track_dim)
-                            for one in tracks])
+        maps = torch.stack(
+            [track_map(one.rows(*bounds), width, height, PRESET.spatial_stride, PRESET.track_dim) for one in tracks]
+        )
         first = bounds[0] == 0
-        return assemble_condition(self.track_head(maps, first), None, prior, confidence, target[:, :, :1] if first else None)
+        return assemble_condition(
+            self.track_head(maps, first), None, prior, confidence, target[:, :, :1] if first else None
+        )
 
     def _noisy(self, target: Tensor, condition: Condition, context, cache) -> tuple[Tensor, Tensor]:
         noise, t = torch.randn_like(target), torch.ones(len(target))
@@ -83,8 +90,15 @@ class Student(nn.Module):
         base = target
         if torch.rand(()) < OWN_GUESS:
             with torch.no_grad():
-                base = predict_x0(self.transformer, torch.randn_like(target), t, condition, context, cache,
-                                  prediction=PRESET.prediction).float()
+                base = predict_x0(
+                    self.transformer,
+                    torch.randn_like(target),
+                    t,
+                    condition,
+                    context,
+                    cache,
+                    prediction=PRESET.prediction,
+                ).float()
         later = torch.tensor(sampling_timesteps(PRESET.steps, PRESET.shift)[1:])
         t = later[torch.randint(len(later), t.shape)]
         return add_noise(base, noise, t.view(-1, 1, 1, 1, 1)), t
@@ -102,10 +116,21 @@ def main() -> None:
     vae, prior = (load_component(arguments.model / name).eval() for name in ("vae", "motion_prior"))
     schedule = Schedule(minutes=arguments.minutes, learning_rate=1e-3, batch=8)
     student = Student(vae)
-    trained = fit(student, Clips(arguments.clips).batches(schedule.batch, arguments.seed), Student.loss, arguments.run,
-                  schedule, optimisers_for(student, schedule.learning_rate, muon=1.5e-3))
-    parts = {"transformer": trained.transformer, "track_head": trained.track_head, "text_encoder": trained.text_encoder,
-             "vae": vae, "motion_prior": prior}
+    trained = fit(
+        student,
+        Clips(arguments.clips).batches(schedule.batch, arguments.seed),
+        Student.loss,
+        arguments.run,
+        schedule,
+        optimisers_for(student, schedule.learning_rate, muon=1.5e-3),
+    )
+    parts = {
+        "transformer": trained.transformer,
+        "track_head": trained.track_head,
+        "text_encoder": trained.text_encoder,
+        "vae": vae,
+        "motion_prior": prior,
+    }
     model = assemble(PRESET, parts, "cpu", torch.float32)
     for part in model.components().values():
         part.half()  # half the size on disk; `load_model` gives them the number format of the machine

@@ -1,7 +1,7 @@
 """Trains the embedded student's autoencoder: `python -m motionstream.training.autoencoder --run DIR --library DIR`.
 
-Starts from a whitened PCA of 8x8x4 pixel blocks (the linear shortcuts), then learns the residual: L1 on pixels, on their
-gradients and at two coarser scales, with a little noise on the latents so that the decoder forgives small errors.
+Starts from a whitened PCA of 8x8x4 pixel blocks (the linear shortcuts), then learns the residual: L1 on pixels, on
+their gradients and at two coarser scales, with a little noise on the latents so that the decoder forgives small errors.
 """
 
 import argparse

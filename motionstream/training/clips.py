@@ -50,8 +50,9 @@ def with_effect(rng: np.random.Generator, frames: np.ndarray) -> tuple[np.ndarra
 
 
 @torch.inference_mode()
-def make_clip(rng: np.random.Generator, library: Library, vae, prior, text: EffectTextEncoder,
-              size: tuple[int, int]) -> dict[str, Tensor]:
+def make_clip(
+    rng: np.random.Generator, library: Library, vae, prior, text: EffectTextEncoder, size: tuple[int, int]
+) -> dict[str, Tensor]:
     """One clip as latents: `latents` and `prior` [C, t, h, w], `confidence` [4, t, h, w], tracks and prompt tokens."""
     bounds = chunk_bounds()
     scene = random_scene(rng, library, *size, bounds[-1][1])
@@ -72,9 +73,14 @@ def make_clip(rng: np.random.Generator, library: Library, vae, prior, text: Effe
     points[:, :kept] = torch.tensor(tracks.points[:, :kept]).clamp(-999, 999)
     visible[:, :kept] = torch.tensor(tracks.visible[:, :kept])
     tokens = text.tokens(prompt)
-    return {"latents": latents[0].half(), "prior": torch.cat(warped_latents, 2)[0].half(),
-            "confidence": torch.cat(confidences, 2)[0].half(), "points": points, "visible": visible,
-            "tokens": torch.tensor(tokens + [0] * (text.config.length - len(tokens)))}
+    return {
+        "latents": latents[0].half(),
+        "prior": torch.cat(warped_latents, 2)[0].half(),
+        "confidence": torch.cat(confidences, 2)[0].half(),
+        "points": points,
+        "visible": visible,
+        "tokens": torch.tensor(tokens + [0] * (text.config.length - len(tokens))),
+    }
 
 
 def read_tracks(clip: dict[str, Tensor], rng: np.random.Generator) -> Tracks:

@@ -1,7 +1,7 @@
 """The training loop that every stage shares: time-boxed, resumable, with EMA, a JSONL log and whole checkpoints.
 
-A stage gives batches and a loss; `fit` does the rest. A checkpoint holds model, EMA, optimiser, step and seconds trained,
-and is written to a temporary name and then renamed, so that the last good one stays whole whatever happens.
+A stage gives batches and a loss; `fit` does the rest. A checkpoint holds model, EMA, optimiser, step and seconds
+trained, and is written to a temporary name and then renamed, so that the last good one stays whole whatever happens.
 """
 
 import json
@@ -61,15 +61,18 @@ class Samples(IterableDataset):
             yield self.make(rng)
 
 
-def batches(make: Callable[[np.random.Generator], dict[str, Tensor]], size: int, seed: int,
-            workers: int = 1) -> Iterator[dict[str, Tensor]]:
+def batches(
+    make: Callable[[np.random.Generator], dict[str, Tensor]], size: int, seed: int, workers: int = 1
+) -> Iterator[dict[str, Tensor]]:
     cv2.setNumThreads(0)  # a pool of OpenCV threads does not survive the fork into a worker
-    return iter(DataLoader(Samples(make, seed), batch_size=size, num_workers=workers,
-                           prefetch_factor=4 if workers else None))
+    return iter(
+        DataLoader(Samples(make, seed), batch_size=size, num_workers=workers, prefetch_factor=4 if workers else None)
+    )
 
 
-def optimisers_for(model: nn.Module, learning_rate: float, muon: float | None = None,
-                   leave_out: Sequence[nn.Parameter] = ()) -> list[torch.optim.Optimizer]:
+def optimisers_for(
+    model: nn.Module, learning_rate: float, muon: float | None = None, leave_out: Sequence[nn.Parameter] = ()
+) -> list[torch.optim.Optimizer]:
     """AdamW; with `muon`, the hidden matrices of transformer blocks go to Muon at that rate instead."""
     others = {id(p) for p in leave_out}
     parameters = [(name, p) for name, p in model.named_parameters() if p.requires_grad and id(p) not in others]
@@ -82,12 +85,18 @@ def optimisers_for(model: nn.Module, learning_rate: float, muon: float | None = 
     return found
 
 
-def fit(model: nn.Module, data: Iterator[dict[str, Tensor]], loss: Callable[[nn.Module, dict[str, Tensor]], dict[str, Tensor]],
-        folder: Path, schedule: Schedule, optimisers: list[torch.optim.Optimizer]) -> nn.Module:
+def fit(
+    model: nn.Module,
+    data: Iterator[dict[str, Tensor]],
+    loss: Callable[[nn.Module, dict[str, Tensor]], dict[str, Tensor]],
+    folder: Path,
+    schedule: Schedule,
+    optimisers: list[torch.optim.Optimizer],
+) -> nn.Module:
     """Trains `model` to the end of the schedule (counted over every resumed run); returns the EMA model.
 
-    `loss` returns named scalars; "loss" is minimised, the others are logged. Resumes from `folder/last.pt` if it is there.
-    Raises FloatingPointError, naming the step, if the loss is not finite; the last checkpoint stays.
+    `loss` returns named scalars; "loss" is minimised, the others are logged. Resumes from `folder/last.pt` if it is
+    there. Raises FloatingPointError, naming the step, if the loss is not finite; the last checkpoint stays.
     """
     folder.mkdir(parents=True, exist_ok=True)
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(schedule.ema), use_buffers=False)
@@ -112,7 +121,9 @@ def fit(model: nn.Module, data: Iterator[dict[str, Tensor]], loss: Callable[[nn.
                     group["lr"] = base * rate
             terms = loss(model, next(data))
             if not torch.isfinite(terms["loss"]):
-                raise FloatingPointError(f"loss is {terms['loss'].item()} at step {step}; {checkpoint} holds the last good one")
+                raise FloatingPointError(
+                    f"loss is {terms['loss'].item()} at step {step}; {checkpoint} holds the last good one"
+                )
             terms["loss"].backward()
             nn.utils.clip_grad_norm_(model.parameters(), schedule.clip_norm)
             for optimiser in optimisers:
@@ -124,8 +135,17 @@ def fit(model: nn.Module, data: Iterator[dict[str, Tensor]], loss: Callable[[nn.
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0.0) + value.item() / LOG_EVERY
             if step % LOG_EVERY == 0:
-                log.write(json.dumps({"step": step, "minutes": round(seconds / 60, 2), "rate": round(rate, 4),
-                                      **{name: round(value, 5) for name, value in sums.items()}}) + "\n")
+                log.write(
+                    json.dumps(
+                        {
+                            "step": step,
+                            "minutes": round(seconds / 60, 2),
+                            "rate": round(rate, 4),
+                            **{name: round(value, 5) for name, value in sums.items()},
+                        }
+                    )
+                    + "\n"
+                )
                 log.flush()
                 sums = {}
             if time.monotonic() - saved_at > CHECKPOINT_EVERY_S:
@@ -135,9 +155,23 @@ def fit(model: nn.Module, data: Iterator[dict[str, Tensor]], loss: Callable[[nn.
     return averaged.module
 
 
-def _save(path: Path, model: nn.Module, averaged: AveragedModel, optimisers: list[torch.optim.Optimizer], step: int,
-          seconds: float) -> None:
+def _save(
+    path: Path,
+    model: nn.Module,
+    averaged: AveragedModel,
+    optimisers: list[torch.optim.Optimizer],
+    step: int,
+    seconds: float,
+) -> None:
     unfinished = path.with_suffix(".tmp")
-    torch.save({"model": model.state_dict(), "averaged": averaged.state_dict(), "step": step, "seconds": seconds,
-                "optimisers": [optimiser.state_dict() for optimiser in optimisers]}, unfinished)
+    torch.save(
+        {
+            "model": model.state_dict(),
+            "averaged": averaged.state_dict(),
+            "step": step,
+            "seconds": seconds,
+            "optimisers": [optimiser.state_dict() for optimiser in optimisers],
+        },
+        unfinished,
+    )
     unfinished.replace(path)

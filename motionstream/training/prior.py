@@ -1,9 +1,9 @@
 """Trains the motion prior: `python -m motionstream.training.prior --run DIR --library DIR`.
 
-Only first frames are rendered: the scene knows where every pixel goes. On random windows of cells: the motion error; its
-total variation, so that where the outline is uncertain the picture stretches softly instead of tearing; the cross-entropy
-of following a track of one's own layer (or of staying, where the layer stays); and the order of the layers. What moves
-although no track says so is left out: nobody could know.
+Only first frames are rendered: the scene knows where every pixel goes. On random windows of cells: the motion error;
+its total variation, so that where the outline is uncertain the picture stretches softly instead of tearing; the
+cross-entropy of following a track of one's own layer (or of staying, where the layer stays); and the order of the
+layers. What moves although no track says so is left out: nobody could know.
 """
 
 import argparse
@@ -19,7 +19,14 @@ from motionstream.training.autoencoder import to_tensor
 from motionstream.training.loop import Schedule, batches, fit, optimisers_for
 from motionstream.training.photos import load_library
 from motionstream.training.scenes import (
-    MAX_LAYERS, Library, Scene, choose_points, random_scene, render_frame, track_points)
+    MAX_LAYERS,
+    Library,
+    Scene,
+    choose_points,
+    random_scene,
+    render_frame,
+    track_points,
+)
 
 SIZE = (192, 128)
 FRAMES = 25
@@ -46,9 +53,14 @@ def sample(rng: np.random.Generator, library: Library) -> dict[str, Tensor]:
     cells = ((corners[:, :1, None] + inside[:, None]) * columns + corners[:, 1:, None] + inside).reshape(-1)
     centres = cell_centres(SIZE[1], SIZE[0]).numpy()[cells]
     layers = owner[0][centres[:, 1].astype(int), centres[:, 0].astype(int)].astype(np.int64)
-    return {"image": to_tensor(rendered[0][0][None])[:, 0], **_padded(tracks, owner[0]),
-            "cells": torch.from_numpy(cells), "layers": torch.from_numpy(layers), "stays": _staying(scene),
-            "target": torch.from_numpy(_displacement(scene, centres, layers, time))}
+    return {
+        "image": to_tensor(rendered[0][0][None])[:, 0],
+        **_padded(tracks, owner[0]),
+        "cells": torch.from_numpy(cells),
+        "layers": torch.from_numpy(layers),
+        "stays": _staying(scene),
+        "target": torch.from_numpy(_displacement(scene, centres, layers, time)),
+    }
 
 
 def _padded(tracks, owner: np.ndarray) -> dict[str, Tensor]:
@@ -57,8 +69,10 @@ def _padded(tracks, owner: np.ndarray) -> dict[str, Tensor]:
     n, first = tracks.N, tracks.points[0]
     anchors[:n], moved[:n], valid[:n] = first, tracks.points[1] - first, tracks.visible[1]
     group[:n] = owner[first[:, 1].astype(int), first[:, 0].astype(int)]
-    return {name: torch.from_numpy(value) for name, value in
-            (("anchors", anchors), ("moved", moved), ("valid", valid), ("group", group))}
+    return {
+        name: torch.from_numpy(value)
+        for name, value in (("anchors", anchors), ("moved", moved), ("valid", valid), ("group", group))
+    }
 
 
 def _staying(scene: Scene) -> Tensor:
@@ -83,7 +97,8 @@ def motion_loss(prior: MotionPrior, batch: dict[str, Tensor]) -> dict[str, Tenso
     centres = cell_centres(*image.shape[-2:])[cells]
     weights = prior.weigh(centres, queries.gather(1, here), stay.gather(1, cells), anchors, keys, head_start, valid)
     motion = torch.func.vmap(least_squares_motion, in_dims=(0, 0, 0, 0, 0, None))(
-        weights[..., 1:], centres, anchors, batch["moved"][:, None], valid[:, None], prior.ridge.exp())
+        weights[..., 1:], centres, anchors, batch["moved"][:, None], valid[:, None], prior.ridge.exp()
+    )
     layers = batch["layers"]
     own = (batch["group"][:, None] == layers[..., None]) & valid[:, None]
     stays = batch["stays"].gather(1, layers)
@@ -98,13 +113,21 @@ def motion_loss(prior: MotionPrior, batch: dict[str, Tensor]) -> dict[str, Tenso
     torn = patches.diff(dim=2).abs().clamp_max(8).mean() + patches.diff(dim=3).abs().clamp_max(8).mean()
     in_front = F.binary_cross_entropy_with_logits(front.gather(1, cells), (layers > 0).float())
     still = batch["target"].square().sum(-1).sqrt()
-    return {"loss": moving + 2 * chosen + 0.3 * in_front + 0.7 * torn, "torn": torn.detach(), "epe": (error * known).sum().detach() / total,
-            "still_epe": (still * known).sum() / total, "chosen": chosen.detach(), "in_front": in_front.detach()}
+    return {
+        "loss": moving + 2 * chosen + 0.3 * in_front + 0.7 * torn,
+        "torn": torn.detach(),
+        "epe": (error * known).sum().detach() / total,
+        "still_epe": (still * known).sum() / total,
+        "chosen": chosen.detach(),
+        "in_front": in_front.detach(),
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--run", type=Path, required=True, help="run folder: log, checkpoints, and in the end motion_prior/")
+    parser.add_argument(
+        "--run", type=Path, required=True, help="run folder: log, checkpoints, and in the end motion_prior/"
+    )
     parser.add_argument("--library", type=Path, help="folder of photographs; procedural textures without it")
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--seed", type=int, default=0)

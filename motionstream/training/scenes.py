@@ -1,7 +1,8 @@
 """Synthetic clips with exact motion: layers cut from photographs move over a photograph, as a visitor would drag them.
 
-A scene is a stack of layers, back to front. A layer's motion is an affine map per frame plus an optional smooth bend, so
-the place of every point at every time is known exactly, and so is what hides it. Half of the scenes have a moving camera.
+A scene is a stack of layers, back to front. A layer's motion is an affine map per frame plus an optional smooth bend,
+so the place of every point at every time is known exactly, and so is what hides it. Half of the scenes have a moving
+camera.
 
     scene = random_scene(rng, library, width=192, height=128, frames=33)
     clip = render_clip(scene)                           # frames, and which layer owns each pixel
@@ -66,8 +67,11 @@ class Scene:
         moved = points @ moving.affine[frame, :, :2].T + moving.affine[frame, :, 2]
         if moving.bend is not None:
             offset = (points + self.margin).astype(np.float32)[None]
-            moved = moved + moving.sway[frame] * cv2.remap(moving.bend, offset, None, cv2.INTER_LINEAR,
-                                                           borderMode=cv2.BORDER_REPLICATE)[0]
+            moved = (
+                moved
+                + moving.sway[frame]
+                * cv2.remap(moving.bend, offset, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)[0]
+            )
         return moved
 
 
@@ -113,14 +117,18 @@ def photo_crop(rng: np.random.Generator, library: Library, width: int, height: i
     return _relight(rng, crop)
 
 
-def _random_crop(rng: np.random.Generator, picture: np.ndarray, width: int, height: int,
-                 smallest: float = 0.45) -> tuple[np.ndarray, float]:
+def _random_crop(
+    rng: np.random.Generator, picture: np.ndarray, width: int, height: int, smallest: float = 0.45
+) -> tuple[np.ndarray, float]:
     rows, columns = picture.shape[:2]
     scale = min(columns / width, rows / height) * rng.uniform(smallest, 1)
     size = (max(2, round(width * scale)), max(2, round(height * scale)))
     x, y = rng.integers(columns - size[0] + 1), rng.integers(rows - size[1] + 1)
-    crop = cv2.resize(picture[y : y + size[1], x : x + size[0]], (width, height),
-                      interpolation=cv2.INTER_AREA if scale > 1 else cv2.INTER_CUBIC)
+    crop = cv2.resize(
+        picture[y : y + size[1], x : x + size[0]],
+        (width, height),
+        interpolation=cv2.INTER_AREA if scale > 1 else cv2.INTER_CUBIC,
+    )
     return (crop[:, ::-1] if rng.random() < 0.5 else crop), scale
 
 
@@ -147,7 +155,9 @@ def _object_picture(rng: np.random.Generator, library: Library) -> np.ndarray:
     return np.dstack([photo_crop(rng, library, 128, 128), blob_alpha(rng, 128)])
 
 
-def _paste(rng: np.random.Generator, picture: np.ndarray, canvas: tuple[int, int], frame: tuple[int, int]) -> np.ndarray:
+def _paste(
+    rng: np.random.Generator, picture: np.ndarray, canvas: tuple[int, int], frame: tuple[int, int]
+) -> np.ndarray:
     """`picture` drawn at a random place, size and angle on a canvas (columns, rows), its centre inside the frame."""
     rows, columns = picture.shape[:2]
     reach = rng.uniform(0.15, 1.0) * min(frame)
@@ -203,7 +213,8 @@ def _affine_motion(path: np.ndarray, centre: np.ndarray, turn: float, zoom: floa
     share = gone / max(gone.max(), 1e-6) if gone.max() > 0 else np.linspace(0, 1, len(path))
     angle, scale = turn * share, np.exp(zoom * share)
     linear = scale[:, None, None] * np.stack(
-        [np.stack([np.cos(angle), -np.sin(angle)], 1), np.stack([np.sin(angle), np.cos(angle)], 1)], 1)
+        [np.stack([np.cos(angle), -np.sin(angle)], 1), np.stack([np.sin(angle), np.cos(angle)], 1)], 1
+    )
     return np.concatenate([linear, (centre + path - linear @ centre)[..., None]], 2)
 
 
@@ -242,9 +253,14 @@ def random_scene(rng: np.random.Generator, library: Library, width: int, height:
         return _affine_motion(camera_path * parallax, middle, turn, zoom * parallax)
 
     sway = (np.linspace(0, 1, frames) * rng.uniform(0, 0.06) * size).astype(np.float32) if camera_moves else None
-    layers = [Layer(np.dstack([background, np.full(background.shape[:2], 255, np.uint8)]), camera(1.0),
-                    _bend(rng, canvas) if camera_moves else None,
-                    sway if sway is not None else np.zeros(frames, np.float32))]
+    layers = [
+        Layer(
+            np.dstack([background, np.full(background.shape[:2], 255, np.uint8)]),
+            camera(1.0),
+            _bend(rng, canvas) if camera_moves else None,
+            sway if sway is not None else np.zeros(frames, np.float32),
+        )
+    ]
     nearness = 1.0
     for picture in pictures:
         nearness += abs(rng.normal(0, 0.35))
@@ -252,12 +268,22 @@ def random_scene(rng: np.random.Generator, library: Library, width: int, height:
         centre = np.array([columns.mean(), rows.mean()]) - margin if len(rows) else middle
         dragged = rng.random() < 0.8
         path = drag_path(rng, frames, rng.uniform(0.05, 0.5) * size) if dragged else still
-        own = _affine_motion(path, centre, rng.normal(0, 0.25) * (dragged and rng.random() < 0.4),
-                             rng.normal(0, 0.15) * (dragged and rng.random() < 0.3))
+        own = _affine_motion(
+            path,
+            centre,
+            rng.normal(0, 0.25) * (dragged and rng.random() < 0.4),
+            rng.normal(0, 0.15) * (dragged and rng.random() < 0.3),
+        )
         bends = dragged and rng.random() < 0.25
         swing = np.sin(np.linspace(0, rng.uniform(1, 6), frames)) * rng.uniform(0.02, 0.1) * size * bends
-        layers.append(Layer(picture, _compose(camera(nearness), own), _bend(rng, canvas) if bends else None,
-                            swing.astype(np.float32)))
+        layers.append(
+            Layer(
+                picture,
+                _compose(camera(nearness), own),
+                _bend(rng, canvas) if bends else None,
+                swing.astype(np.float32),
+            )
+        )
     return Scene(layers, width, height, frames)
 
 
@@ -270,8 +296,13 @@ def _draw(scene: Scene, layer: Layer, frame: int, border: int) -> np.ndarray:
     back = np.linalg.inv(linear)
     to_canvas = np.concatenate([back, (margin - back @ shift)[:, None]], 1)
     if layer.bend is None or not layer.sway[frame]:
-        return cv2.warpAffine(layer.rgba, to_canvas, (scene.width, scene.height),
-                              flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=border)
+        return cv2.warpAffine(
+            layer.rgba,
+            to_canvas,
+            (scene.width, scene.height),
+            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+            borderMode=border,
+        )
     columns, rows = np.meshgrid(np.arange(scene.width, dtype=np.float32), np.arange(scene.height, dtype=np.float32))
     straight = (np.stack([columns, rows], -1) @ back.T + (margin - back @ shift)).astype(np.float32)
     source = straight

@@ -23,7 +23,7 @@ clean:
 
 # The machine's own python3 comes first: packages built for it are the likeliest to be at hand.
 $(VENV)/made:
-	@for python in $(PYTHON) python3 python3.12 python3.11 python3.10; do \
+	@for python in $(or $(PYTHON),python3 python3.12 python3.11 python3.10); do \
 	  if "$$python" -c '$(SUPPORTED)' 2>/dev/null; then \
 	    echo "Making $(VENV) with $$("$$python" --version) ..."; \
 	    "$$python" -m venv --clear $(VENV) && touch $@ && exit 0; \

@@ -146,6 +146,12 @@ def test_what_is_hidden_stays_where_it_was_last_seen(prior):
     torch.testing.assert_close(motion[5:], motion[4:5].expand(4, -1, -1))
 
 
+def test_holes_are_filled_however_far_what_is_known_lies():
+    picture, confidence = torch.zeros(1, 3, 40, 96), torch.zeros(1, 1, 40, 96)
+    picture[..., :8], confidence[..., :8] = 0.75, 1
+    torch.testing.assert_close(fill_holes(picture, confidence), torch.full((1, 3, 40, 96), 0.75))
+
+
 def test_without_motion_the_picture_stays_exactly(prior):
     state = prior.start(image())
     pinned = tracks(np.full((9, 1, 2), 20.0))

@@ -101,32 +101,23 @@ def fit(
     folder.mkdir(parents=True, exist_ok=True)
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(schedule.ema), use_buffers=False)
     base_rates = [[group["lr"] for group in optimiser.param_groups] for optimiser in optimisers]
-    step, seconds = 0, 0.0
     checkpoint = folder / "last.pt"
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        model.load_state_dict(state["model"])
-        averaged.load_state_dict(state["averaged"])
-        for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
-            optimiser.load_state_dict(saved)
-        step, seconds = state["step"], state["seconds"]
+    step, seconds = _restore(checkpoint, model, averaged, optimisers) if checkpoint.exists() else (0, 0.0)
     saved_at = started = time.monotonic()
     trained_before = seconds
     sums: dict[str, float] = {}
     with open(folder / "log.jsonl", "a") as log:
         while schedule.gone(step, seconds) < 1:
             rate = schedule.rate(step, seconds)
+            terms = loss(model, next(data))
+            if not torch.isfinite(terms["loss"]):
+                value = terms["loss"].item()
+                raise FloatingPointError(f"loss is {value} at step {step}; {checkpoint} holds the last good one")
+            terms["loss"].backward()
+            nn.utils.clip_grad_norm_(model.parameters(), schedule.clip_norm)
             for optimiser, rates in zip(optimisers, base_rates, strict=True):
                 for group, base in zip(optimiser.param_groups, rates, strict=True):
                     group["lr"] = base * rate
-            terms = loss(model, next(data))
-            if not torch.isfinite(terms["loss"]):
-                raise FloatingPointError(
-                    f"loss is {terms['loss'].item()} at step {step}; {checkpoint} holds the last good one"
-                )
-            terms["loss"].backward()
-            nn.utils.clip_grad_norm_(model.parameters(), schedule.clip_norm)
-            for optimiser in optimisers:
                 optimiser.step()
                 optimiser.zero_grad(set_to_none=True)
             averaged.update_parameters(model)
@@ -135,17 +126,9 @@ def fit(
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0.0) + value.item() / LOG_EVERY
             if step % LOG_EVERY == 0:
-                log.write(
-                    json.dumps(
-                        {
-                            "step": step,
-                            "minutes": round(seconds / 60, 2),
-                            "rate": round(rate, 4),
-                            **{name: round(value, 5) for name, value in sums.items()},
-                        }
-                    )
-                    + "\n"
-                )
+                means = {name: round(value, 5) for name, value in sums.items()}
+                row = {"step": step, "minutes": round(seconds / 60, 2), "rate": round(rate, 4), **means}
+                log.write(json.dumps(row) + "\n")
                 log.flush()
                 sums = {}
             if time.monotonic() - saved_at > CHECKPOINT_EVERY_S:
@@ -175,3 +158,15 @@ def _save(
         unfinished,
     )
     unfinished.replace(path)
+
+
+def _restore(
+    path: Path, model: nn.Module, averaged: AveragedModel, optimisers: list[torch.optim.Optimizer]
+) -> tuple[int, float]:
+    """Puts a checkpoint back in place -> its step, and the seconds trained until then."""
+    state = torch.load(path, weights_only=True)
+    model.load_state_dict(state["model"])
+    averaged.load_state_dict(state["averaged"])
+    for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
+        optimiser.load_state_dict(saved)
+    return state["step"], state["seconds"]

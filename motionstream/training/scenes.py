@@ -334,7 +334,7 @@ def render_clip(scene: Scene) -> Clip:
 
 
 def track_points(scene: Scene, owner: np.ndarray, times: Sequence[int], points: np.ndarray, ids: np.ndarray) -> Tracks:
-    """Exact tracks at `times` (the first one 0) of `points` [N, 2] of frame 0, given the owners [T, H, W] at those times.
+    """Exact tracks at `times` (the first one 0) of `points` [N, 2] of frame 0, given the owners [T, H, W] at these.
 
     A track is visible while it is inside the frame and not hidden by another layer.
     """

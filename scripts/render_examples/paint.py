@@ -192,5 +192,5 @@ def finish(picture: np.ndarray, rng: np.random.Generator, bloom=0.12, vignette=0
 
 
 def drags_together(starts: list[list[float]], way: list[list[float]], seconds: float) -> list[dict]:
-    """One path from each of `starts` (pixels), all going the same `way` (offsets from the start, the first one 0, 0)."""
+    """One path from each of `starts` (pixels), all going the same `way` (offsets, the first one 0, 0)."""
     return [{"points": [[x + dx, y + dy] for dx, dy in way], "seconds": seconds} for x, y in starts]

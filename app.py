@@ -10,7 +10,6 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import closing
 from pathlib import Path
 
 import gradio as gr
@@ -100,7 +99,8 @@ def build(engine: Engine, examples: Sequence[Example], limit: int) -> tuple[gr.B
 def serve(demo: gr.Blocks, live: Live, port: int | None = None, share: bool = False) -> str:
     """Starts serving in the background -> the address."""
     font = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
-    theme = gr.themes.Base(primary_hue="emerald", neutral_hue="slate", font=font, font_mono=["ui-monospace", "monospace"])
+    mono = ["ui-monospace", "monospace"]
+    theme = gr.themes.Base(primary_hue="emerald", neutral_hue="slate", font=font, font_mono=mono)
     _, local, public = demo.launch(
         server_port=port,
         share=share,

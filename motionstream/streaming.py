@@ -97,7 +97,7 @@ def image_channels(latents: Tensor, temporal_stride: int, first: bool) -> Tensor
 
 
 def composite(decoded: Tensor, unchanged: Tensor, warped: Tensor, confidence: Tensor, cell: int) -> Tensor:
-    """Fine detail from the moved picture where it is sure, light and colour from the student, the rest from the student.
+    """Fine detail from the moved picture where it is sure; light and colour, and all the rest, from the student.
 
     decoded: the student's frames [1, 3, T, H, W] in [-1, 1]; unchanged: what they would be had it changed nothing;
     warped: the moved picture; confidence: [1, 1, T, H, W]. Light is the mean of what is sure over about `cell` pixels:

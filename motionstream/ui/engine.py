@@ -50,7 +50,8 @@ class Engine:
     def describe(self) -> str:
         """One line for the page: model, number format, device, and what was measured."""
         dtype = str(self.model.dtype).removeprefix("torch.")
-        parts = [f"Model {self.model.preset.name}", f"{dtype} on {self.model.device}", f"{self.model.preset.fps:g} fps playback"]
+        preset = self.model.preset
+        parts = [f"Model {preset.name}", f"{dtype} on {self.model.device}", f"{preset.fps:g} fps playback"]
         if self.choice.fps is not None:
             parts.append(f"this machine generates about {self.choice.fps:.0f} fps")
         return " · ".join(parts)

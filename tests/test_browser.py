@@ -23,6 +23,8 @@ def part(page: Page, name: str):
 def open_page(page: Page, site: Site) -> None:
     page.goto(site.url)
     in_state(page, "idle")
+    for name, value in (("size", "3"), ("spacing", "14")):  # the example's own grid is for its own object
+        part(page, name).fill(value)
 
 
 def in_state(page: Page, state: str) -> None:
@@ -298,7 +300,7 @@ def test_example_is_one_click_and_ends_the_running_stream(page, site):
     [
         ("empty.jpg", b"", "empty"),
         ("notes.txt", b"not a picture", "not an image"),
-        ("huge.png", bytes(15 * 2**20 + 1), "at most 16 MB"),
+        ("huge.png", bytes(15 * 2**20 + 1), "at most 15 MB"),
     ],
 )
 def test_bad_upload_is_explained_on_the_canvas(page, site, tmp_path, name, data, sentence):

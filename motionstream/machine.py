@@ -1,7 +1,7 @@
 """What this machine can do: picks number format and picture size once, at start-up, by measuring for about a second.
 
 Decisions:
-- bfloat16 is used where it is measured to be faster than float32: CPUs without bfloat16 instructions are slower with it.
+- bfloat16 is used where it is measured to be faster than float32: CPUs without its instructions are slower with it.
 - A chunk of the smallest trained size is generated; its time is scaled up to the larger sizes. The largest one that
   keeps up with playback, with HEADROOM to spare for the web server and the browser's encoder, is taken.
 - A GPU gets bfloat16 and the largest size unmeasured: the models for it were trained at one size.
@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 import torch
@@ -27,7 +26,8 @@ HEADROOM = 1.25  # generation must be this many times as fast as playback
 COST_EXPONENT = 1.15  # a chunk's time grows with its tokens to this power: convolutions linearly, attention faster
 PROBE_ASPECT = (5, 3)
 PROBE_SIDE = 512  # of the matrices and pictures of the format measurement
-PROBE_ROUNDS = 20
+PROBE_SECONDS = 1.0  # a quarter of it for the format; what is under way at the end is still finished
+PROBE_CHUNKS = 2  # measured at most
 MAX_CELLS = 4_096  # tokens per latent frame that `--resolution` may ask for
 
 
@@ -49,15 +49,18 @@ def pick_device() -> str:
 
 
 def pick_dtype(device: str) -> torch.dtype:
-    """bfloat16 or float32, whichever this device multiplies and convolves faster; takes about a quarter of a second.
+    """bfloat16 or float32, whichever this device multiplies and convolves faster.
 
     The formats take turns and the best times count: another process's burst of work must not decide.
     """
     if device != "cpu":
         return torch.bfloat16
     probes = {dtype: _probe(dtype) for dtype in (torch.float32, torch.bfloat16)}
+    for probe in probes.values():
+        probe()  # sets up kernels
     best = dict.fromkeys(probes, float("inf"))
-    for _ in range(PROBE_ROUNDS):
+    end = time.perf_counter() + PROBE_SECONDS / 4
+    while float("inf") in best.values() or time.perf_counter() < end:
         for dtype, probe in probes.items():
             start = time.perf_counter()
             probe()
@@ -87,7 +90,7 @@ def parse_resolution(text: str, preset: Preset) -> Choice:
     if match := re.fullmatch(r"(\d{1,5})x(\d{1,5})", text):
         width, height = size = int(match[1]), int(match[2])
         if width % preset.cell or height % preset.cell or not width or not height:
-            raise InputError(f"resolution {text} does not fit {preset.name}: both sides must be multiples of {preset.cell}")
+            raise InputError(f"resolution {text}: both sides must be multiples of {preset.cell} pixels, above 0")
         if width * height // preset.cell**2 <= MAX_CELLS:
             return Choice(None, size)
     raise InputError(
@@ -120,4 +123,9 @@ def _chunk_fps(preset: Preset, budget: int, run: Callable[[np.ndarray], Iterator
     ramp = np.linspace(0, 255, width * height * 3).reshape(height, width, 3).astype(np.uint8)
     with closing(run(ramp)) as chunks:
         next(chunks)  # sets up kernels and memory
-        return max(len(chunk.frames) / chunk.timings["total"] for chunk in islice(chunks, 2))
+        start = time.perf_counter()
+        rates = []
+        while not rates or len(rates) < PROBE_CHUNKS and time.perf_counter() - start < PROBE_SECONDS:
+            chunk = next(chunks)
+            rates.append(len(chunk.frames) / chunk.timings["total"])
+    return max(rates)

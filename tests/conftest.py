@@ -46,9 +46,10 @@ PATCH = 12  # half the side of what `paste` moves with a track, pixels
 
 @dataclass
 class Paste:
-    """A stand-in for `streaming.stream`. seconds: that a chunk takes, and claims to take; fail: raised instead of the second chunk.
+    """A stand-in for `streaming.stream`.
 
-    chunks: all that were generated; prompts: one for each; live: how many streams are open.
+    seconds: that a chunk takes, and claims to take; fail: raised instead of the second chunk; chunks: all that were
+    generated; prompts: one for each; live: how many streams are open.
     """
 
     seconds: float = 0.01
@@ -133,7 +134,8 @@ class Visitor:
 
     def connect(self, **settings) -> ClientConnection:
         url = self.site.url.replace("http", "ws") + "motionstream/live/drag"
-        return self.open.enter_context(connect(url, **{"subprotocols": [SUBPROTOCOL, self.token], "max_size": None} | settings))
+        settings = {"subprotocols": [SUBPROTOCOL, self.token], "max_size": None} | settings
+        return self.open.enter_context(connect(url, **settings))
 
     def start(self, messages: tuple[dict, ...] = (), **data) -> None:
         """Presses Start: the event is queued; what comes of it comes over the socket."""
@@ -212,8 +214,9 @@ def shared_site(cache) -> Iterator[Site]:
 @pytest.fixture
 def site(shared_site) -> Site:
     """The app with the stand-in model, without a running stream."""
-    wait_for(lambda: not len(shared_site.live.sessions) and not shared_site.paste.live, "the last test's streams to end")
-    shared_site.paste.__init__()
+    live, paste = shared_site.live, shared_site.paste
+    wait_for(lambda: not len(live.sessions) and not paste.live, "the end of the last test's streams")
+    paste.__init__()
     return shared_site
 
 

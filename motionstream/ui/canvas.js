@@ -19,7 +19,9 @@ const HINTS = {
   paused: 'Paused: pins, paths and drags made now act together on resume',
   stopping: 'Finishing the clip …',
 };
-const BADGES = { offline: 'Connecting', idle: 'Ready', starting: 'Starting', live: 'Live', paused: 'Paused', stopping: 'Stopping' };
+const BADGES = {
+  offline: 'Connecting', idle: 'Ready', starting: 'Starting', live: 'Live', paused: 'Paused', stopping: 'Stopping',
+};
 
 const part = name => element.querySelector(`[data-ms="${name}"]`);
 const root = part('root'), picture = part('picture'), overlay = part('overlay'), poster = part('poster');
@@ -37,8 +39,10 @@ class Player {
 
   reset(fps) {
     (this.queue || []).forEach(entry => entry.bitmap?.close());
-    Object.assign(this, { queue: [], interval: 1000 / fps, period: 1000 / fps, due: 0, frame: 0, newest: -1, chunk: -1, acked: -1,
-                          seconds: [], margin: 120, dry: true, paused: false });
+    Object.assign(this, {
+      queue: [], interval: 1000 / fps, period: 1000 / fps, due: 0, dry: true, paused: false,
+      frame: 0, newest: -1, chunk: -1, acked: -1, seconds: [], margin: 120,
+    });
   }
 
   async push(header, blob) {
@@ -196,13 +200,16 @@ const wire = ({ kind, id, x, y, points, seconds, frame }) =>
 
 function sample(event) {
   const box = picture.getBoundingClientRect();
-  return { x: (event.clientX - box.left) * picture.width / box.width, y: (event.clientY - box.top) * picture.height / box.height,
-           t: event.timeStamp, frame: player.frame };
+  const x = (event.clientX - box.left) * picture.width / box.width;
+  const y = (event.clientY - box.top) * picture.height / box.height;
+  return { x, y, t: event.timeStamp, frame: player.frame };
 }
 
 function add(control) {
-  Object.assign(control, { id: control.id ?? nextId++, grid: control.grid ?? grid(), frame: player.frame, since: player.newest + 1 });
   controls.push(control);
+  control.id ??= nextId++;
+  control.grid ??= grid();
+  Object.assign(control, { frame: player.frame, since: player.newest + 1 });
   dirty = true;
   if (running() && control.kind !== 'hold') link.send(wire(control));
 }
@@ -214,7 +221,8 @@ function press(event) {
   if (state === 'idle') poster.hidden = !poster.src;   // a new stream starts from the picture, so show the picture
   const first = sample(event);
   if (tool === 'pin') return add({ kind: 'pin', x: first.x, y: first.y });
-  if (tool === 'drag' && state === 'idle') return say('Press Start first, or choose Path to draw a motion in advance', 'error');
+  if (tool === 'drag' && state === 'idle')
+    return say('Press Start first, or choose Path to draw a motion in advance', 'error');
   picture.setPointerCapture(event.pointerId);
   drags.set(event.pointerId, { id: nextId++, tool, grid: grid(), trail: [first], pending: [] });
   if (tool === 'drag') {
@@ -226,7 +234,8 @@ function press(event) {
 
 function regrab({ x, y }) {              // what is grabbed again must not be held where it was left
   const reach = ({ spacing, size }) => Math.max(spacing * size, Math.min(picture.width, picture.height) / 6);
-  const held = controls.filter(control => control.kind === 'hold' && Math.hypot(control.x - x, control.y - y) < reach(control.grid));
+  const near = control => Math.hypot(control.x - x, control.y - y) < reach(control.grid);
+  const held = controls.filter(control => control.kind === 'hold' && near(control));
   for (const { id } of held) link.send({ kind: 'remove', id });
   controls = controls.filter(control => !held.includes(control));
 }
@@ -298,7 +307,8 @@ function clear() {
 const pen = overlay.getContext('2d');
 
 function paintOverlay() {
-  const ratio = window.devicePixelRatio || 1, width = Math.round(picture.clientWidth * ratio), height = Math.round(picture.clientHeight * ratio);
+  const ratio = window.devicePixelRatio || 1;
+  const width = Math.round(picture.clientWidth * ratio), height = Math.round(picture.clientHeight * ratio);
   if (overlay.width !== width || overlay.height !== height) Object.assign(overlay, { width, height });
   pen.setTransform(1, 0, 0, 1, 0, 0);
   pen.clearRect(0, 0, width, height);
@@ -311,7 +321,8 @@ function paintOverlay() {
     paintLine(drag.trail.map(point => [point.x, point.y]), colour, 2.5 * unit, 0.7);
     paintGrid(last.x, last.y, drag.grid, colour, unit, 1);
   }
-  if (hover && !drags.size && (tool !== 'drag' || running())) paintGrid(hover.x, hover.y, grid(), COLOURS[tool], unit, 0.55);
+  if (hover && !drags.size && (tool !== 'drag' || running()))
+    paintGrid(hover.x, hover.y, grid(), COLOURS[tool], unit, 0.55);
 }
 
 function paintControl(control, unit) {
@@ -380,8 +391,9 @@ const link = {
       const wasRunning = running() || state === 'stopping';
       if (state !== 'offline') ended('', false);
       enter('offline');
-      if (event.code === STALE_PAGE) return say('The server has restarted since this page was loaded: reload the page', 'error');
-      say(wasRunning ? 'The connection was lost and the stream has ended: reconnecting' : 'No connection to the server: reconnecting', 'error');
+      if (event.code === STALE_PAGE) return say('This page is older than the server: reload the page', 'error');
+      const lost = wasRunning ? 'The connection was lost and the stream has ended' : 'No connection';
+      say(`${lost}: reconnecting`, 'error');
       setTimeout(() => this.connect(), RECONNECT_MS);
     };
   },
@@ -429,7 +441,7 @@ async function showPicture(header, blob) {
   if (header.prompt !== undefined) setPrompt(header.prompt);
   (header.paths ?? []).forEach(({ points, seconds }) => add({ kind: 'path', points, seconds }));
   (header.pins ?? []).forEach(([x, y]) => add({ kind: 'pin', x, y }));
-  element.querySelectorAll('.ms-example').forEach(button => button.setAttribute('aria-pressed', String(button.dataset.name === header.name)));
+  mark('.ms-example', 'aria-pressed', button => button.dataset.name === header.name);
   enter('idle');
   if (controls.length) say('Press Start to play the blue paths, or drag it your own way');
 }
@@ -463,7 +475,7 @@ const promptWords = () => part('prompt').value.split(',').map(word => word.trim(
 function setPrompt(text) {
   part('prompt').value = text;
   const words = promptWords();
-  part('chips').childNodes.forEach(button => button.setAttribute('aria-pressed', String(words.includes(button.textContent))));
+  mark('.ms-chip', 'aria-pressed', button => words.includes(button.textContent));
 }
 
 function sendPrompt() {
@@ -487,24 +499,29 @@ function showGrid() {
 
 function offerFile(file) {
   if (!file) return;
+  const [size, limit] = [Math.ceil(file.size / 2 ** 20), Math.floor(facts.max_bytes / 2 ** 20)];
   if (file.size > facts.max_bytes)
-    return say(`The file has ${(file.size / 1e6).toFixed(1)} MB; at most ${(facts.max_bytes / 1e6).toFixed(0)} MB: send a smaller picture`, 'error');
+    return say(`The file has ${size} MB; at most ${limit} MB: resize the picture`, 'error');
   whenStopped(() => { say('Reading the picture …'); link.socket.send(file); });
 }
 
-function choose(name, value) {           // one of a group of buttons
-  element.querySelectorAll(`button[data-${name}]`).forEach(button => button.setAttribute('aria-checked', String(button.dataset[name] === value)));
+function mark(selector, attribute, test) {
+  for (const button of element.querySelectorAll(selector)) button.setAttribute(attribute, String(test(button)));
+}
+
+function onEach(selector, action) {
+  for (const button of element.querySelectorAll(selector)) button.onclick = () => action(button);
 }
 
 function setTool(value) {
   tool = root.dataset.tool = value;
-  choose('tool', value);
+  mark('button[data-tool]', 'aria-checked', button => button.dataset.tool === value);
   dirty = true;
 }
 
 function setRelease(value) {
   release = value;
-  choose('release', value);
+  mark('button[data-release]', 'aria-checked', button => button.dataset.release === value);
   if (running()) link.send({ kind: 'release', mode: value });
 }
 
@@ -534,8 +551,8 @@ function listen() {
   Object.assign(part('pause'), { onclick: pause });
   Object.assign(part('undo'), { onclick: undo });
   Object.assign(part('clear'), { onclick: clear });
-  element.querySelectorAll('button[data-tool]').forEach(button => { button.onclick = () => setTool(button.dataset.tool); });
-  element.querySelectorAll('button[data-release]').forEach(button => { button.onclick = () => setRelease(button.dataset.release); });
+  onEach('button[data-tool]', button => setTool(button.dataset.tool));
+  onEach('button[data-release]', button => setRelease(button.dataset.release));
   part('upload').onclick = () => part('file').click();
   part('file').onchange = event => { offerFile(event.target.files[0]); event.target.value = ''; };
   part('prompt').onchange = sendPrompt;
@@ -549,9 +566,14 @@ function listen() {
   const stage = part('stage'), signal = closing.signal;
   stage.addEventListener('dragover', event => { event.preventDefault(); stage.dataset.drop = ''; });
   stage.addEventListener('dragleave', () => { delete stage.dataset.drop; });
-  stage.addEventListener('drop', event => { event.preventDefault(); delete stage.dataset.drop; offerFile(event.dataTransfer.files[0]); });
+  stage.addEventListener('drop', event => {
+    event.preventDefault();
+    delete stage.dataset.drop;
+    offerFile(event.dataTransfer.files[0]);
+  });
   document.addEventListener('keydown', keyDown, { signal });
-  document.addEventListener('paste', event => { if (element.offsetParent) offerFile(event.clipboardData.files[0]); }, { signal });
+  const paste = event => { if (element.offsetParent) offerFile(event.clipboardData.files[0]); };
+  document.addEventListener('paste', paste, { signal });
   new ResizeObserver(() => { dirty = true; }).observe(picture);
 }
 

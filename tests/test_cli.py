@@ -50,7 +50,7 @@ def run(folder, tmp_path, capsys):
 
 
 def test_generate_writes_what_it_reports(run, folder, tmp_path):
-    code, out, err = run("--tracks", folder / "tracks.json", "--json", "--seed", 3, "--prompt", "snow")
+    code, out, err = run("--tracks", folder / "tracks.json", "--json", "--seed", 3, "--prompt", "fog")
     report = json.loads(out.splitlines()[-1])
     assert (code, err) == (0, "")
     assert report.keys() == {"out", "frames", "width", "height", "fps_playback", "fps_generated", "first_chunk_s"}
@@ -63,7 +63,7 @@ def test_generate_writes_what_it_reports(run, folder, tmp_path):
     assert np.abs(frames[0].astype(int) - photo).mean() < 40  # noise, twice compressed
     with av.open(str(tmp_path / "out.mp4")) as container:
         recipe = json.loads(container.metadata["comment"])
-    assert (recipe["model"], recipe["prompt"], recipe["seed"]) == ("embedded", "snow", 3)
+    assert (recipe["model"], recipe["prompt"], recipe["seed"]) == ("embedded", "fog", 3)
     assert len(recipe["tracks"]["sha256"]) == 64
     assert [p.name for p in tmp_path.iterdir()] == ["out.mp4"]
 

@@ -222,7 +222,7 @@ def test_messages_that_arrive_during_a_chunk_apply_to_the_next():
         chunks = session(mailbox, ahead=None)
         assert next(chunks).tracks.N == 1
         mailbox.send(pin(2))
-        mailbox.send({"kind": "prompt", "text": "snow"})
+        mailbox.send({"kind": "prompt", "text": "fog"})
         assert settled(lambda: not mailbox._pending)
         time.sleep(0.05)
         assert next(chunks).tracks.N == 2
@@ -298,7 +298,7 @@ def test_wire_messages_are_read():
 
 
 def test_prompts_are_checked():
-    assert check_prompt("rain") == "rain"
+    assert check_prompt("dusk") == "dusk"
     with pytest.raises(InputError, match="10000 characters; at most 2000: shorten it"):
         check_prompt("x" * 10_000)
     with pytest.raises(InputError, match="must be text, not int"):
@@ -322,7 +322,7 @@ def play(messages_at, record, length=5):
 def test_replay_gives_the_same_pixels():
     messages = {
         0: [{"kind": "grid", "spacing": 8, "size": 2}, start(5, key=1), move(20), pin(9)],
-        2: [move(30), {"kind": "fly"}, {"kind": "prompt", "text": "snow"}],
+        2: [move(30), {"kind": "fly"}, {"kind": "prompt", "text": "fog"}],
         3: [move(44) | {"phase": "end"}, {"kind": "remove", "id": 9}],
     }
     record = Record()
@@ -344,7 +344,7 @@ def test_replay_of_a_real_stream():
     shape = dict(row.transformer) | dict(num_layers=1, num_attention_heads=1, attention_head_dim=12, ffn_dim=16)
     model, record = random_model(dataclasses.replace(row, transformer=shape)), Record()
     with Mailbox() as mailbox:
-        for message in (start(5), {"kind": "prompt", "text": "snow"}):
+        for message in (start(5), {"kind": "prompt", "text": "fog"}):
             mailbox.send(message)
         chunks = []
         for chunk in run_session(model, IMAGE, mailbox.address, seed=2, record=record):

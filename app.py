@@ -9,15 +9,16 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import gradio as gr
+import numpy as np
 
 from motionstream.errors import InputError
 from motionstream.machine import Choice, parse_resolution, pick_device, pick_dtype, pick_size
 from motionstream.model.checkpoint import Model, load_model
-from motionstream.streaming import stream
+from motionstream.streaming import Chunk, stream
 from motionstream.tracks import StaticTracks, Tracks
 from motionstream.ui.canvas import CanvasValue
 from motionstream.ui.drag import DragTab, Example, read_examples
@@ -64,9 +65,13 @@ def load_engine(name: str, resolution: str | None) -> Engine:
 
 
 def measure(model: Model) -> Choice:
-    """The largest size at which `model` keeps up with playback here."""
-    still = StaticTracks(Tracks.empty(0))
-    return pick_size(model.preset, model.device.type, lambda picture: stream(model, picture, still))
+    """The largest size at which `model` keeps up with playback here, while something is dragged."""
+
+    def run(picture: np.ndarray) -> Iterator[Chunk]:
+        path = np.linspace(0.3, 0.7, 3 * model.preset.chunk_frames(1))[:, None] * picture.shape[1::-1]
+        return stream(model, picture, StaticTracks(Tracks.rigid_grid(path, picture.shape[0] / 12, 3, np.arange(9))))
+
+    return pick_size(model.preset, model.device.type, run)
 
 
 def stream_limit(engine: Engine) -> int:

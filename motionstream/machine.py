@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -51,11 +51,20 @@ def pick_device() -> str:
 def pick_dtype(device: str) -> torch.dtype:
     """bfloat16 or float32, whichever this device multiplies and convolves faster.
 
-    The formats take turns and the best times count: another process's burst of work must not decide.
+    The formats take turns, on one thread, and the best times count: another process's burst of work must not decide.
     """
     if device != "cpu":
         return torch.bfloat16
-    probes = {dtype: _probe(dtype) for dtype in (torch.float32, torch.bfloat16)}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _fastest((torch.float32, torch.bfloat16))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _fastest(dtypes: Sequence[torch.dtype]) -> torch.dtype:
+    probes = {dtype: _probe(dtype) for dtype in dtypes}
     for probe in probes.values():
         probe()  # sets up kernels
     best = dict.fromkeys(probes, float("inf"))

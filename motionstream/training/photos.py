@@ -93,6 +93,7 @@ def unpack(package: str, folder: Path) -> Path:
         if done.returncode:
             raise RuntimeError(f"apt-get download {package} failed: {done.stderr.strip()}; run apt-get update, "
                                "or leave the package out with --packages")
+        folder.mkdir(parents=True, exist_ok=True)
         subprocess.run(["dpkg", "-x", str(next(Path(scratch).glob("*.deb"))), str(root)], check=True)
     for path in list(root.rglob("*.rcc")):
         for name, data in resources(path.read_bytes()):

@@ -7,9 +7,11 @@ import torch
 from motionstream.model.motion_prior import (
     MotionPrior,
     _sample,
+    behind,
     cell_centres,
     clean,
     close_gaps,
+    connect,
     fill_holes,
     least_squares_motion,
     splat,
@@ -130,7 +132,8 @@ def test_beyond_the_edge_the_picture_is_mirrored():
     picture = torch.linspace(-1, 1, WIDTH).expand(3, HEIGHT, WIDTH).contiguous()
     backward = torch.zeros(1, 2, HEIGHT // 2, WIDTH // 2)
     backward[:, 0] = 20  # every pixel shows what was 20 px to its right
-    seen, sure, beyond = _sample(picture, backward, torch.ones(1, 1, HEIGHT // 2, WIDTH // 2))
+    front = torch.zeros(HEIGHT // 2 * (WIDTH // 2))
+    seen, _, sure, beyond = _sample(picture, front, backward, torch.ones(1, 1, HEIGHT // 2, WIDTH // 2))
     assert beyond[..., : WIDTH - 21].max() == 0 and beyond[..., WIDTH - 19 :].min() == 1
     assert torch.equal(sure, 1 - beyond)
     torch.testing.assert_close(seen[..., 30], picture[None, ..., 50])
@@ -212,3 +215,42 @@ def test_what_is_dragged_out_of_the_frame_does_not_come_back(prior):
     motion = prior.motion(state, leaving)
     torch.testing.assert_close(motion, prior.motion(prior.start(image()), tracks(path)))
     assert motion[-1, :, 0].max() > motion[4, :, 0].max()
+
+
+def test_what_looks_like_the_dragged_object_elsewhere_stays():
+    follow = torch.zeros(2, HEIGHT // 2, WIDTH // 2)
+    follow[0, 4:10, 4:10] = 0.9  # the object of track 0 ...
+    follow[0, 4:10, 20:26] = 0.8  # ... and its twin, which is not connected to it
+    follow[1, 14:20, 4:30] = 0.9  # the object of track 1, of which track 0 claims a part
+    follow[:, 14:20, 12:20] = 0.45
+    weights = torch.cat([1 - follow.sum(0, keepdim=True), follow]).flatten(1).T
+    anchors = torch.tensor([[12.0, 12.0], [20.0, 32.0]])
+    kept = connect(weights, anchors, HEIGHT, WIDTH).T.unflatten(1, (HEIGHT // 2, WIDTH // 2))
+    torch.testing.assert_close(kept.sum(0), torch.ones(HEIGHT // 2, WIDTH // 2))
+    assert (kept[0, 4:10, 20:26] == 1).all() and (kept[1, 4:10, 4:10] > 0.89).all()
+    torch.testing.assert_close(kept[2, 14:20, 4:30], torch.full((6, 26), 0.9))
+
+
+def test_connecting_changes_nothing_where_everything_moves_together():
+    weights = torch.rand(HEIGHT // 2 * WIDTH // 2, 4, generator=torch.Generator().manual_seed(0)) + 0.3
+    weights = weights / weights.sum(1, keepdim=True)
+    anchors = torch.tensor([[3.0, 3.0], [60.0, 40.0], [-5.0, 99.0]])  # one begins outside the frame
+    torch.testing.assert_close(connect(weights, anchors, HEIGHT, WIDTH), weights)
+
+
+def test_no_tracks_are_connected_to_nothing():
+    stays = torch.ones(HEIGHT // 2 * WIDTH // 2, 1)
+    assert torch.equal(connect(stays, torch.zeros(0, 2), HEIGHT, WIDTH), stays)
+
+
+def test_a_hole_is_filled_with_what_lies_behind_the_object_that_left_it():
+    red, green = torch.tensor([1.0, -1.0, -1.0]), torch.tensor([-1.0, 1.0, -1.0])
+    picture = green[:, None, None].expand(3, 48, 64).clone()
+    picture[:, 16:32, 8:20] = red[:, None, None]
+    front, known = torch.zeros(1, 1, 48, 64), torch.ones(1, 1, 48, 64)
+    front[..., 16:32, 8:20] = 1
+    known[..., 16:32, 20:40] = 0
+    filled = fill_holes(picture[None], known, behind(front, known))[0]
+    assert torch.equal(filled[:, 16:32, 8:20], picture[:, 16:32, 8:20])
+    assert (filled[:, 16:32, 20:40] - green[:, None, None]).abs().max() < 0.15
+    assert (fill_holes(picture[None], known)[0, :, 16:32, 20:40] - green[:, None, None]).abs().max() > 0.5

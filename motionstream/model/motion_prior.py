@@ -32,6 +32,8 @@ UNIT = 32.0  # pixels: keeps the moments of the least squares near 1
 FRONT = 12.0  # log-weight of a cell that is surely in front over one that is surely behind
 HIDDEN = 1e-3  # weight of a hidden track beside a visible one's 1
 CERTAIN = 3.0  # log-odds with which a track moves the place it is attached to, at the least
+CONNECTED = 0.15  # share of a cell's motion that must come from tracks for the cell to join two others
+RIM = 3  # pixels along a hole whose colours are mixed with those of what has left it
 SHARPEN = 1.5  # power of the odds with which a cell follows the tracks: cleaner cuts, but still soft where unsure
 
 
@@ -106,15 +108,33 @@ def least_squares_motion(
     return (went + (away @ inverse @ cross)[..., 0, :]) * UNIT
 
 
+def connect(weights: Tensor, anchors: Tensor, height: int, width: int) -> Tensor:
+    """Shares [P, 1 + N] of staying and of following each track, cut to one piece: a cell follows only tracks that are
+    attached to its own connected piece of what follows any. What looks like a dragged object elsewhere stays.
+    """
+    rows, columns = height // CELL, width // CELL
+    follows = (1 - weights[:, 0] > CONNECTED).view(rows, columns).byte().numpy()
+    piece = torch.from_numpy(cv2.connectedComponents(follows)[1]).flatten()
+    cells = (anchors / CELL).long().clamp(torch.zeros(2).long(), torch.tensor([columns, rows]) - 1)
+    attached = piece[cells[:, 1] * columns + cells[:, 0]]
+    kept = weights[:, 1:] * ((piece[:, None] == attached) & (attached > 0))
+    total = kept.sum(1, keepdim=True)
+    kept = torch.where(total > 0, kept / total.clamp_min(1e-12) * weights[:, 1:].sum(1, keepdim=True), 0.0)
+    return torch.cat([1 - kept.sum(1, keepdim=True), kept], 1)
+
+
 def clean(motion: Tensor, share: Tensor, height: int, width: int) -> Tensor:
     """Motion [T, P, 2] times the share [P] of it that each cell takes part in, without torn specks.
 
-    Shares are sharpened, so that a cell goes or stays; an object takes its rim along; a median over 5x5 cells, as in
-    classical optical flow, removes what is left of specks and keeps edges.
+    Shares are sharpened, so that a cell goes or stays. Medians over 5x5 cells, as in classical optical flow, remove
+    specks and keep edges; between them an object grows by one cell on every side, so that it takes its soft rim along.
     """
+    rows, columns = height // CELL, width // CELL
     share = share**SHARPEN / (share**SHARPEN + (1 - share) ** SHARPEN)
-    share = F.max_pool2d(share.view(1, height // CELL, width // CELL), 3, 1, 1).flatten()
-    moved = (motion * share[:, None]).unflatten(1, (height // CELL, width // CELL)).numpy()
+    wider = F.max_pool2d(share.view(1, rows, columns), 3, 1, 1)[0]
+    wider = torch.from_numpy(cv2.medianBlur(wider.numpy(), 5))
+    share = F.max_pool2d(wider[None], 3, 1, 1).flatten()
+    moved = (motion * share[:, None]).unflatten(1, (rows, columns)).numpy()
     medians = [
         np.stack([cv2.medianBlur(np.ascontiguousarray(frame[..., k]), 5) for k in (0, 1)], -1) for frame in moved
     ]
@@ -161,20 +181,32 @@ def close_gaps(backward: Tensor, coverage: Tensor) -> tuple[Tensor, Tensor]:
     return filled, ((around - 0.3) / 0.25).clamp(0, 1) * (around > 0)
 
 
-def fill_holes(picture: Tensor, confidence: Tensor) -> Tensor:
-    """Pull-push: where confidence is low, the mean of the nearest known surroundings. [T, C, H, W], [T, 1, H, W]."""
-    weight, levels = confidence, []
-    colour = picture * confidence
+def fill_holes(picture: Tensor, confidence: Tensor, source: Tensor | None = None) -> Tensor:
+    """Pull-push: where confidence is low, the mean of the nearest known surroundings. [T, C, H, W], [T, 1, H, W].
+
+    source: how much each pixel counts as surroundings, in [0, 1]; the confidence if it isn't given.
+    """
+    weight, levels = confidence if source is None else source, []
+    colour = picture * weight
     while max(colour.shape[-2:]) > 1:
         levels.append((colour, weight))
         colour = F.avg_pool2d(colour, 2, ceil_mode=True, count_include_pad=False)
         weight = F.avg_pool2d(weight, 2, ceil_mode=True, count_include_pad=False)
-    known = colour / weight.clamp_min(1e-4)
+    known = colour / weight.clamp_min(1e-6)
     for colour, weight in reversed(levels):
         known = F.interpolate(known, size=colour.shape[-2:], mode="bilinear", align_corners=False)
         share = (weight * 4).clamp(0, 1)
-        known = torch.lerp(known, colour / weight.clamp_min(1e-4), share)
+        known = torch.lerp(known, colour / weight.clamp_min(1e-6), share)
     return torch.lerp(known, picture, confidence)
+
+
+def behind(front: Tensor, known: Tensor) -> Tensor:
+    """How much each pixel tells about what an object uncovers: what lies behind, not the object, nor its soft rim.
+
+    front, known: [T, 1, H, W] in [0, 1] -> the same.
+    """
+    inner = -F.max_pool2d(-known, 2 * RIM + 1, 1, RIM)
+    return known * (0.01 + 0.99 * inner * (1 - front))
 
 
 def _nearest(centres: Tensor, anchors: Tensor, valid: Tensor) -> Tensor:
@@ -271,8 +303,11 @@ class MotionPrior(ModelMixin, ConfigMixin):
             still = state.image[None, :, None].expand(-1, -1, tracks.T, -1, -1)
             return still, torch.ones_like(still[:, :1])
         backward, confidence = close_gaps(*splat(displacement, state.front, *state.size))
-        warped, confidence, beyond = _sample(state.image, fill_holes(backward, confidence), confidence)
-        return fill_holes(warped, torch.maximum(confidence, beyond)).movedim(0, 1)[None], confidence.movedim(0, 1)[None]
+        filled = fill_holes(backward, confidence)
+        warped, front, confidence, beyond = _sample(state.image, state.front, filled, confidence)
+        known = torch.maximum(confidence, beyond)
+        warped = fill_holes(warped, known, behind(front, known))
+        return warped.movedim(0, 1)[None], confidence.movedim(0, 1)[None]
 
     @torch.no_grad()
     def motion(self, state: PriorState, tracks: Tracks) -> Tensor:
@@ -317,7 +352,8 @@ class MotionPrior(ModelMixin, ConfigMixin):
         queries, stay, front, keys, head_start = self.features(state.image[None], anchors[None], valid)
         with torch.autocast("cpu", enabled=False):
             weights = self.weigh(centres[None], queries, stay, anchors[None], keys, head_start, valid)[0]
-        state.stay, state.weights, state.front = weights[:, 0], weights[:, 1:-1].contiguous(), front[0].sigmoid()
+        weights = connect(weights[:, :-1], anchors[:-1], *state.size)
+        state.stay, state.weights, state.front = weights[:, 0], weights[:, 1:].contiguous(), front[0].sigmoid()
         height, width = state.size
         places = anchors[:-1] / torch.tensor([width, height]) * 2 - 1
         base = state.base.T.unflatten(1, (height // CELL, width // CELL))[None]
@@ -328,17 +364,20 @@ class MotionPrior(ModelMixin, ConfigMixin):
         state.newest = torch.zeros_like(state.held)
 
 
-def _sample(image: Tensor, backward: Tensor, confidence: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The first frame seen through backward motion, bicubic, mirrored at its edges: [T, 3, H, W].
+def _sample(image: Tensor, front: Tensor, backward: Tensor, confidence: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The first frame [3, H, W] seen through backward motion, bicubic, mirrored at its edges: [T, 3, H, W].
 
-    Also at that size: the confidence, 0 where the picture is mirrored, and 1 where it is ("beyond"), else 0.
+    Also at that size, [T, 1, H, W]: what lies in front (given for cells, [P]); the confidence, 0 where the picture is
+    mirrored; and 1 where it is ("beyond"), else 0.
     """
     _, height, width = image.shape
-    picture = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+    near = F.interpolate(front.view(1, 1, height // CELL, width // CELL), size=(height, width), mode="bilinear")[0]
+    picture = np.ascontiguousarray(torch.cat([image, near]).permute(1, 2, 0).numpy())
     columns, rows = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
     flows = F.interpolate(backward, size=(height, width), mode="bilinear", align_corners=False).numpy()
     maps = [(columns + flow[0], rows + flow[1]) for flow in flows]
     seen = [cv2.remap(picture, x, y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101) for x, y in maps]
+    warped, near = torch.from_numpy(np.stack(seen)).permute(0, 3, 1, 2).split([3, 1], dim=1)
     beyond = torch.from_numpy(np.stack([(x < -1) | (x > width) | (y < -1) | (y > height) for x, y in maps]))[:, None]
     sure = F.interpolate(confidence, size=(height, width), mode="bilinear", align_corners=False) * ~beyond
-    return torch.from_numpy(np.stack(seen)).permute(0, 3, 1, 2).clamp(-1, 1), sure, beyond.to(sure)
+    return warped.clamp(-1, 1), near.clamp(0, 1), sure, beyond.to(sure)

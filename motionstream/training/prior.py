@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from motionstream.model.checkpoint import load_component
 from motionstream.model.motion_prior import CELL, MotionPrior, cell_centres, least_squares_motion
 from motionstream.training.autoencoder import to_tensor
 from motionstream.training.loop import Schedule, batches, fit, optimisers_for
@@ -28,7 +29,7 @@ from motionstream.training.scenes import (
     track_points,
 )
 
-SIZE = (192, 128)
+SIZE = (256, 160)
 FRAMES = 25
 MAX_TRACKS = 300
 WINDOW, WINDOWS = 16, 4  # the loss looks at this many windows of so many cells squared in each picture
@@ -129,14 +130,16 @@ def main() -> None:
         "--run", type=Path, required=True, help="run folder: log, checkpoints, and in the end motion_prior/"
     )
     parser.add_argument("--library", type=Path, help="folder of photographs; procedural textures without it")
+    parser.add_argument("--init", type=Path, metavar="DIR", help="a trained motion_prior/ folder to go on from")
     parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--rate", type=float, default=1.2e-3, help="peak learning rate; a third of it goes well with --init")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     torch.manual_seed(arguments.seed)
     library = load_library(arguments.library)
-    schedule = Schedule(minutes=arguments.minutes, learning_rate=1.2e-3, batch=16)
+    schedule = Schedule(minutes=arguments.minutes, learning_rate=arguments.rate, batch=12)
     data = batches(lambda rng: sample(rng, library), schedule.batch, arguments.seed)
-    prior = MotionPrior()
+    prior = load_component(arguments.init) if arguments.init else MotionPrior()
     trained = fit(prior, data, motion_loss, arguments.run, schedule, optimisers_for(prior, schedule.learning_rate))
     trained.save_pretrained(arguments.run / "motion_prior")
 

@@ -156,13 +156,18 @@ def _object_picture(rng: np.random.Generator, library: Library) -> np.ndarray:
 
 
 def _paste(
-    rng: np.random.Generator, picture: np.ndarray, canvas: tuple[int, int], frame: tuple[int, int]
+    rng: np.random.Generator,
+    picture: np.ndarray,
+    canvas: tuple[int, int],
+    frame: tuple[int, int],
+    centre: np.ndarray | None = None,
 ) -> np.ndarray:
-    """`picture` drawn at a random place, size and angle on a canvas (columns, rows), its centre inside the frame."""
+    """`picture` drawn at a random size and angle on a canvas (columns, rows); its centre is random, inside the frame."""
     rows, columns = picture.shape[:2]
-    reach = rng.uniform(0.15, 1.0) * min(frame)
+    reach = rng.uniform(0.15, 1.1) * min(frame)
     scale = reach / np.sqrt(rows * columns)
-    centre = np.array(canvas) / 2 + (rng.uniform(-0.42, 0.42, 2) * frame)
+    if centre is None:
+        centre = np.array(canvas) / 2 + (rng.uniform(-0.42, 0.42, 2) * frame)
     angle = np.degrees(rng.normal(0, 0.25)) if rng.random() < 0.6 else 0.0
     place = cv2.getRotationMatrix2D((columns / 2, rows / 2), angle, scale)
     place[:, 2] += centre - (columns / 2, rows / 2)
@@ -171,6 +176,30 @@ def _paste(
         place[:, :2] /= scale
         picture = small
     return cv2.warpAffine(_premultiply(picture), place, canvas, flags=cv2.INTER_LINEAR)
+
+
+def _grown(
+    rng: np.random.Generator, library: Library, placed: np.ndarray, canvas: tuple[int, int], frame: tuple[int, int]
+) -> np.ndarray:
+    """A drawn object with another one stuck to it: what belongs together need not look alike."""
+    rows, columns = np.nonzero(placed[..., 3] > 127)
+    if not len(rows):
+        return placed
+    pick = rng.integers(len(rows))
+    part = _paste(rng, _object_picture(rng, library), canvas, frame, np.array([columns[pick], rows[pick]], float))
+    behind = placed.astype(np.uint16) * (255 - part[..., 3:].astype(np.uint16))
+    return np.minimum(part + (behind + 127) // 255, 255).astype(np.uint8)
+
+
+def _twin(rng: np.random.Generator, placed: np.ndarray) -> np.ndarray:
+    """The same object again beside itself, sometimes mirrored: what looks alike need not belong together."""
+    size = np.sqrt((placed[..., 3] > 127).sum())
+    heading, reach = rng.uniform(0, 2 * np.pi), size * rng.uniform(0.8, 2.0)
+    shift = np.float64([[1, 0, reach * np.cos(heading)], [0, 1, reach * np.sin(heading)]])
+    if rng.random() < 0.4:
+        middle = np.nonzero(placed[..., 3].any(0))[0].mean() if size else 0.0
+        shift[0, 0], shift[0, 2] = -1, shift[0, 2] + 2 * middle
+    return cv2.warpAffine(placed, shift, placed.shape[1::-1], flags=cv2.INTER_LINEAR)
 
 
 def _in_place(rng: np.random.Generator, library: Library, canvas: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -230,18 +259,31 @@ def _compose(outer: np.ndarray, inner: np.ndarray) -> np.ndarray:
     return np.concatenate([linear, outer[:, :, :2] @ inner[:, :, 2:] + outer[:, :, 2:]], 2)
 
 
+def _pictures(
+    rng: np.random.Generator, library: Library, canvas: tuple[int, int], frame: tuple[int, int]
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """A background, RGB, and what lies on it, back to front: one to three objects, premultiplied RGBA."""
+    objects = []
+    if library.objects and rng.random() < 0.35:
+        background, in_place = _in_place(rng, library, canvas)
+        objects.append(in_place)
+    else:
+        background = photo_crop(rng, library, *canvas)
+    for _ in range(rng.choice([0, 1, 2], p=[0.6, 0.3, 0.1]) + (not objects)):
+        placed = _paste(rng, _object_picture(rng, library), canvas, frame)
+        objects.append(_grown(rng, library, placed, canvas, frame) if rng.random() < 0.25 else placed)
+    if rng.random() < 0.35:
+        original = rng.integers(len(objects))
+        twins = [_twin(rng, objects[original]) for _ in range(rng.choice([1, 2], p=[0.6, 0.4]))]
+        objects[original:original] = twins
+    return background, objects[-(MAX_LAYERS - 1) :]
+
+
 def random_scene(rng: np.random.Generator, library: Library, width: int, height: int, frames: int) -> Scene:
     """A background with one to three objects; half of the time a moving camera, which gives each layer its parallax."""
     margin = round(MARGIN * width), round(MARGIN * height)
     canvas = (width + 2 * margin[0], height + 2 * margin[1])
-    pictures = []
-    if library.objects and rng.random() < 0.35:
-        background, in_place = _in_place(rng, library, canvas)
-        pictures.append(in_place)
-    else:
-        background = photo_crop(rng, library, *canvas)
-    for _ in range(rng.choice([0, 1, 2], p=[0.6, 0.3, 0.1]) + (not pictures)):
-        pictures.append(_paste(rng, _object_picture(rng, library), canvas, (width, height)))
+    background, pictures = _pictures(rng, library, canvas, (width, height))
     size = min(width, height)
     still = np.zeros((frames, 2))
     middle = np.array([width, height]) / 2

@@ -238,6 +238,16 @@ def test_connecting_changes_nothing_where_everything_moves_together():
     torch.testing.assert_close(connect(weights, anchors, HEIGHT, WIDTH), weights)
 
 
+@pytest.mark.parametrize("seed", range(40))
+def test_shares_stay_shares_however_they_are_rounded(seed):
+    generator = torch.Generator().manual_seed(seed)
+    logits = 12 * torch.randn(HEIGHT // 2 * WIDTH // 2, 6, generator=generator)
+    anchors = torch.rand(5, 2, generator=generator) * torch.tensor([WIDTH, HEIGHT])
+    kept = connect(logits.softmax(1), anchors, HEIGHT, WIDTH)
+    assert kept.min() >= 0 and kept.max() <= 1 + 1e-6
+    assert torch.isfinite(clean(torch.ones(1, len(kept), 2), 1 - kept[:, 0], HEIGHT, WIDTH)).all()
+
+
 def test_no_tracks_are_connected_to_nothing():
     stays = torch.ones(HEIGHT // 2 * WIDTH // 2, 1)
     assert torch.equal(connect(stays, torch.zeros(0, 2), HEIGHT, WIDTH), stays)

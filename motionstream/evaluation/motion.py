@@ -32,6 +32,7 @@ import torch
 
 from motionstream.errors import InputError
 from motionstream.evaluation import baselines, metrics
+from motionstream.evaluation.lpips import Lpips
 from motionstream.evaluation.sheets import contact_sheet, draw_tracks, save_png, table
 from motionstream.machine import Choice, parse_resolution, size_for
 from motionstream.model.checkpoint import Model, load_model
@@ -149,8 +150,13 @@ def grid(width: int, height: int, spacing: float) -> np.ndarray:
     return np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
 
 
-def score_clip(video: np.ndarray, clip: Clip, tracker: metrics.Tracker = metrics.lucas_kanade) -> dict[str, float]:
-    """One video against the clip. Units as in `metrics`; sharp: Laplacian energy of all frames over the first's."""
+def score_clip(
+    video: np.ndarray, clip: Clip, lpips: Lpips | None = None, tracker: metrics.Tracker = metrics.lucas_kanade
+) -> dict[str, float]:
+    """One video against the clip. Units as in `metrics`; sharp: Laplacian energy of all frames over the first's.
+
+    lpips: with it, the perceptual distance is among the figures.
+    """
     seen = metrics.visible_region(clip.tracks, video.shape[2], video.shape[1], clip.spacing)[1:]
     made, real = video[1:], clip.frames[1:]
     return {
@@ -158,12 +164,15 @@ def score_clip(video: np.ndarray, clip: Clip, tracker: metrics.Tracker = metrics
         "psnr_visible": metrics.psnr(made, real, seen),
         "psnr_uncovered": metrics.psnr(made, real, ~seen),
         "ssim": metrics.ssim(made, real),
+        **({"lpips": lpips.video(made, real)} if lpips else {}),
         **asdict(metrics.track_error(video, clip.tracks, tracker)),
         "sharp": metrics.sharpness(made, clip.frames[0]),
     }
 
 
-def evaluate_clips(clips: Iterator[Clip], compared: Mapping[str, Method], seed: int) -> tuple[dict, list]:
+def evaluate_clips(
+    clips: Iterator[Clip], compared: Mapping[str, Method], seed: int, lpips: Lpips | None = None
+) -> tuple[dict, list]:
     """-> ({clip: {method: figures}}, rows of the contact sheet: middle and last frame of every clip).
 
     The method "clip itself" is the truth: its figures are the tracker's own errors.
@@ -172,7 +181,7 @@ def evaluate_clips(clips: Iterator[Clip], compared: Mapping[str, Method], seed: 
     for clip in clips:
         videos = {"clip itself": clip.frames}
         videos |= {name: method(clip.frames[0], clip.tracks, seed) for name, method in compared.items()}
-        figures[clip.name] = {name: score_clip(video, clip) for name, video in videos.items()}
+        figures[clip.name] = {name: score_clip(video, clip, lpips) for name, video in videos.items()}
         for t in (len(clip.frames) // 2, len(clip.frames) - 1):
             moments = [clip.frames[0], *(video[t] for video in videos.values())]
             rows.append((f"{clip.name}, frame {t}", [moment.copy() for moment in moments]))  # not the whole videos
@@ -332,7 +341,8 @@ def main(argv: list[str]) -> int:
     fit = partial(size_for, preset, choice)
     compared = methods(model, drags=args.table == "drags")
     if args.table == "motion":
-        figures, rows = evaluate_clips(_clips(args, fit), compared, args.seed)
+        lpips = Lpips.load(args.lpips) if args.lpips else None
+        figures, rows = evaluate_clips(_clips(args, fit), compared, args.seed, lpips)
         means = mean_over(figures)
         columns = ["input", *next(iter(figures.values()))]
     else:
@@ -373,6 +383,7 @@ def _parser() -> argparse.ArgumentParser:
     motion.add_argument("--library", type=Path, metavar="DIR", help="pictures for the synthetic clips")
     motion.add_argument("--frames", type=int, default=49, help="frames a clip (default: %(default)s)")
     motion.add_argument("--spacing", type=float, default=8.0, help="px between tracks (default: %(default)s)")
+    motion.add_argument("--lpips", type=Path, metavar="FILE", help="weights for LPIPS, see evaluation/lpips.py")
     drags = tables.add_parser("drags", help="photographs driven by one to five drags")
     drags.add_argument("folder", type=Path, metavar="DRAGS_DIR", help="JSON files like those in examples/")
     for command in (motion, drags):

@@ -120,7 +120,7 @@ def connect(weights: Tensor, anchors: Tensor, height: int, width: int) -> Tensor
     kept = weights[:, 1:] * ((piece[:, None] == attached) & (attached > 0))
     total = kept.sum(1, keepdim=True)
     kept = torch.where(total > 0, kept / total.clamp_min(1e-12) * weights[:, 1:].sum(1, keepdim=True), 0.0)
-    return torch.cat([1 - kept.sum(1, keepdim=True), kept], 1)
+    return torch.cat([(1 - kept.sum(1, keepdim=True)).clamp(0, 1), kept], 1)
 
 
 def clean(motion: Tensor, share: Tensor, height: int, width: int) -> Tensor:

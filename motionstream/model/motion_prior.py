@@ -33,6 +33,7 @@ FRONT = 12.0  # log-weight of a cell that is surely in front over one that is su
 HIDDEN = 1e-3  # weight of a hidden track beside a visible one's 1
 CERTAIN = 3.0  # log-odds with which a track moves the place it is attached to, at the least
 CONNECTED = 0.15  # share of a cell's motion that must come from tracks for the cell to join two others
+AROUND = 32  # pixels from a hole within which there should be something of what lies behind
 RIM = 3  # pixels along a hole whose colours are mixed with those of what has left it
 SHARPEN = 1.5  # power of the odds with which a cell follows the tracks: cleaner cuts, but still soft where unsure
 
@@ -195,7 +196,7 @@ def fill_holes(picture: Tensor, confidence: Tensor, source: Tensor | None = None
     known = colour / weight.clamp_min(1e-6)
     for colour, weight in reversed(levels):
         known = F.interpolate(known, size=colour.shape[-2:], mode="bilinear", align_corners=False)
-        share = (weight * 4).clamp(0, 1)
+        share = (weight * 20).clamp(0, 1)
         known = torch.lerp(known, colour / weight.clamp_min(1e-6), share)
     return torch.lerp(known, picture, confidence)
 
@@ -203,10 +204,13 @@ def fill_holes(picture: Tensor, confidence: Tensor, source: Tensor | None = None
 def behind(front: Tensor, known: Tensor) -> Tensor:
     """How much each pixel tells about what an object uncovers: what lies behind, not the object, nor its soft rim.
 
-    front, known: [T, 1, H, W] in [0, 1] -> the same.
+    front, known: [T, 1, H, W] in [0, 1] -> the same. Only differences among the pixels around count: where all that
+    is near lies in front, it tells as much as a background would.
     """
     inner = -F.max_pool2d(-known, 2 * RIM + 1, 1, RIM)
-    return known * (0.01 + 0.99 * inner * (1 - front))
+    weight = known * (0.001 + 0.999 * inner * (1 - front))
+    best = F.max_pool2d(F.max_pool2d(weight, AROUND // 4, ceil_mode=True), 9, 1, 4)
+    return weight / F.interpolate(best, scale_factor=AROUND // 4)[..., : known.shape[2], : known.shape[3]].clamp_min(1e-6)
 
 
 def _nearest(centres: Tensor, anchors: Tensor, valid: Tensor) -> Tensor:

@@ -9,21 +9,26 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import gradio as gr
 import numpy as np
 
+from motionstream.controls import depth
 from motionstream.errors import InputError
-from motionstream.machine import Choice, parse_resolution, pick_device, pick_dtype, pick_size
+from motionstream.machine import Choice, parse_resolution, pick_device, pick_dtype, pick_size, tune
 from motionstream.model.checkpoint import Model, load_model
 from motionstream.streaming import Chunk, stream
 from motionstream.tracks import StaticTracks, Tracks
-from motionstream.ui.canvas import CanvasValue
-from motionstream.ui.drag import DragTab, Example, read_examples
+from motionstream.ui.camera import CameraTab
+from motionstream.ui.canvas import CanvasValue, LiveCanvas
+from motionstream.ui.drag import DragTab
 from motionstream.ui.engine import Engine
 from motionstream.ui.live import Live
+from motionstream.ui.tab import Example, read_examples
+from motionstream.ui.transfer import TransferTab
 
 EXAMPLES = Path(__file__).parent / "examples"
 CLIP_LIFETIME = (600, 3_600)  # Gradio looks every 10 minutes for clips older than an hour, and deletes them
@@ -50,15 +55,17 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
                         help="name, folder or Hub repository (default: $MOTIONSTREAM_MODEL or the embedded student)")
     parser.add_argument("--resolution", metavar="BUDGET|WxH", help="tokens per latent frame, or a fixed size in pixels"
                         " (default: the largest trained size that this machine plays in real time)")
+    parser.add_argument("--low-memory", action="store_true", help="less GPU memory, slower")
     parser.add_argument("--port", type=int, help="default: $GRADIO_SERVER_PORT, or the first free port from 7860")
     parser.add_argument("--share", action="store_true", help="make a temporary public address")
     return parser.parse_args(argv)
 
 
-def load_engine(name: str, resolution: str | None) -> Engine:
+def load_engine(name: str, resolution: str | None, low_memory: bool = False) -> Engine:
     """The model at the number format and size that suit this machine; `InputError` if either cannot be had."""
     device = pick_device()
-    model = load_model(name, device, pick_dtype(device))
+    model = load_model(name, device, pick_dtype(device), low_memory=low_memory)
+    tune(model)
     if resolution is not None:
         return Engine(model, parse_resolution(resolution, model.preset))
     return Engine(model, measure(model))
@@ -83,20 +90,22 @@ def stream_limit(engine: Engine) -> int:
 
 def build(engine: Engine, examples: Sequence[Example], limit: int) -> tuple[gr.Blocks, Live]:
     """The page and its visitors; `serve` puts both on a port."""
-    drag = DragTab(engine, examples)
-    live = Live({drag.seat: drag}, limit)
+    tabs = [tab(engine, examples) for tab in (DragTab, TransferTab, CameraTab)]
+    live = Live({tab.seat: tab for tab in tabs}, limit)
+    canvases = []
 
-    def admit(request: gr.Request) -> CanvasValue:
-        return CanvasValue(token=live.admit(request.session_hash))
+    def admit(request: gr.Request) -> dict[LiveCanvas, CanvasValue]:
+        return dict.fromkeys(canvases, CanvasValue(token=live.admit(request.session_hash)))
 
     def leave(request: gr.Request) -> None:
         live.leave(request.session_hash)
 
     with gr.Blocks(title="MotionStream", fill_width=True, analytics_enabled=False, delete_cache=CLIP_LIFETIME) as demo:
         gr.HTML(HEADER)
-        with gr.Tab("Drag"):
-            canvas = drag.build(live)
-        demo.load(admit, outputs=canvas, queue=False, show_progress="hidden", api_visibility="private")
+        for tab in tabs:
+            with gr.Tab(tab.title):
+                canvases.append(tab.build(live))
+        demo.load(admit, outputs=canvases, queue=False, show_progress="hidden", api_visibility="private")
         demo.unload(leave)
     return demo, live
 
@@ -125,11 +134,12 @@ def serve(demo: gr.Blocks, live: Live, port: int | None = None, share: bool = Fa
 if __name__ == "__main__":
     arguments = parse_arguments()
     try:
-        engine = load_engine(arguments.model, arguments.resolution)
+        engine = load_engine(arguments.model, arguments.resolution, arguments.low_memory)
         demo, live = build(engine, read_examples(EXAMPLES), stream_limit(engine))
     except InputError as error:
         print(f"app.py: {error}", file=sys.stderr)
         sys.exit(2)
     print(engine.describe(), flush=True)
+    threading.Thread(target=depth.fetch, name="depth", daemon=True).start()  # until it is there, planes do
     print(f"MotionStream runs on {serve(demo, live, arguments.port, arguments.share)}", flush=True)
     demo.block_thread()

@@ -1,8 +1,12 @@
 """The command line.
 
     python -m motionstream generate photo.jpg -o out.mp4 --tracks tracks.json --prompt fog --seconds 5
+    python -m motionstream track clip.mp4 -o tracks.json --grid 30
     python -m motionstream bench --chunks 40 --json
+    python -m motionstream convert Wan2.1-Fun-1.3B-InP taew2_1.safetensors -o my-model
+    python -m motionstream train teacher --data SHARDS --out RUN  # see motionstream/training/command.py
     python -m motionstream eval drags examples --json           # see motionstream/evaluation/motion.py
+    python -m motionstream eval camera LLFF_DIR --json          # see motionstream/evaluation/camera.py
 
 Exit codes: 0 done; 2 bad input, named in a sentence on stderr; 130 stopped by Ctrl-C. With --json the last line on
 stdout is one JSON object. An output file is complete or not there. Each command imports what it needs when it runs, so
@@ -25,6 +29,8 @@ from motionstream.errors import InputError
 
 if TYPE_CHECKING:
     from motionstream.streaming import Chunk
+    from motionstream.tracks import Tracks
+    from motionstream.video import Clip
 
 DEFAULT_SECONDS = 5.0
 MAX_SECONDS = 3_600.0
@@ -35,10 +41,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command -> its exit code; argv without the program's name, None for the process's own."""
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
+        if argv[:2] == ["eval", "camera"]:
+            from motionstream.evaluation.camera import main as evaluate_camera
+
+            return evaluate_camera(argv[2:])
+        if argv[:2] == ["eval", "ablations"]:
+            from motionstream.evaluation.ablations import main as ablate
+
+            return ablate(argv[2:])
         if argv[:1] == ["eval"]:  # has a command line of its own, whose imports --help need not wait for
             from motionstream.evaluation.motion import main as evaluate
 
             return evaluate(argv[1:])
+        if argv[:1] == ["train"]:
+            from motionstream.training.command import main as train
+
+            return train(argv[1:])
         args = _parser().parse_args(argv)
         result = args.command(args)
     except InputError as error:
@@ -64,15 +82,17 @@ def generate(args: argparse.Namespace) -> dict[str, float | int | str]:
         raise InputError(f"cannot write {args.out}: only .mp4 is known")
     picture = read_image(args.image)  # before the imports that take seconds: a wrong name is told at once
 
-    from motionstream.machine import Choice, parse_resolution, pick_device, pick_dtype, size_for
+    from motionstream.machine import Choice, parse_resolution, pick_device, pick_dtype, size_for, tune
     from motionstream.model.checkpoint import load_model
     from motionstream.session import check_prompt, recipe_head
     from motionstream.streaming import stream
-    from motionstream.tracks import StaticTracks, Tracks, load_tracks
+    from motionstream.tracks import StaticTracks, Tracks
+    from motionstream.trajectories import load_tracks
 
     check_prompt(args.prompt)
     device = pick_device()
     model = load_model(args.model, device, pick_dtype(device))
+    tune(model)
     preset, picture_size = model.preset, (picture.shape[1], picture.shape[0])
     choice = parse_resolution(args.resolution, preset) if args.resolution else Choice(max(preset.budgets))
     size = size_for(preset, choice, *picture_size)
@@ -103,13 +123,68 @@ def generate(args: argparse.Namespace) -> dict[str, float | int | str]:
     return {"out": str(args.out), **figures}
 
 
+def track(args: argparse.Namespace) -> dict[str, float | int | str]:
+    """The `track` command: a clip -> its point tracks, or a trajectory file -> the same in another format.
+
+    Returns: out, frames, tracks, width, height, fps, tracker (none for a trajectory file).
+    """
+    from motionstream.trajectories import pick_writer, read_trajectories, write_trajectories
+    from motionstream.video import Clip
+
+    pick_writer(args.out, args.format)  # before the work: a format that is not known is told at once
+    if args.clip.suffix.lower() in (".json", ".npy", ".pth", ".pt", ".txt"):
+        read, name = read_trajectories(args.clip), ""
+        tracks, fps = read.tracks, read.fps
+        size = read.size or tuple(max(1, int(side) + 1) for side in tracks.points.max(axis=(0, 1), initial=0))
+    else:
+        clip = Clip.open(args.clip)
+        size, fps = (clip.width, clip.height), args.fps or clip.fps
+        tracks, name = _track(clip, args, fps)
+    write_trajectories(args.out, tracks, size, fps, args.format)
+    figures = {"frames": tracks.T, "tracks": tracks.N, "width": size[0], "height": size[1], "fps": fps, "tracker": name}
+    if not args.json:
+        print(f"{args.out}: {tracks.N} tracks over {tracks.T} frames" + (f", by {name}" if name else ""))
+    return {"out": str(args.out), **figures}
+
+
+def _track(clip: Clip, args: argparse.Namespace, fps: float) -> tuple[Tracks, str]:
+    """All tracks of a clip in its own pixels, with a progress bar on a terminal, and the tracker's name."""
+    from tqdm import tqdm
+
+    from motionstream.controls.trackers import LICENCES
+    from motionstream.controls.transfer import Settings, track_clip, tracking_size
+    from motionstream.tracks import join
+
+    settings = Settings(start=args.start, seconds=args.seconds, grid=args.grid, tracker=args.tracker)
+    tracker, blocks = settings.open_tracker(live=False), []
+    print(f"motionstream: {LICENCES[tracker.name]}", file=sys.stderr)
+    with tqdm(total=round(min(clip.seconds or args.seconds, args.seconds) * fps), unit="frame", disable=None) as bar:
+        for frames, tracks in track_clip(clip, settings, fps, tracker):
+            blocks.append(tracks)
+            bar.update(len(frames))
+    seen = tracking_size(clip.width, clip.height)
+    return join(blocks).scale(seen, (clip.width, clip.height)), tracker.name
+
+
 def bench(args: argparse.Namespace) -> dict[str, float | int | str]:
     """The `bench` command: see `motionstream.evaluation.speed.bench`, which also prints the table."""
     from motionstream.evaluation.speed import bench as measure
     from motionstream.machine import pick_device, pick_dtype
 
-    device = pick_device()
-    return measure(args.model, args.chunks, args.random_weights, device, pick_dtype(device))
+    device = args.device or pick_device()
+    options = {name: getattr(args, name) for name in ("vae", "compile", "fp8", "low_memory")}
+    return measure(args.model, args.chunks, args.random_weights, device, pick_dtype(device), args.budget, **options)
+
+
+def convert(args: argparse.Namespace) -> dict[str, int | str | list[str]]:
+    """The `convert` command: see `motionstream.model.convert`."""
+    from motionstream.model.convert import convert as write
+
+    loras = [(path, float(strength or 1)) for path, _, strength in (text.partition("=") for text in args.lora)]
+    report = write(args.sources, args.out, loras=loras)
+    if not args.json:
+        print(f"{args.out}: {report}")
+    return {"out": str(args.out), **vars(report)}
 
 
 def _take(chunks: Iterator[Chunk], frames: int) -> Iterator[tuple[Chunk, int, float]]:
@@ -132,7 +207,7 @@ def _parser() -> argparse.ArgumentParser:
     one.set_defaults(command=generate)
     one.add_argument("image", type=Path, metavar="IMAGE")
     one.add_argument("-o", "--out", type=Path, required=True, metavar="OUT.mp4")
-    one.add_argument("--tracks", type=Path, metavar="FILE.json", help="point tracks, see motionstream/tracks.py")
+    one.add_argument("--tracks", type=Path, metavar="FILE.json", help="point tracks, see motionstream/trajectories.py")
     one.add_argument("--prompt", default="", metavar="TEXT")
     one.add_argument("--seconds", type=_seconds, metavar="S", help="length (default: that of the tracks, else 5)")
     one.add_argument("--seed", type=_seed, default=0, metavar="N")
@@ -141,6 +216,20 @@ def _parser() -> argparse.ArgumentParser:
     two.set_defaults(command=bench)
     two.add_argument("--chunks", type=int, default=40, metavar="N")
     two.add_argument("--random-weights", action="store_true", help="measure a preset that has no weights here")
+    two.add_argument("--device", choices=("cpu", "cuda"), help="default: the GPU, if there is one")
+    two.add_argument("--budget", type=int, metavar="N", help="tokens per latent frame (default: the preset's most)")
+    two.add_argument("--vae", choices=("full", "tiny"), help="what decodes (default: the tiny VAE, if there is one)")
+    two.add_argument("--compile", action="store_true", help="compile the transformer's blocks")
+    two.add_argument("--fp8", action="store_true", help="linear layers in 8-bit floating point")
+    two.add_argument("--low-memory", action="store_true", help="less GPU memory, slower")
+    three = commands.add_parser("convert", help="make a model folder of other people's checkpoints")
+    three.set_defaults(command=convert)
+    three.add_argument("sources", nargs="+", metavar="SOURCE", help="files and folders; later ones replace parts")
+    three.add_argument("-o", "--out", type=Path, required=True, metavar="FOLDER")
+    three.add_argument("--lora", action="append", default=[], metavar="FILE[=STRENGTH]", help="adapter to merge")
+    three.add_argument("--json", action="store_true", help="last line on stdout: one JSON object")
+    _track_options(commands)
+    commands.add_parser("train", help="train a model, stage by stage", add_help=False)
     commands.add_parser("eval", help="measure motion and quality against clips or drags", add_help=False)
     for command in (one, two):
         command.add_argument("--model", default="embedded", metavar="NAME_OR_PATH", help="default: %(default)s")
@@ -148,10 +237,31 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _track_options(commands: argparse._SubParsersAction) -> None:
+    one = commands.add_parser("track", help="point tracks of a clip, or a trajectory file in another format")
+    one.set_defaults(command=track)
+    one.add_argument("clip", type=Path, metavar="CLIP", help="a video, or .json, .npy, .pth, .pt, .txt trajectories")
+    one.add_argument("-o", "--out", type=Path, required=True, metavar="TRACKS.json", help="or .npy, .pth, .pt")
+    one.add_argument("--format", metavar="NAME", help="motionstream, comfyui, spline, wan-move, ati (default: by name)")
+    one.add_argument("--tracker", choices=("auto", "cotracker3", "lucas-kanade"), default="auto")
+    one.add_argument("--grid", type=int, default=20, metavar="N", help="points along the longer side, default 20")
+    one.add_argument("--start", type=float, default=0.0, metavar="S", help="second of the clip to begin at")
+    one.add_argument("--seconds", type=_seconds, default=60.0, metavar="S", help="at most, default 60")
+    one.add_argument("--fps", type=_fps, metavar="N", help="default: the clip's own")
+    one.add_argument("--json", action="store_true", help="last line on stdout: one JSON object")
+
+
 def _seconds(text: str) -> float:
     value = float(text)
     if not 0 < value <= MAX_SECONDS:
         raise argparse.ArgumentTypeError(f"{text} is not above 0 and at most {MAX_SECONDS:g}")
+    return value
+
+
+def _fps(text: str) -> float:
+    value = float(text)
+    if not 1 <= value <= 120:
+        raise argparse.ArgumentTypeError(f"{text} is not from 1 to 120")
     return value
 
 

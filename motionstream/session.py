@@ -11,7 +11,10 @@ before every chunk: messages that arrive while a chunk is being generated apply 
             ...                                         # show chunk.frames, record.take_errors()
         record.recipe()                                 # replay(model, image, recipe) gives the same pixels
 
-Messages are JSON objects: those of `motionstream.controls.drag`, and
+`run_session(..., base=recipe)` lays the drags on top of another source of motion (`motionstream.controls.layers`). Its
+own live messages come through the same mailbox.
+
+Messages are JSON objects: those of `motionstream.controls.drag` and of the base source, and
 
     {"kind": "prompt", "text": "fog"}    {"kind": "pause", "value": true}    {"kind": "stop"}
     {"kind": "ack", "chunk": 3}           the visitor has seen the beginning of chunk 3
@@ -35,13 +38,14 @@ from socket import SHUT_RDWR, socket
 
 import numpy as np
 
-from motionstream.controls.drag import DragSource
+from motionstream.controls.layers import Layers, SourceRecipe, make_source
 from motionstream.errors import InputError
 from motionstream.model.checkpoint import Model
 from motionstream.streaming import Chunk, stream
 
 MAX_MESSAGE_BYTES = 2**20
 MAX_PENDING = 1_000  # messages that wait for a busy worker
+MAX_PENDING_BYTES = 16 * 2**20  # of them together
 MAX_DEPTH = 4  # levels of nesting in a message
 MAX_PROMPT = 2_000  # characters
 MAX_LOG = 100_000  # messages in a recipe: half an hour of dragging without a pause
@@ -95,7 +99,8 @@ class Mailbox:
     """The sending end. Any thread may `send`; nothing blocks; messages wait until the worker has connected.
 
     address: what `Inbox` and `run_session` take, for one worker. While the worker is too busy to read, at most
-    MAX_PENDING messages wait: the oldest pointer moves make room, never a start or an end. A stop overtakes them all.
+    MAX_PENDING messages of MAX_PENDING_BYTES wait: the oldest pointer moves and webcam pictures make room, never a
+    start or an end. A stop overtakes them all.
     """
 
     def __init__(self):
@@ -121,7 +126,7 @@ class Mailbox:
                 return
             if message.get("kind") == "stop":
                 self._pending.clear()
-            elif len(self._pending) >= MAX_PENDING:
+            while len(self._pending) >= MAX_PENDING or sum(len(t) for _, t in self._pending) > MAX_PENDING_BYTES:
                 self._make_room()
             self._pending.append((message, text))
             self._changed.notify()
@@ -150,7 +155,7 @@ class Mailbox:
 
     def _make_room(self) -> None:
         for i, (waiting, _) in enumerate(self._pending):
-            if waiting.get("kind") == "drag" and waiting.get("phase") == "move":
+            if (waiting.get("kind"), waiting.get("phase")) in (("drag", "move"), ("webcam", None)):
                 del self._pending[i]
                 return
         raise InputError(f"{MAX_PENDING} control messages wait for the generator already: send fewer")
@@ -274,13 +279,13 @@ class Record:
         return [self._errors.popleft() for _ in range(len(self._errors))]
 
     def recipe(self) -> dict:
-        """All that reproduces the session so far, as JSON types. "complete" is false if it outgrew MAX_LOG."""
+        """All that reproduces the session so far, as JSON types; not "complete" beyond MAX_LOG or private messages."""
         controls = [{"chunk": chunk, "message": json.loads(text)} for chunk, text in self.controls]
         return {**self.head, "chunks": self.chunks, "complete": self.complete, "controls": controls}
 
-    def log(self, message: dict) -> None:
-        """Notes a message that applies to the next chunk."""
-        self.complete = self.complete and len(self.controls) < MAX_LOG
+    def log(self, message: dict, private: bool = False) -> None:
+        """Notes a message that applies to the next chunk; of a private one, only that it is missing."""
+        self.complete = self.complete and len(self.controls) < MAX_LOG and not private
         if self.complete:
             self.controls.append((self.chunks, json.dumps(message)))
 
@@ -290,11 +295,11 @@ class Record:
 
 
 class _State:
-    """What messages change: the drags, the prompt, and whether and how far the stream may run."""
+    """What messages change: the tracks, the prompt, and whether and how far the stream may run."""
 
-    def __init__(self, prompt: str, seed: int, release: str):
-        self.source = DragSource(seed, release)
+    def __init__(self, prompt: str, seed: int, release: str, base: SourceRecipe | None):
         self.prompt = check_prompt(prompt)
+        self.source = make_source(base, seed, release)
         self.paused = self.stopped = False
         self.shown = -1  # newest chunk that the visitor has seen
 
@@ -317,6 +322,15 @@ class _State:
                 return True
         return False
 
+    def private(self, message: dict) -> bool:
+        """Whether a message that was taken in must not be written down."""
+        return isinstance(self.source, Layers) and message["kind"] in self.source.base.unrecorded
+
+    def close(self) -> None:
+        """Frees the base source, if there is one."""
+        if isinstance(self.source, Layers):
+            self.source.base.close()
+
 
 def run_session(
     model: Model,
@@ -326,6 +340,7 @@ def run_session(
     prompt: str = "",
     seed: int = 0,
     release: str = "hold",
+    base: SourceRecipe | None = None,
     ahead: int | None = 1,
     idle_s: float = 600.0,
     record: Record | None = None,
@@ -334,19 +349,23 @@ def run_session(
     """Chunks of a live session, until a stop, the end of the mailbox, or `idle_s` seconds of waiting for a message.
 
     image: uint8 RGB [H, W, 3] at generation size; inbox: a mailbox's address, or an `Inbox`, closed at the end;
-    prompt, seed: see `motionstream.streaming.stream`; release: see `DragSource`; ahead: chunk k is generated once the
-    visitor has seen chunk k - ahead (None: do not wait for acknowledgements); record: filled while the session runs.
-    A message that is wrong ends nothing: what is wrong with it goes to the record.
+    prompt, seed: see `motionstream.streaming.stream`; release: see `DragSource`; base: what the drags are laid on;
+    ahead: chunk k is generated once the visitor has seen chunk k - ahead (None: do not wait for acknowledgements);
+    record: filled while the session runs. A message that is wrong ends nothing: what is wrong with it goes to the
+    record. Raises `InputError` where the base source cannot be had, or breaks.
     """
     record = Record() if record is None else record
-    state = _State(prompt, seed, release)
-    record.head = recipe_head(model, image, prompt, seed, release)
+    record.head = recipe_head(model, image, prompt, seed, release, base)
     try:
         inbox = Inbox(inbox) if isinstance(inbox, str) else inbox
     except ConnectionRefusedError:  # the visitor left before the worker was there
         record.end = "stopped"
         return
-    with closing(inbox), closing(stream(model, image, state.source, prompt=lambda: state.prompt, seed=seed)) as chunks:
+    with (
+        closing(inbox),
+        closing(_State(prompt, seed, release, base)) as state,
+        closing(stream(model, image, state.source, prompt=lambda: state.prompt, seed=seed)) as chunks,
+    ):
         while _may_go_on(state, inbox, record, ahead, idle_s) and (chunk := next(chunks, None)):
             record.chunks += 1
             yield chunk
@@ -360,7 +379,7 @@ def _may_go_on(state: _State, inbox: Inbox, record: Record, ahead: int | None, i
         for message in messages:
             try:
                 if state.apply(message):
-                    record.log(message)
+                    record.log(message, state.private(message))
             except InputError as error:
                 record.error(str(error))
         state.shown = min(state.shown, record.chunks - 1)  # nobody has seen what is not there yet
@@ -378,11 +397,15 @@ def _may_go_on(state: _State, inbox: Inbox, record: Record, ahead: int | None, i
 
 
 def replay(
-    model: Model, image: np.ndarray, recipe: dict, stream: Callable[..., Iterator[Chunk]] = stream
+    model: Model,
+    image: np.ndarray,
+    recipe: dict,
+    base: SourceRecipe | None = None,
+    stream: Callable[..., Iterator[Chunk]] = stream,
 ) -> Iterator[Chunk]:
     """The chunks of a recorded session again: same model, image and machine, same pixels.
 
-    image: as given to `run_session`; recipe: `Record.recipe()`. `InputError` if they do not belong together.
+    image, base: as given to `run_session`; recipe: `Record.recipe()`. `InputError` if they do not belong together.
     """
     if not isinstance(recipe, dict) or (recipe.get("format"), recipe.get("version")) != (RECIPE_FORMAT, RECIPE_VERSION):
         raise InputError(f"this is not a recipe of format {RECIPE_FORMAT}, version {RECIPE_VERSION}")
@@ -391,25 +414,30 @@ def replay(
         messages = defaultdict(list)
         for entry in recipe["controls"]:
             messages[entry["chunk"]].append(entry["message"])
-        given = {key: recipe[key] for key in ("model", "image")}
+        given = {key: recipe[key] for key in ("model", "image")} | {"base": recipe.get("base")}
         if "tracks" in recipe:
             raise InputError("the recipe was made with a track file: generate with those tracks instead")
     except (KeyError, TypeError) as error:
         raise InputError(f"the recipe is damaged: {error}") from error
-    for key, value in recipe_head(model, image, prompt, seed, release).items():
+    for key, value in ({"base": None} | recipe_head(model, image, prompt, seed, release, base)).items():
         if given.get(key, value) != value:
             raise InputError(f"the recipe was made with {key} {given[key]}, not with {value}")
-    state = _State(prompt, seed, release)
-    with closing(stream(model, image, state.source, prompt=lambda: state.prompt, seed=seed)) as chunks:
+    with (
+        closing(_State(prompt, seed, release, base)) as state,
+        closing(stream(model, image, state.source, prompt=lambda: state.prompt, seed=seed)) as chunks,
+    ):
         for index in range(length):
             for message in messages[index]:
                 state.apply(message)
             yield next(chunks)
 
 
-def recipe_head(model: Model, image: np.ndarray, prompt: str, seed: int, release: str = "hold") -> dict:
+def recipe_head(
+    model: Model, image: np.ndarray, prompt: str, seed: int, release: str = "hold", base: SourceRecipe | None = None
+) -> dict:
     """What every recipe begins with. The image is named by its pixels: SHA-256 of the array's bytes."""
     height, width = image.shape[:2]
     named = {"sha256": hashlib.sha256(image.tobytes()).hexdigest(), "width": width, "height": height}
     head = {"format": RECIPE_FORMAT, "version": RECIPE_VERSION, "model": model.preset.name, "image": named}
-    return {**head, "prompt": prompt, "seed": seed, "release": release}
+    head |= {"prompt": prompt, "seed": seed, "release": release}
+    return head if base is None else head | {"base": base.describe()}

@@ -17,10 +17,8 @@ Track files are JSON (`Tracks.to_json`, `Tracks.from_json`):
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -30,7 +28,6 @@ from motionstream.errors import InputError
 MAX_ID = 10_000  # ID numbers are drawn from [0, MAX_ID)
 MAX_TRACKS = 2_500  # the paper's 50 x 50 grid
 MAX_FRAMES = 100_000
-MAX_FILE_BYTES = 64 * 2**20
 FORMAT, VERSION = "motionstream-tracks", 1
 
 
@@ -215,7 +212,7 @@ class TrackSource(Protocol):
 class StaticTracks:
     """A `TrackSource` of ready-made tracks: stream frame f uses row f; after the end the last row is held.
 
-    `tracks` are in pixels of the generated frame and at the playback rate (see `load_tracks`).
+    `tracks` are in pixels of the generated frame and at the playback rate: see `motionstream.trajectories`.
     """
 
     def __init__(self, tracks: Tracks):
@@ -229,22 +226,36 @@ class StaticTracks:
         return held.in_frame(request.width, request.height)
 
 
-def load_tracks(path: str | Path, image_size: tuple[int, int], size: tuple[int, int], fps: float) -> Tracks:
-    """Reads a track file for a stream of `size` (width, height) pixels at `fps` frames per second.
+def join(blocks: Sequence[Tracks]) -> Tracks:
+    """Blocks of frames, one after the other -> one: all their tracks, invisible in blocks that lack them.
 
-    The file's frame is taken for the whole image of `image_size`, which `fit_image` cuts to `size`.
+    There a track keeps the nearest place where it is known. Of too many, the MAX_TRACKS that are seen longest are left.
+    At least one block.
     """
-    try:
-        if Path(path).stat().st_size > MAX_FILE_BYTES:
-            raise InputError(f"{path} is larger than {MAX_FILE_BYTES >> 20} MB; thin the tracks out")
-        text = Path(path).read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
-    tracks, file_size, file_fps = Tracks.from_json(text)
-    frames = math.floor((tracks.T - 1) * fps / file_fps + 0.5) + 1 if tracks.T else 0
-    if frames > MAX_FRAMES:
-        raise InputError(f"the tracks last {frames} frames at {fps:g} fps; at most {MAX_FRAMES}: shorten them")
-    return tracks.scale(file_size, image_size).fit(image_size, size).resample(frames)
+    ids, blocks = _longest(blocks)
+    length = sum(block.T for block in blocks)
+    points, known = np.zeros((length, len(ids), 2), np.float32), np.zeros((length, len(ids)), bool)
+    visible, start = known.copy(), 0
+    for block in blocks:
+        rows, columns = slice(start, start + block.T), np.searchsorted(ids, block.ids)
+        points[rows, columns], visible[rows, columns], known[rows, columns] = block.points, block.visible, True
+        start += block.T
+    row = np.where(known, np.arange(length)[:, None], -1)
+    before = np.maximum.accumulate(row, axis=0)
+    first = np.where(known.any(axis=0), known.argmax(axis=0), 0) if length else np.zeros(len(ids), int)
+    return Tracks(points[np.where(before < 0, first, before), np.arange(len(ids))], visible, ids)
+
+
+def _longest(blocks: Sequence[Tracks]) -> tuple[np.ndarray, Sequence[Tracks]]:
+    """The IDs of the MAX_TRACKS tracks that are seen longest, in order, and the blocks with those tracks only."""
+    ids, place = np.unique(np.concatenate([block.ids for block in blocks]), return_inverse=True)
+    if len(ids) <= MAX_TRACKS:
+        return ids, blocks
+    seen = np.bincount(place, np.concatenate([block.visible.sum(axis=0) for block in blocks]))
+    ids = np.sort(ids[np.argsort(-seen, kind="stable")[:MAX_TRACKS]])
+    kept = [np.isin(block.ids, ids) for block in blocks]
+    cut = [Tracks(b.points[:, k], b.visible[:, k], b.ids[k]) for b, k in zip(blocks, kept, strict=True)]
+    return ids, cut
 
 
 def draw_ids(n: int, rng: np.random.Generator, taken: Iterable[int] = ()) -> np.ndarray:

@@ -39,7 +39,7 @@ from motionstream.ui.live import SUBPROTOCOL, Live
 FPS = PRESETS["embedded"].fps
 CHROMIUM_FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
+    "--disable-component-update --disable-sync --use-fake-device-for-media-stream --use-fake-ui-for-media-stream"
 ).split()
 PATCH = 12  # half the side of what `paste` moves with a track, pixels
 
@@ -85,8 +85,9 @@ def moved(frame: np.ndarray, sources: np.ndarray, targets: np.ndarray) -> np.nda
     pairs = np.stack([sources, targets], axis=1).round().astype(int)
     pairs = pairs[((pairs >= PATCH) & (pairs < limit)).all(axis=(1, 2))]
     windows = [[tuple(slice(v - PATCH, v + PATCH) for v in point[::-1]) for point in pair] for pair in pairs]
+    blank = frame.mean(axis=(0, 1))
     for source, _ in windows:
-        result[source] = frame.mean(axis=(0, 1))
+        result[source] = blank
     for source, target in windows:
         result[target] = frame[source]
     return result
@@ -112,13 +113,16 @@ class Site:
     def visit(self) -> Visitor:
         return Visitor(self)
 
-    def function(self, name: str) -> int:
-        """Number of the Gradio event whose handler is called `name`."""
-        return next(number for number, fn in self.demo.fns.items() if fn.name == name)
+    def function(self, name: str, seat: str) -> int:
+        """Number of the Gradio event whose handler is called `name`, of that seat's tab if every tab has one."""
+        numbers = [number for number, fn in self.demo.fns.items() if fn.name == name]
+        return numbers[list(self.live._tabs).index(seat) if len(numbers) > 1 else 0]
 
 
 class Visitor:
-    """A page without a browser: admitted by the load event, connected to the Drag tab's seat."""
+    """A page without a browser: admitted by the load event, connected to one tab's seat."""
+
+    seat = "drag"
 
     def __init__(self, site: Site):
         self.site, self.session, self.open = site, uuid.uuid4().hex, ExitStack()
@@ -129,11 +133,12 @@ class Visitor:
         self.picture, self.poster = self.expect("picture", binary=True)
 
     def event(self, route: str, handler: str, data: dict) -> dict:
-        body = {"data": [], "event_data": data, "fn_index": self.site.function(handler), "session_hash": self.session}
+        body = {"data": [], "event_data": data, "session_hash": self.session}
+        body["fn_index"] = self.site.function(handler, self.seat)
         return self.http.post(route, json=body).raise_for_status().json()
 
     def connect(self, **settings) -> ClientConnection:
-        url = self.site.url.replace("http", "ws") + "motionstream/live/drag"
+        url = self.site.url.replace("http", "ws") + f"motionstream/live/{self.seat}"
         settings = {"subprotocols": [SUBPROTOCOL, self.token], "max_size": None} | settings
         return self.open.enter_context(connect(url, **settings))
 

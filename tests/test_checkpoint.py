@@ -146,11 +146,6 @@ def test_transformer_of_another_preset(folder):
     refused(folder, "in_channels = 116; its preset embedded has 120")
 
 
-def test_random_weights_of_a_family_whose_parts_are_not_built_in():
-    with pytest.raises(InputError, match="AutoencoderKLWan"):
-        random_model(PRESETS["wan2.1-1.3b"])
-
-
 def test_a_hub_repository(folder, model, monkeypatch):
     asked = {}
 

@@ -178,15 +178,16 @@ def test_progress_is_shown_on_a_terminal_only(run, monkeypatch):
 def test_bench_prints_its_figures_last(monkeypatch, capsys):
     asked = []
 
-    def measure(*arguments):
-        asked.append(arguments)
+    def measure(*arguments, **options):
+        asked.append((arguments, options))
         print("a table")
         return {"fps": 20.0}
 
     monkeypatch.setattr(motionstream.evaluation.speed, "bench", measure)
     assert main(["bench", "--model", "wan2.1-1.3b", "--random-weights", "--chunks", "7", "--json"]) == 0
     assert capsys.readouterr().out.splitlines() == ["a table", '{"fps": 20.0}']
-    assert asked[0][:3] == ("wan2.1-1.3b", 7, True)
+    assert asked[0][0][:3] == ("wan2.1-1.3b", 7, True)
+    assert asked[0][1] == {"vae": None, "compile": False, "fp8": False, "low_memory": False}
     assert main(["bench"]) == 0
     assert capsys.readouterr().out == "a table\n"
 

@@ -321,11 +321,25 @@ def test_motion_command_on_folders_of_frames(tmp_path, capsys):
     assert cv2.imread(str(sheet)).shape[1] == 4 * (256 + sheets.GAP)  # input, the clip, warp, motionless
 
 
+def test_what_the_tracker_cannot_follow_in_the_truth_is_not_measured():
+    video = np.stack([np.roll(texture(120, 80, grain=3), 2 * t, axis=1) for t in range(5)])
+    starts = np.array([[30.0, 40.0], [60.0, 40.0], [90.0, 40.0]], np.float32)
+    points = starts + np.arange(5, dtype=np.float32)[:, None, None] * (2, 0)
+    points[:, 2] += np.arange(5)[:, None] * (4.0, 4.0)  # not how the picture moves
+    visible = np.ones((5, 3), bool)
+    visible[3:, 1] = False
+    kept = metrics.measurable(video, Tracks(points, visible, np.arange(3)))
+    assert kept.visible[:, 0].all() and np.array_equal(kept.visible[:, 1], visible[:, 1])
+    assert kept.visible[0, 2] and not kept.visible[2:, 2].any()
+    everything = Tracks(points, visible, kept.ids)
+    assert metrics.track_error(video, kept).epe < 0.5 < metrics.track_error(video, everything).epe
+
+
 def test_motion_command_on_synthetic_clips(tmp_path, capsys):
     library = tmp_path / "library"
     (library / "photos").mkdir(parents=True)
     cv2.imwrite(str(library / "photos" / "one.jpg"), texture(320, 240, grain=3))
-    argv = ["motion", "--synthetic", "2", "--library", str(library), "--model", "none", "--resolution", "96x64"]
+    argv = ["motion", "--synthetic", "4", "--library", str(library), "--model", "none", "--resolution", "96x64"]
     assert motion.main([*argv, "--frames", "9", "--json", "--sheet", str(tmp_path / "sheet.png")]) == 0
     scores = json.loads(capsys.readouterr().out.splitlines()[-1])["methods"]
     assert scores["clip itself"]["epe_median"] < 0.5 < scores["motionless"]["epe"]

@@ -12,8 +12,10 @@ from huggingface_hub.repocard import metadata_load
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PACKAGES = {"PIL": "pillow", "cv2": "opencv-python-headless"}  # where the import is not called like the package
+# Where the import is not called like the package that brings it.
+PACKAGES = {"PIL": "pillow", "cv2": "opencv-python-headless", "tokenizers": "transformers"}
 ADDED_BY_THE_SPACE = {"spaces"}
+ONLY_IF_THERE = {"moge"}  # used where the deployer has installed it
 OWN = {"motionstream", "app", "paint", *(path.stem for path in (ROOT / "tests").glob("*.py"))}
 TEXT = {".py", ".md", ".txt", ".toml", ".js", ".css", ".html", ".json", ".cfg", ".yml", ".yaml", ""}
 NOT_OURS = {
@@ -59,7 +61,7 @@ def third_party(paths):
                 names |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.level == 0:
                 names.add(node.module.split(".")[0])
-    names -= sys.stdlib_module_names | OWN | ADDED_BY_THE_SPACE
+    names -= sys.stdlib_module_names | OWN | ADDED_BY_THE_SPACE | ONLY_IF_THERE
     return {PACKAGES.get(name, name.replace("_", "-")) for name in names}
 
 

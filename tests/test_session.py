@@ -19,6 +19,7 @@ from motionstream.model.checkpoint import random_model
 from motionstream.model.presets import PRESETS
 from motionstream.session import (
     MAX_PENDING,
+    MAX_PENDING_BYTES,
     Inbox,
     Mailbox,
     Record,
@@ -169,6 +170,18 @@ def test_a_full_mailbox_says_so_and_still_takes_a_stop():
         mailbox.send(STOP)
         inbox = Inbox(mailbox.address)
         assert inbox.drain() == [STOP]
+        inbox.close()
+
+
+def test_webcam_pictures_make_room_and_never_fill_the_memory():
+    with Mailbox() as mailbox:
+        mailbox.send(start(0))
+        for i in range(100):
+            mailbox.send({"kind": "webcam", "i": i, "jpeg": "x" * 500_000})
+        inbox = Inbox(mailbox.address)
+        messages = inbox.drain()
+        assert messages[0] == start(0) and messages[-1]["i"] == 99
+        assert sum(len(json.dumps(m)) for m in messages) <= MAX_PENDING_BYTES + 500_100
         inbox.close()
 
 

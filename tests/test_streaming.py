@@ -207,7 +207,7 @@ def test_chunks_follow_each_other_and_frame_0_is_the_image(embedded, image):
     assert all(c.frames.dtype == np.uint8 and c.tracks.T == len(c.frames) for c in chunks)
     assert np.abs(chunks[0].frames[0].astype(int) - image).max() <= 1
     for c in chunks:
-        assert c.timings.keys() == {"control", "condition", "denoise", "cache", "decode", "total"}
+        assert c.timings.keys() == {"control", "condition", "denoise", "cache", "decode", "copy", "total"}
         assert sum(c.timings.values()) == pytest.approx(2 * c.timings["total"], rel=0.05)
 
 

@@ -9,15 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from motionstream.errors import InputError
-from motionstream.tracks import (
-    MAX_ID,
-    MAX_TRACKS,
-    ChunkRequest,
-    StaticTracks,
-    Tracks,
-    draw_ids,
-    load_tracks,
-)
+from motionstream.tracks import MAX_ID, MAX_TRACKS, ChunkRequest, StaticTracks, Tracks, draw_ids, join
 
 quick = settings(max_examples=50, deadline=None)  # no deadline: the machine may be busy
 coordinates = st.floats(-1e6, 1e6, width=32)
@@ -230,17 +222,6 @@ def test_bad_files_are_named(text, message):
         Tracks.from_json(text)
 
 
-def test_load_tracks_maps_the_image_and_the_rate(tmp_path):
-    path = tmp_path / "t.json"
-    path.write_text(line(9, 0, 80, y=25).to_json(100, 50, 8.0))
-    t = load_tracks(path, image_size=(200, 100), size=(50, 50), fps=16.0)
-    assert t.T == 17  # one second stays one second
-    np.testing.assert_allclose(t.points[[0, 8, 16], 0], [[-25, 25], [15, 25], [55, 25]])
-    assert t.visible[[0, 8, 16], 0].tolist() == [False, True, False]
-    with pytest.raises(InputError, match="cannot read"):
-        load_tracks(tmp_path / "none.json", (1, 1), (1, 1), 16.0)
-
-
 def test_static_tracks_follow_the_stream_then_hold():
     source = StaticTracks(line(11, 0, 20))
     assert source.tracks_for(request(0, 9)).points[:, 0, 0].tolist() == list(range(0, 18, 2))
@@ -252,3 +233,22 @@ def test_static_tracks_follow_the_stream_then_hold():
 def test_most_tracks_allowed_work():
     t = Tracks(np.zeros((1, MAX_TRACKS, 2)), np.ones((1, MAX_TRACKS), bool), np.arange(MAX_TRACKS))
     assert same(Tracks.from_json(t.to_json(1, 1, 1))[0], t)
+
+
+def test_joined_blocks_keep_their_tracks_and_hide_what_a_block_lacks():
+    first = Tracks([[[1, 1], [5, 5]], [[2, 1], [6, 5]]], np.ones((2, 2), bool), [7, 3])
+    second = Tracks([[[3, 1], [9, 9]]], [[True, True]], [7, 11])
+    whole = join([first, second, Tracks.empty(1)])
+    assert whole.ids.tolist() == [3, 7, 11]
+    assert whole.visible.T.tolist() == [[True, True, False, False], [True] * 3 + [False], [False, False, True, False]]
+    assert whole.points[:, 1, 0].tolist() == [1, 2, 3, 3]
+    assert whole.points[:, 0, 0].tolist() == [5, 6, 6, 6] and whole.points[:, 2, 0].tolist() == [9, 9, 9, 9]
+    assert join([Tracks.empty(0)]).T == 0
+
+
+@quick
+@given(tracks(), st.data())
+def test_blocks_of_one_track_set_join_to_what_they_were_cut_from(t, data):
+    cut = data.draw(st.integers(0, t.T))
+    whole, order = join([t.rows(0, cut), t.rows(cut, t.T)]), np.argsort(t.ids)
+    assert same(whole, Tracks(t.points[:, order], t.visible[:, order], t.ids[order]))

@@ -1,22 +1,42 @@
-"""Training: scenes whose tracks are true, effects, the shared loop, and losses that can be learned."""
+"""Training data and stages: scenes whose tracks are true, effects, shards, real clips, autoencoder and motion prior."""
 
-import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from safetensors.torch import load_file
+from training_kit import falls
 
+from motionstream.errors import InputError
 from motionstream.model.motion_prior import MotionPrior
+from motionstream.model.presets import PRESETS
 from motionstream.model.text import EffectTextEncoder
+from motionstream.model.tiny_vae import TinyVAE
 from motionstream.model.vae import EmbeddedVAE
-from motionstream.training import autoencoder, prior
-from motionstream.training.adaptation import Student
-from motionstream.training.clips import Clips, chunk_bounds, make_clip, read_tracks, with_effect
+from motionstream.streaming import pack_confidence
+from motionstream.tracks import Tracks
+from motionstream.training import prior, tiny_vae
+from motionstream.training.clips import (
+    Clips,
+    Encoders,
+    chunk_bounds,
+    folder_records,
+    make_scene,
+    to_tensor,
+    with_effect,
+    write_shard,
+    write_stream,
+)
 from motionstream.training.effects import EFFECTS, Effect
-from motionstream.training.loop import Schedule, batches, fit, optimisers_for
+from motionstream.training.folder import RealClips, cached_tracks, caption
+from motionstream.training.parallel import World
 from motionstream.training.scenes import choose_tracks, noise_texture, random_scene, render_clip
+from motionstream.training.trainer import Draws, Samples, Schedule, made_samples, optimisers_for
+from motionstream.video import Mp4Writer
+
+PRESET = PRESETS["embedded"]
 
 EMPTY = SimpleNamespace(photos=[], cutouts=[], objects=[])
 SIZE = (96, 64)
@@ -81,127 +101,282 @@ def test_effects_change_what_they_should_and_fade_in():
         assert bool(prompt) != np.array_equal(shown, frames)
 
 
-class Line(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.slope = nn.Linear(1, 1)
+def samples(make, count=3):
+    made = [make(np.random.default_rng(seed)) for seed in range(count)]
+    values = {name: torch.stack([one[name] for one in made]) for name in made[0]}
+    return lambda: Samples(values, Draws(0, 0, range(count)))
 
 
-def line_loss(model, batch):
-    return {"loss": (model.slope(batch["x"]) - 3 * batch["x"]).square().mean()}
-
-
-def line_data(seed=0):
-    return batches(lambda rng: {"x": torch.tensor(rng.normal(0, 1, (1,)), dtype=torch.float32)}, 8, seed, workers=0)
-
-
-def test_the_loop_learns_resumes_and_keeps_its_log(tmp_path):
-    torch.manual_seed(0)
-    model = Line()
-    optimisers = optimisers_for(model, 0.05)
-    fit(model, line_data(), line_loss, tmp_path, Schedule(1, 0.05, 8, steps=80, warmup=1, ema=0.9), optimisers)
-    first = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert first[-1]["loss"] < 0.5 * first[0]["loss"]
-    resumed = Line()
-    averaged = fit(
-        resumed,
-        line_data(),
-        line_loss,
-        tmp_path,
-        Schedule(1, 0.05, 8, steps=120, warmup=1, ema=0.9),
-        optimisers_for(resumed, 0.05),
-    )
-    later = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert later[len(first)]["step"] > first[-1]["step"] and later[len(first)]["loss"] < 0.5 * first[0]["loss"]
-    assert abs(averaged.slope.weight.item() - 3) < 1
-
-
-def test_a_loss_that_is_no_number_stops_the_run_and_spares_the_checkpoint(tmp_path):
-    model = Line()
-    fit(model, line_data(), line_loss, tmp_path, Schedule(1, 0.01, 8, steps=4), optimisers_for(model, 0.01))
-    before = (tmp_path / "last.pt").read_bytes()
-    with pytest.raises(FloatingPointError, match="loss is nan at step"):
-        fit(
-            Line(),
-            line_data(),
-            lambda m, b: {"loss": m.slope(b["x"]).mean() * float("nan")},
-            tmp_path,
-            Schedule(1, 0.01, 8, steps=8),
-            optimisers_for(Line(), 0.01),
-        )
-    assert (tmp_path / "last.pt").read_bytes() == before
-    assert not list(tmp_path.glob("*.tmp"))
-
-
-def falls(loss, batch, model, optimisers, steps=8):
-    """Whether a few steps on one batch lower its loss, measured with the same random numbers before and after."""
-
-    def value():
-        torch.manual_seed(1)
-        with torch.no_grad():
-            return loss(model, batch)["loss"].item()
-
-    before = value()
-    for _ in range(steps):
-        loss(model, batch)["loss"].backward()
-        for optimiser in optimisers:
-            optimiser.step()
-            optimiser.zero_grad()
-    return value() < 0.97 * before
+def small_vae(channels=24):
+    return EmbeddedVAE(channels, encoder_width=16, decoder_width=16, decoder_fine_width=8, decoder_depth=1)
 
 
 def test_the_autoencoder_starts_from_pca_and_learns():
     torch.manual_seed(0)
-    clips = [autoencoder.sample(np.random.default_rng(seed), EMPTY)["frames"] for seed in range(4)]
-    batch = {"frames": torch.stack(clips)[:, :, :5, :64, :64]}
-    vae = EmbeddedVAE(latent_channels=24, encoder_width=16, decoder_width=16, decoder_fine_width=8, decoder_depth=1)
-    untrained = autoencoder.reconstruction_loss(vae, batch)["psnr"]
-    autoencoder.start_from_pca(vae, batch["frames"][:2])
-    assert autoencoder.reconstruction_loss(vae, batch)["psnr"] > untrained + 6
-    assert falls(autoencoder.reconstruction_loss, batch, vae, autoencoder.optimisers(vae, 1e-3), steps=20)
-    autoencoder.normalise(vae, batch["frames"])
-    latents = vae.encode(batch["frames"])
-    torch.testing.assert_close(latents.std((0, 2, 3, 4)), torch.ones(24), atol=1e-3, rtol=0)
+    batch = samples(tiny_vae.Pixels(EMPTY, 64, 5), 4)
+    frames, vae = batch()["frames"], small_vae()
+    losses = tiny_vae.Losses(vae, World())
+    untrained = losses.decoder_loss(batch())["psnr"]
+    tiny_vae.start_from_pca(vae, frames[:2])
+    assert losses.decoder_loss(batch())["psnr"] > untrained + 6
+    before, optimisers = losses.decoder_loss(batch())["loss"].item(), tiny_vae.vae_optimisers(vae, 1e-3)
+    for _ in range(20):
+        losses.decoder_loss(batch())["loss"].backward()
+        for optimiser in optimisers:
+            optimiser.step()
+            optimiser.zero_grad()
+    assert losses.decoder_loss(batch())["loss"] < 0.97 * before
+    tiny_vae.normalise(vae, frames)
+    torch.testing.assert_close(vae.encode(frames).std((0, 2, 3, 4)), torch.ones(24), atol=1e-3, rtol=0)
+
+
+def test_a_tiny_decoder_learns_another_vaes_latents_and_leaves_it_alone():
+    torch.manual_seed(0)
+    batch, full = samples(tiny_vae.Pixels(EMPTY, 32, 5), 2), small_vae(8)
+    decoder = TinyVAE(latent_channels=8, widths=(16, 16, 8, 8))
+    pair = tiny_vae.LatentDecoder(full, decoder)
+    assert {id(p) for p in pair.parameters()} == {id(p) for p in decoder.parameters()}
+    losses = tiny_vae.Losses(pair, World())
+    assert falls(lambda: losses.decoder_loss(batch())["loss"], decoder, rate=1e-2, steps=15)
+    assert all(p.grad is None for p in full.parameters())
+
+
+def test_the_discriminator_learns_to_tell_and_the_decoder_to_fool_it():
+    torch.manual_seed(0)
+    batch, vae = samples(tiny_vae.Pixels(EMPTY, 32, 5), 2), small_vae(8)
+    critic = tiny_vae.PatchDiscriminator(width=8)
+    assert critic(torch.zeros(2, 3, 40, 48)).shape[:2] == (2, 1)
+    losses = tiny_vae.Losses(vae, World(), critic=critic, adversarial=0.1)
+    assert falls(lambda: losses.critic_loss(batch())["loss"], critic, steps=10)
+    assert all(p.grad is None for p in vae.parameters())
+    with torch.no_grad():
+        terms = losses.decoder_loss(batch())
+        plain = tiny_vae.Losses(vae, World()).decoder_loss(batch())
+    torch.testing.assert_close(terms["loss"], plain["loss"] + 0.1 * terms["fools"])
+    made, _ = losses.reconstruct(batch())
+    torch.testing.assert_close(terms["fools"], -critic(tiny_vae.pictures(made)).mean())
 
 
 def test_the_motion_prior_learns():
-    samples = [prior.sample(np.random.default_rng(seed), EMPTY) for seed in range(3)]
-    batch = {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
+    batch = samples(lambda rng: prior.sample(rng, EMPTY))
     torch.manual_seed(0)
     small = MotionPrior(widths=(16, 16, 16), features=8)
-    assert falls(prior.motion_loss, batch, small, optimisers_for(small, 3e-3))
+    optimisers = optimisers_for(small, 3e-3)
+    before = prior.motion_loss(small, batch())["loss"].item()
+    for _ in range(8):
+        prior.motion_loss(small, batch())["loss"].backward()
+        for optimiser in optimisers:
+            optimiser.step()
+            optimiser.zero_grad()
+    assert prior.motion_loss(small, batch())["loss"] < 0.97 * before
+
+
+def test_made_samples_are_the_same_with_any_number_of_workers():
+    schedule = Schedule(4, steps=9, pieces=2)
+
+    def make(rng):
+        return {"x": torch.tensor(rng.normal(0, 1, 3), dtype=torch.float32)}
+
+    alone, helped = (made_samples(make, schedule, 5, World(), workers)(3) for workers in (0, 2))
+    for _ in range(3):
+        one, other = next(alone), next(helped)
+        assert len(one) == len(other) == 2
+        for a, b in zip(one, other, strict=True):
+            assert torch.equal(a["x"], b["x"]) and torch.equal(a.draws.normal(2), b.draws.normal(2))
+
+
+# --- shards --------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def clip():
+def encoders():
     torch.manual_seed(0)
-    vae, text = (
-        EmbeddedVAE(encoder_width=16, decoder_width=16, decoder_fine_width=8, decoder_depth=1),
-        EffectTextEncoder(),
-    )
     small = MotionPrior(widths=(8, 8), features=4).eval()
-    return vae, make_clip(np.random.default_rng(5), EMPTY, vae.eval(), small, text, (64, 64))
+    return Encoders(PRESET, small_vae(48).eval(), EffectTextEncoder(), small)
 
 
-def test_a_clip_holds_what_a_stream_would_have_met(clip, tmp_path):
-    from safetensors.torch import save_file
-
-    vae, made = clip
-    assert chunk_bounds() == [(0, 9), (9, 21), (21, 33)]
-    assert made["latents"].shape == made["prior"].shape == (48, 9, 8, 8) and made["confidence"].shape == (4, 9, 8, 8)
-    torch.testing.assert_close(made["latents"][:, 0], made["prior"][:, 0], atol=0.02, rtol=0.02)  # frame 0 is the image
-    save_file({name: value[None].contiguous() for name, value in made.items()}, tmp_path / "00-0000.safetensors")
-    [[read]] = [next(Clips(tmp_path).batches(4, seed=0))]
-    first, second = (read_tracks(read, np.random.default_rng(seed)) for seed in (0, 1))
-    assert np.array_equal(first.points, second.points) and (first.N == 0 or not np.array_equal(first.ids, second.ids))
-    with pytest.raises(FileNotFoundError, match="training.clips"):
-        Clips(tmp_path / "nothing")
+@pytest.fixture(scope="module")
+def scene():
+    return make_scene(np.random.default_rng(5), EMPTY, (64, 64), 33)
 
 
-def test_an_untrained_student_is_the_motion_prior_and_a_trained_one_is_better(clip):
-    vae, made = clip
-    torch.manual_seed(0)
-    student = Student(vae)
-    terms = student.loss([made, made])
-    torch.testing.assert_close(terms["loss"], terms["prior_loss"], atol=0.02, rtol=0.05)
-    assert falls(Student.loss, [made], student, optimisers_for(student, 1e-3, muon=1e-3))
+@pytest.fixture(scope="module")
+def record(encoders, scene):
+    return encoders.record(*scene, World(), 300)
+
+
+def test_a_record_holds_what_a_stream_would_have_met(encoders, scene, record):
+    frames, tracks, prompt = scene
+    assert chunk_bounds(PRESET, 3) == [(0, 9), (9, 21), (21, 33)]
+    assert record["latents"].shape == record["prior"].shape == (48, 9, 8, 8) and record["confidence"].shape == (
+        4,
+        9,
+        8,
+        8,
+    )
+    torch.testing.assert_close(
+        record["latents"][:, 0], record["prior"][:, 0], atol=1e-4, rtol=1e-4
+    )  # frame 0 is the image
+    assert record["text"].tolist()[: len(prompt.split())] == encoders.text_encoder.tokens(prompt)
+    assert not record["null_text"].any()
+    with torch.inference_mode():
+        state, stream = encoders.motion_prior.start(to_tensor(frames[:1])[:, 0]), encoders.vae.encoder_stream()
+        for index, (start, stop) in enumerate(chunk_bounds(PRESET, 3)):
+            warped, sure = encoders.motion_prior.step(state, tracks.rows(start, stop))
+            part = slice(3 * index, 3 * index + 3)
+            torch.testing.assert_close(record["prior"][:, part], stream.step(warped)[0])
+            torch.testing.assert_close(record["confidence"][:, part], pack_confidence(sure, 8, 4, index == 0)[0])
+            if index < 2:
+                torch.testing.assert_close(record["held"][:, index], encoders.vae.encode(warped[:, :, -1:])[0, :, 0])
+
+
+def test_without_tracks_the_prior_is_the_first_frame_in_every_latent(encoders, scene):
+    """What `Network.condition` says to clips whose tracks are dropped."""
+    made = encoders.record(scene[0], Tracks.empty(33), "", World(), 10)
+    torch.testing.assert_close(made["prior"], made["latents"][:, :1].expand(-1, 9, -1, -1), atol=1e-4, rtol=1e-4)
+    assert (made["confidence"] == 1).all()
+
+
+def test_shards_are_read_as_they_were_written(record, scene, tmp_path):
+    tracks = scene[1]
+    write_shard(tmp_path / "00-00000.safetensors", [record, record, record])
+    clips = Clips(tmp_path, PRESET, 2)
+    draws = [Draws(0, step, [0, 1]) for step in (0, 0, 1)]
+    first, same, later = (clips.read(clips.shards[0][0], np.array([2, 0]), one, torch.device("cpu")) for one in draws)
+    assert first.latents.shape == (2, 48, 6, 8, 8) and first.held.shape == (2, 48, 1, 8, 8)
+    torch.testing.assert_close(first.latents[0], record["latents"][:, :6], atol=5e-3, rtol=5e-3)
+    shown = tracks.visible.any(0)
+    np.testing.assert_array_equal(first.tracks[0].points, tracks.points[:21, shown])
+    np.testing.assert_array_equal(first.tracks[0].visible, tracks.visible[:21, shown])
+    np.testing.assert_array_equal(first.tracks[1].ids, same.tracks[1].ids)
+    assert not np.array_equal(first.tracks[0].ids, first.tracks[1].ids)
+    assert not np.array_equal(first.tracks[0].ids, later.tracks[0].ids)
+    few = replace(clips, tracks=(1, 2))
+    counts = {few.read(clips.shards[0][0], np.array([0]), Draws(0, step, [0]), "cpu").tracks[0].N for step in range(12)}
+    assert counts == {1, 2}
+
+
+def test_batches_do_not_depend_on_how_they_are_split(record, tmp_path):
+    write_shard(tmp_path / "00-00000.safetensors", [record] * 4)
+    clips, whole = Clips(tmp_path, PRESET, 2), Schedule(4, steps=9)
+    [batch] = next(clips.data(whole, 1, World())(7))
+    for rank in range(2):
+        places = World(rank, 2).places(replace(whole, pieces=2))
+        assert places == [[rank], [rank + 2]]
+        for piece, [place] in zip(
+            next(clips.data(replace(whole, pieces=2), 1, World(rank, 2))(7)), places, strict=True
+        ):
+            np.testing.assert_array_equal(piece.tracks[0].ids, batch.tracks[place].ids)
+            torch.testing.assert_close(piece.latents[0], batch.latents[place])
+    with pytest.raises(InputError, match="a multiple of 6"):
+        World(0, 2).places(replace(whole, pieces=3))
+
+
+def test_wrong_shards_are_named(record, tmp_path):
+    with pytest.raises(InputError, match="holds no .safetensors shard"):
+        Clips(tmp_path, PRESET, 3)
+    path = tmp_path / "00-00000.safetensors"
+    write_shard(path, [record])
+    with pytest.raises(InputError, match="clips of 3 chunks; this stage takes 4"):
+        Clips(tmp_path, PRESET, 4)
+    with pytest.raises(InputError, match="48 latent channels; wan2.1-1.3b has 16"):
+        Clips(tmp_path, PRESETS["wan2.1-1.3b"], 3)
+    write_shard(path, [{name: record[name] for name in ("latents", "null_text")}])
+    with pytest.raises(InputError, match="00-00000.safetensors lacks points, text, visible"):
+        Clips(tmp_path, PRESET, 3)
+    path.write_bytes(b"junk")
+    with pytest.raises(InputError, match="00-00000.safetensors is no shard"):
+        Clips(tmp_path, PRESET, 3)
+
+
+def test_a_full_disk_leaves_no_half_shard(record, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("motionstream.training.clips.save_file", full)
+    with pytest.raises(InputError, match="00-00000.safetensors: .*No space left"):
+        write_shard(tmp_path / "00-00000.safetensors", [record])
+    assert not list(tmp_path.iterdir())
+
+
+# --- real clips ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory):
+    """Two good clips (one with a caption, one of pictures), a short one, and junk."""
+    folder = tmp_path_factory.mktemp("clips")
+    frames = render_clip(random_scene(np.random.default_rng(3), EMPTY, 96, 64, 45)).frames
+    for name, count in (("a.mp4", 45), ("short.mp4", 5)):
+        with Mp4Writer(folder / name, 96, 64, 16) as writer:
+            writer.write(frames[:count])
+    (folder / "a.txt").write_text("a boat in fog\n")
+    (folder / "b.mp4").write_bytes(b"no video at all")
+    (folder / "notes.pdf").write_bytes(b"not a clip")
+    (folder / "empty").mkdir()
+    pictures = folder / "pictures"
+    pictures.mkdir()
+    from motionstream.evaluation.sheets import save_png
+
+    for number, frame in enumerate(frames[:21]):
+        save_png(pictures / f"{number:03d}.png", frame)
+    return folder
+
+
+def test_bad_clips_are_named_and_skipped(clip_folder):
+    said = []
+    clips = RealClips(clip_folder, (96, 64), 16, said.append)
+    pieces = [(path.name, start, len(frames)) for path, start, frames in clips.pieces(21)]
+    assert pieces == [("a.mp4", 0, 21), ("a.mp4", 21, 21), ("pictures", 0, 21)]
+    assert len(said) == 3
+    for name, why in (("b.mp4", ""), ("empty", "no pictures"), ("short.mp4", "5 frames")):
+        assert sum(name in line and why in line for line in said) == 1
+    assert caption(clip_folder / "a.mp4") == "a boat in fog" and caption(clip_folder / "pictures") == ""
+    with pytest.raises(InputError, match="no folder"):
+        RealClips(clip_folder / "none", (96, 64), 16)
+    with pytest.raises(InputError, match="has no clips"):
+        RealClips(clip_folder / "pictures", (96, 64), 16)
+
+
+def test_squares_are_cut_from_good_clips(clip_folder):
+    clips = RealClips(clip_folder, (96, 64), 16, lambda line: None)
+    made = tiny_vae.Pixels(clips, 48, 9)(np.random.default_rng(0))["frames"]
+    assert made.shape == (3, 9, 48, 48) and made.std() > 0.05
+    with pytest.raises(InputError, match="no clip of 99 frames"):
+        clips.crop(np.random.default_rng(0), 48, 99)
+
+
+def test_tracks_are_cached_and_a_broken_cache_is_made_anew(clip_folder, tmp_path):
+    from motionstream.controls.trackers import LucasKanade
+
+    asked = []
+
+    def tracker(seeds):
+        asked.append(seeds)
+        return LucasKanade(seeds)
+
+    path, start, frames = next(RealClips(clip_folder, (96, 64), 16).pieces(21))
+    one = cached_tracks(tmp_path / "cache", path, start, frames, tracker)
+    two = cached_tracks(tmp_path / "cache", path, start, frames, tracker)
+    assert len(asked) == 1 and one.T == 21 and one.N > 20 and asked[0].grid == 50
+    np.testing.assert_array_equal(one.points, two.points)
+    [file] = (tmp_path / "cache").iterdir()
+    for junk in (b"junk", b"", file.read_bytes()[:200]):
+        file.write_bytes(junk)
+        np.testing.assert_array_equal(
+            cached_tracks(tmp_path / "cache", path, start, frames, tracker).points, one.points
+        )
+    assert len(asked) == 4
+
+
+def test_a_folder_of_real_clips_becomes_shards(clip_folder, encoders, tmp_path):
+    clips = RealClips(clip_folder, (96, 64), 16, lambda line: None)
+    write_stream(tmp_path, folder_records(encoders, clips, 2, World(), tmp_path / "tracks", "lucas-kanade"))
+    [shard] = tmp_path.glob("*.safetensors")
+    stored = load_file(shard)
+    assert stored["latents"].shape == (3, 48, 6, 8, 12)
+    assert stored["text"][0].tolist() == [1 + encoders.text_encoder.vocabulary.index("fog"), 0, 0, 0]
+    batch = Clips(tmp_path, PRESET, 2).read(shard, np.arange(3), Draws(0, 0, range(3)), "cpu")
+    assert all(tracks.N > 20 for tracks in batch.tracks)
+    with pytest.raises(InputError, match="no clip was good enough"):
+        write_stream(tmp_path / "none", iter(()))

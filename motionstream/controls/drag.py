@@ -29,7 +29,7 @@ way while their control was removed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from operator import itemgetter
 
 import cv2
@@ -51,12 +51,14 @@ RELEASE_MODES = ("hold", "let_go")
 class DragSource:
     """A `TrackSource` fed with control messages.
 
-    seed: of the tracks' ID numbers; release: "hold" or "let_go", what happens to drags that are let go of.
+    seed: of the tracks' ID numbers; release: "hold" or "let_go", what happens to drags that are let go of; reserved: ID
+    numbers that are another source's.
     """
 
-    def __init__(self, seed: int = 0, release: str = "hold"):
+    def __init__(self, seed: int = 0, release: str = "hold", reserved: Iterable[int] = ()):
         self._rng = np.random.default_rng(seed)
-        self._used: set[int] = set()
+        self._reserved = frozenset(reserved)
+        self._used: set[int] = set(self._reserved)
         self._controls: dict[int, _Pin] = {}
         self._spacing, self._size = 16.0, 1
         self._set_release({"mode": release})
@@ -139,7 +141,7 @@ class DragSource:
         if len(live) + count > MAX_TRACKS:
             raise InputError(f"{len(live) + count} points would be live; at most {MAX_TRACKS}: remove some first")
         if len(self._used) + count > MAX_ID:  # an endless stream runs out of numbers: those of ended tracks are free
-            self._used = set(live)
+            self._used = set(self._reserved.union(live))
         return self._spacing, self._size, draw_ids(count, self._rng, self._used)
 
     def _add(self, key: int, control: _Pin) -> None:

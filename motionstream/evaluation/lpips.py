@@ -45,7 +45,7 @@ class Lpips(nn.Module):
             net = cls()
             net.load_state_dict(weights)
         except (OSError, SafetensorError, RuntimeError) as error:
-            raise InputError(f"{path} holds no LPIPS weights (see motionstream/evaluation/lpips.py): {error}") from error
+            raise InputError(f"{path} holds no LPIPS weights (see evaluation/lpips.py): {error}") from error
         return net.eval().requires_grad_(False)
 
     def forward(self, one: Tensor, other: Tensor) -> Tensor:

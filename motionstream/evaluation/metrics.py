@@ -149,6 +149,18 @@ def track_error(video: np.ndarray, wanted: Tracks, tracker: Tracker = lucas_kana
     return TrackError(float(error.mean()), float(np.median(error)), float(hits.mean()), float(1 - kept.mean()))
 
 
+def measurable(video: np.ndarray, tracks: Tracks, tracker: Tracker = lucas_kanade) -> Tracks:
+    """`tracks` of `video`, invisible where the tracker itself loses them or is more than 4 px off.
+
+    What cannot be measured on the truth says nothing about a generated video either.
+    """
+    starts = np.flatnonzero(tracks.visible[0])
+    found, visible = tracker(video, tracks.points[0, starts]), np.zeros_like(tracks.visible)
+    near = np.linalg.norm(found.points - tracks.points[:, starts], axis=-1) <= ARRIVAL_PX
+    visible[:, starts] = tracks.visible[:, starts] & found.visible & near
+    return Tracks(tracks.points, visible, tracks.ids)
+
+
 def sharpness(frames: np.ndarray, first: np.ndarray) -> float:
     """Mean Laplacian energy of `frames` [T, H, W, 3] over that of `first` [H, W, 3]; 1 is as sharp, noise is above.
 

@@ -74,10 +74,10 @@ def methods(model: Model | None, drags: bool = False) -> dict[str, Method]:
     return found
 
 
-def student(model: Model, image: np.ndarray, tracks: Tracks, seed: int) -> np.ndarray:
+def student(model: Model, image: np.ndarray, tracks: Tracks, seed: int, prompt: str = "") -> np.ndarray:
     """The model as every visitor gets it: a `Method` with the model in front."""
     frames, count = [], 0
-    with contextlib.closing(stream(model, image, StaticTracks(tracks), seed=seed)) as chunks:
+    with contextlib.closing(stream(model, image, StaticTracks(tracks), prompt=prompt, seed=seed)) as chunks:
         while count < tracks.T:
             frames.append(next(chunks).frames)
             count += len(frames[-1])
@@ -151,11 +151,16 @@ def grid(width: int, height: int, spacing: float) -> np.ndarray:
 
 
 def score_clip(
-    video: np.ndarray, clip: Clip, lpips: Lpips | None = None, tracker: metrics.Tracker = metrics.lucas_kanade
+    video: np.ndarray,
+    clip: Clip,
+    wanted: Tracks,
+    lpips: Lpips | None = None,
+    tracker: metrics.Tracker = metrics.lucas_kanade,
 ) -> dict[str, float]:
     """One video against the clip. Units as in `metrics`; sharp: Laplacian energy of all frames over the first's.
 
-    lpips: with it, the perceptual distance is among the figures.
+    wanted: those of the clip's tracks that can be measured; lpips: with it, the perceptual distance is among the
+    figures.
     """
     seen = metrics.visible_region(clip.tracks, video.shape[2], video.shape[1], clip.spacing)[1:]
     made, real = video[1:], clip.frames[1:]
@@ -165,7 +170,7 @@ def score_clip(
         "psnr_uncovered": metrics.psnr(made, real, ~seen),
         "ssim": metrics.ssim(made, real),
         **({"lpips": lpips.video(made, real)} if lpips else {}),
-        **asdict(metrics.track_error(video, clip.tracks, tracker)),
+        **asdict(metrics.track_error(video, wanted, tracker)),
         "sharp": metrics.sharpness(made, clip.frames[0]),
     }
 
@@ -175,13 +180,14 @@ def evaluate_clips(
 ) -> tuple[dict, list]:
     """-> ({clip: {method: figures}}, rows of the contact sheet: middle and last frame of every clip).
 
-    The method "clip itself" is the truth: its figures are the tracker's own errors.
+    The method "clip itself" is the truth. Tracks that the tracker loses there are not measured.
     """
     figures, rows = {}, []
     for clip in clips:
         videos = {"clip itself": clip.frames}
         videos |= {name: method(clip.frames[0], clip.tracks, seed) for name, method in compared.items()}
-        figures[clip.name] = {name: score_clip(video, clip, lpips) for name, video in videos.items()}
+        wanted = metrics.measurable(clip.frames, clip.tracks)
+        figures[clip.name] = {name: score_clip(video, clip, wanted, lpips) for name, video in videos.items()}
         for t in (len(clip.frames) // 2, len(clip.frames) - 1):
             moments = [clip.frames[0], *(video[t] for video in videos.values())]
             rows.append((f"{clip.name}, frame {t}", [moment.copy() for moment in moments]))  # not the whole videos
@@ -349,12 +355,17 @@ def main(argv: list[str]) -> int:
         figures, rows = evaluate_drags(drag_runs(args.folder, preset, fit), compared, preset, args.seed)
         means = mean_over(figures, weight="drags")
         columns = ["input", *(f"{name}, {when}" for name in compared for when in ("drags end", f"chunk {LAST_CHUNK}"))]
+    report(args, columns, rows, figures, means)
+    return 0
+
+
+def report(args: argparse.Namespace, columns: list[str], rows: list, figures: dict, means: dict) -> None:
+    """Writes the contact sheet, prints the table, and with --json the figures as one line."""
     save_png(args.sheet or f"eval-{args.table}.png", contact_sheet(columns, rows))
     print(table(means))
     if args.json:
         result = {"table": args.table, "model": args.model, "runs": len(figures), "methods": means, "each": figures}
         print(json.dumps(_without_nan(result)))
-    return 0
 
 
 def _clips(args: argparse.Namespace, fit: Fit) -> Iterator[Clip]:
@@ -386,11 +397,17 @@ def _parser() -> argparse.ArgumentParser:
     motion.add_argument("--lpips", type=Path, metavar="FILE", help="weights for LPIPS, see evaluation/lpips.py")
     drags = tables.add_parser("drags", help="photographs driven by one to five drags")
     drags.add_argument("folder", type=Path, metavar="DRAGS_DIR", help="JSON files like those in examples/")
+    tables.add_parser("camera", add_help=False, help="photographs of a scene from known places (evaluation/camera.py)")
     for command in (motion, drags):
-        command.add_argument("--model", default="embedded", help='name, folder, or "none" for the baselines alone')
-        command.add_argument("--device", default="cpu")
-        command.add_argument("--resolution", help="WIDTHxHEIGHT, or tokens per latent frame (default: the largest)")
-        command.add_argument("--seed", type=int, default=0)
-        command.add_argument("--sheet", metavar="PNG", help="contact sheet (default: eval-TABLE.png)")
-        command.add_argument("--json", action="store_true", help="one JSON object as the last line")
+        add_common(command)
     return parser
+
+
+def add_common(command: argparse.ArgumentParser) -> None:
+    """The options of every table."""
+    command.add_argument("--model", default="embedded", help='name, folder, or "none" for the baselines alone')
+    command.add_argument("--device", default="cpu")
+    command.add_argument("--resolution", help="WIDTHxHEIGHT, or tokens per latent frame (default: the largest)")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--sheet", metavar="PNG", help="contact sheet (default: eval-TABLE.png)")
+    command.add_argument("--json", action="store_true", help="one JSON object as the last line")

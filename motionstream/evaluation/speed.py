@@ -1,10 +1,12 @@
 """How fast a model streams: a drag that never rests drives it, and the clock is read after every chunk.
 
     python -m motionstream bench --chunks 40 --json
+    python -m motionstream bench --model wan2.1-1.3b --random-weights --device cuda --vae tiny --compile
 
-The figures are those of the generator alone: no browser, no network, no MP4. `utilisation` relates the arithmetic of a
-chunk to what the same machine reaches on plain matrix products in the same minute, so it can be compared across
-machines where frames per second can't.
+The figures are those of the generator alone: no browser, no network, no MP4; what JPEG encoding takes on its own thread
+is told beside them. `utilisation` relates the arithmetic of a chunk to what the same machine reaches on plain matrix
+products in the same minute, so it can be compared across machines where frames per second can't; `denoise_utilisation`
+is that of the denoising passes alone.
 """
 
 from __future__ import annotations
@@ -15,20 +17,24 @@ import sys
 import time
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop
 
 from motionstream.errors import InputError
 from motionstream.evaluation.sheets import table
+from motionstream.machine import tune
 from motionstream.model.checkpoint import Model, load_model, random_model
+from motionstream.model.device import weight_bytes
 from motionstream.model.presets import PRESETS, fit_size
 from motionstream.streaming import stream
 from motionstream.tracks import ChunkRequest, Tracks
 
-STAGES = ("control", "condition", "denoise", "cache", "decode")
+STAGES = ("control", "condition", "denoise", "decode", "copy", "cache")
 ASPECT = (832, 480)
 FIFTHS = 5
+JPEG_QUALITY = 88  # of the canvas's frames
 MIB = 2**20 if sys.platform == "darwin" else 2**10  # in the unit in which this system counts resident memory
 
 
@@ -47,58 +53,88 @@ class MovingDrag:
 
 @dataclass(frozen=True)
 class Timing:
-    """seconds: wall clock of every timed chunk; stages: medians over the steady chunks, s; frames: frames of a steady
-    chunk; steady: index of the first chunk whose cache is full; flops: floating-point operations of a steady chunk."""
+    """seconds: wall clock of every timed chunk; stages: medians over the steady chunks, s; latency: from asking for a
+    chunk's control to its pixels, median, s; jpeg: encoding one chunk's frames, s; frames: frames of a steady chunk;
+    steady: index of the first chunk whose cache is full; flops: floating-point operations of a steady chunk;
+    denoise_flops: those of its denoising passes."""
 
     seconds: np.ndarray
     stages: dict[str, float]
+    latency: float
+    jpeg: float
     frames: int
     steady: int
     flops: int
+    denoise_flops: int
 
 
 def bench(model: str = "embedded", chunks: int = 40, random_weights: bool = False, device: str = "cpu",
-          dtype: torch.dtype | None = None, budget: int | None = None) -> dict[str, float | int | str]:
+          dtype: torch.dtype | None = None, budget: int | None = None, *, vae: str | None = None, compile: bool = False,
+          fp8: bool = False, low_memory: bool = False) -> dict[str, float | int | str]:
     """Streams `chunks` chunks, prints where the time went, and returns the figures.
 
     model: name or folder, with `random_weights` the name of a preset; dtype: None for the model's own; budget: tokens
-    per latent frame, None for the preset's largest. Returned: fps (generated, steady chunks), first_chunk_s (from the
-    call to the first frames), chunk_s_median, chunk_s_p95, chunk_s_last_over_first (medians of the last and the first
-    fifth of the steady chunks), peak_rss_mb (of this process so far, MiB), flops_per_chunk, utilisation [0, 1], and
-    model, device, dtype, width, height, params_m (millions, all parts). Raises `InputError` on too few chunks.
+    per latent frame, None for the preset's largest; vae, low_memory: see `load_model`; compile, fp8: see
+    `machine.tune`. Raises `InputError` on too few chunks. Returned: fps (generated, steady chunks), first_chunk_s (from
+    the call to the first frames), latency_s (from asking for a chunk's control to its pixels), chunk_s_median,
+    chunk_s_p95, chunk_s_last_over_first (medians of the last and the first fifth of the steady chunks), peak_rss_mb (of
+    this process so far, MiB), gpu_peak_mb (0 on the CPU), weights_mb (on the device), flops_per_chunk, peak_tflops (of
+    plain matrix products), utilisation and denoise_utilisation [0, 1], jpeg_s, and model, device, dtype, tuned, vae,
+    width, height, params_m (millions, all parts).
     """
     if random_weights and model not in PRESETS:
         raise InputError(f"no preset is called {model!r}; random weights need one of {', '.join(PRESETS)}")
-    loaded = random_model(PRESETS[model], 0, device, dtype) if random_weights else load_model(model, device, dtype)
-    return bench_model(loaded, model, chunks, budget)
+    options = {"vae": vae, "low_memory": low_memory}
+    if random_weights:
+        loaded = random_model(PRESETS[model], 0, device, dtype, **options)
+    else:
+        loaded = load_model(model, device, dtype, **options)
+    return bench_model(loaded, model, chunks, budget, tune(loaded, compile, fp8))
 
 
-def bench_model(model: Model, name: str, chunks: int, budget: int | None = None) -> dict[str, float | int | str]:
+def bench_model(
+    model: Model, name: str, chunks: int, budget: int | None = None, tuned: str = "as it is"
+) -> dict[str, float | int | str]:
     """`bench` for a model that is loaded already."""
     width, height = fit_size(model.preset, *ASPECT, budget or max(model.preset.budgets))
     peak = matmul_peak(model.device, model.dtype)
     timing = measure(model, _picture(width, height), chunks)
     peak = max(peak, matmul_peak(model.device, model.dtype))  # whichever moment the machine was less busy
-    steady = timing.seconds[timing.steady :]
-    fifth = max(len(steady) // FIFTHS, 1)
+    on_gpu = model.device.type == "cuda"
     figures = {
         "model": name,
-        "device": str(model.device),
+        "device": torch.cuda.get_device_name(model.device) if on_gpu else str(model.device),
         "dtype": str(model.dtype).removeprefix("torch."),
+        "tuned": tuned,
+        "vae": type(model.decoder).__name__,
         "width": width,
         "height": height,
         "params_m": count_parameters(model) / 1e6,
-        "fps": timing.frames * len(steady) / float(steady.sum()),
-        "first_chunk_s": float(timing.seconds[0]),
-        "chunk_s_median": float(np.median(steady)),
-        "chunk_s_p95": float(np.percentile(steady, 95)),
-        "chunk_s_last_over_first": float(np.median(steady[-fifth:]) / np.median(steady[:fifth])),
+        **_speed(timing),
         "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / MIB,
+        "gpu_peak_mb": torch.cuda.max_memory_allocated(model.device) / 2**20 if on_gpu else 0.0,
+        "weights_mb": weight_bytes(*model.components().values()) / 2**20,
         "flops_per_chunk": timing.flops,
-        "utilisation": timing.flops / float(np.median(steady)) / peak,
+        "peak_tflops": peak / 1e12,
+        "utilisation": timing.flops / float(np.median(timing.seconds[timing.steady :])) / peak,
+        "denoise_utilisation": timing.denoise_flops / timing.stages["denoise"] / peak,
     }
     print(report(figures, timing.stages))
     return figures
+
+
+def _speed(timing: Timing) -> dict[str, float]:
+    steady = timing.seconds[timing.steady :]
+    fifth = max(len(steady) // FIFTHS, 1)
+    return {
+        "fps": timing.frames * len(steady) / float(steady.sum()),
+        "first_chunk_s": float(timing.seconds[0]),
+        "latency_s": timing.latency,
+        "chunk_s_median": float(np.median(steady)),
+        "chunk_s_p95": float(np.percentile(steady, 95)),
+        "chunk_s_last_over_first": float(np.median(steady[-fifth:]) / np.median(steady[:fifth])),
+        "jpeg_s": timing.jpeg,
+    }
 
 
 def report(figures: dict, stages: dict[str, float]) -> str:
@@ -117,29 +153,51 @@ def measure(model: Model, image: np.ndarray, chunks: int) -> Timing:
     if chunks < steady + FIFTHS:
         raise InputError(f"{chunks} chunks are too few; this model needs {steady + FIFTHS} or more: "
                          f"its cache is full after {steady}, and {FIFTHS} are compared")
+    if model.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(model.device)
     seconds, stages = [], []
     with contextlib.closing(stream(model, image, MovingDrag(), seed=0)) as chunk_stream:
         for _ in range(chunks):
             begin = time.perf_counter()
             chunk = next(chunk_stream)
             seconds.append(time.perf_counter() - begin)
-            stages.append([chunk.timings[stage] for stage in STAGES])
-        flops = count_flops(chunk_stream)
-    medians = np.median(stages[steady:], axis=0)
-    return Timing(np.array(seconds), dict(zip(STAGES, medians.tolist(), strict=True)), len(chunk.frames), steady, flops)
+            stages.append([chunk.timings[stage] for stage in STAGES] + [chunk.timings["total"]])
+        begin = time.perf_counter()
+        for frame in chunk.frames:
+            cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+        encoding = time.perf_counter() - begin
+        flops, of_network = count_flops(chunk_stream, model.transformer)
+    *medians, total = np.median(stages[steady:], axis=0).tolist()
+    on_cpu = model.device.type == "cpu"  # there the chunk before is written first
+    timed = dict(zip(STAGES, medians, strict=True))
+    denoising = of_network * model.preset.steps // (model.preset.steps + 1)  # the other pass writes the cache
+    latency = total - timed["cache"] if on_cpu else total
+    return Timing(np.array(seconds), timed, latency, encoding, len(chunk.frames), steady, flops, denoising)
 
 
-def count_flops(chunk_stream) -> int:
-    """Operations of the stream's next chunk: matrix products, convolutions, attention (2 per multiply-add)."""
+def count_flops(chunk_stream, network: torch.nn.Module) -> tuple[int, int]:
+    """Operations of the stream's next chunk, all and those of `network`: matrix products, convolutions, attention.
+
+    2 per multiply-add. Compiled code and attention kernels from elsewhere cannot be looked into; that chunk does
+    without them.
+    """
 
     def attention(query, key, value, *args, out_val=None, **kwargs) -> int:
         return sdpa_flop(query, key, value)
 
+    processors = [module.processor for module in network.modules() if hasattr(module, "processor")]
+    backends = [processor._attention_backend for processor in processors]
+    for processor, backend in zip(processors, backends, strict=True):
+        processor._attention_backend = backend and "native"
     # The CPU's fused attention is missing from the counter's own table.
     fused = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention}
-    with FlopCounterMode(display=False, custom_mapping=fused) as counter:
-        next(chunk_stream)
-    return int(counter.get_total_flops())
+    try:
+        with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False, custom_mapping=fused) as counter:
+            next(chunk_stream)
+    finally:
+        for processor, backend in zip(processors, backends, strict=True):
+            processor._attention_backend = backend
+    return int(counter.get_total_flops()), sum(counter.get_flop_counts().get(type(network).__name__, {}).values())
 
 
 def matmul_peak(device: torch.device | str, dtype: torch.dtype, seconds: float = 0.5) -> float:

@@ -3,7 +3,8 @@
    Gradio's own channel carries two things: the value {token, clip} (watch) and the 'start' event (trigger), whose
    pending request is the visitor's place on the machine. All else runs over one WebSocket: control messages up
    (JSON), pictures down (binary: uint32 little endian header length, JSON header, JPEG). Coordinates are pixels of the
-   generated frame, which the picture canvas has exactly as its size. Parts: Player, Gestures, painting, Link, page. */
+   generated frame, which the picture canvas has exactly as its size. Parts: Player, panel, gestures, painting, Link,
+   page. A tab's own script (PANEL.js) is put in near the end, in a block of its own, and sees all that is here. */
 'use strict';
 
 const COLOURS = { drag: '#22c55e', hold: '#ef4444', pin: '#ef4444', path: '#3b82f6' };
@@ -93,6 +94,25 @@ class Player {
   }
 }
 
+/* ---- panel: what a tab brings of its own fills these in ---- */
+
+const panel = {
+  starting: () => ({}),                  // goes with the start, as JSON; null refuses it (and says why itself)
+  entered: state => {},                  // after each change of state: idle, starting, live, paused, ...
+  hear: message => {},                   // a JSON message of the server that is none of the canvas's own
+  see: (header, blob) => {},             // a picture message of the server that is none of the canvas's own
+  welcomed: facts => {},                 // connected, maybe again
+  shown: header => {},                   // another picture lies on the canvas; header: of the server's message
+  paint: (pen, unit) => {},              // the overlay, in pixels of the picture; unit: one CSS pixel
+  press: (sample, event) => false,       // pointer down at {x, y, t, frame}; true takes this pointer over
+  move: (sample, event) => {},           // a pointer that was taken over
+  lift: (sample, event) => {},
+  key: (event, down) => false,           // key down or up while nothing is typed; true takes the key over
+  released: () => {},                    // all keys count as up: the page has lost the focus
+  tick: now => {},                       // every animation frame
+  file: file => false,                   // dropped or pasted; true takes it over, else it is a picture
+};
+
 /* ---- state ---- */
 
 let state = 'offline', tool = 'drag', release = 'hold', nextId = 1, runs = 0, token = null;
@@ -102,6 +122,7 @@ let afterStop = null;                    // what to do once the running stream h
 let hover = null, dirty = true, facts = { fps: 16, vocabulary: [] };
 let latencies = [], speeds = [], lastInput = -Infinity;
 const drags = new Map();                 // pointerId -> drag in progress
+const taken = new Set();                 // pointerIds that the panel has taken over
 const running = () => state === 'starting' || state === 'live' || state === 'paused';
 const grid = () => ({ spacing: Number(part('spacing').value), size: Number(part('size').value) });
 
@@ -114,6 +135,7 @@ function enter(next) {
   part('pause').disabled = next !== 'live' && next !== 'paused';
   say(HINTS[next]);
   dirty = true;
+  panel.entered(next);
 }
 
 function say(text, tone = 'hint') {
@@ -141,6 +163,8 @@ function painted(header) {
 
 function start() {
   if (state !== 'idle') return;
+  const own = panel.starting();
+  if (own === null) return;
   const messages = [{ kind: 'release', mode: release }];
   for (const control of controls) messages.push({ kind: 'grid', ...control.grid }, { ...wire(control), frame: 0 });
   initial = controls.map(control => Object.assign(control, { since: 0 }));
@@ -149,7 +173,8 @@ function start() {
   offerClip(null);
   player.reset(facts.fps);
   enter('starting');
-  trigger('start', { run: ++runs, prompt: part('prompt').value, messages: [...messages, { kind: 'grid', ...grid() }] });
+  messages.push({ kind: 'grid', ...grid() });
+  trigger('start', { run: ++runs, prompt: part('prompt').value, messages, panel: own });
 }
 
 function stop() {
@@ -220,6 +245,12 @@ function press(event) {
   picture.focus({ preventScroll: true });
   if (state === 'idle') poster.hidden = !poster.src;   // a new stream starts from the picture, so show the picture
   const first = sample(event);
+  if (panel.press(first, event)) {
+    picture.setPointerCapture(event.pointerId);
+    taken.add(event.pointerId);
+    dirty = true;
+    return;
+  }
   if (tool === 'pin') return add({ kind: 'pin', x: first.x, y: first.y });
   if (tool === 'drag' && state === 'idle')
     return say('Press Start first, or choose Path to draw a motion in advance', 'error');
@@ -243,6 +274,7 @@ function regrab({ x, y }) {              // what is grabbed again must not be he
 function move(event) {
   hover = event.pointerType === 'touch' ? null : sample(event);
   dirty = true;
+  if (taken.has(event.pointerId)) return panel.move(sample(event), event);
   const drag = drags.get(event.pointerId);
   if (!drag) return;
   const events = event.getCoalescedEvents?.() ?? [];
@@ -252,6 +284,10 @@ function move(event) {
 }
 
 function lift(event) {
+  if (taken.delete(event.pointerId)) {
+    dirty = true;
+    return panel.lift(sample(event), event);
+  }
   const drag = drags.get(event.pointerId);
   if (!drag) return;
   drags.delete(event.pointerId);
@@ -315,13 +351,16 @@ function paintOverlay() {
   const scale = width / picture.width;
   pen.setTransform(scale, 0, 0, scale, 0, 0);
   const unit = ratio / scale;            // one CSS pixel
+  pen.save();
+  panel.paint(pen, unit);
+  pen.restore();
   if (running() || !poster.hidden) for (const control of controls) paintControl(control, unit);
   for (const drag of drags.values()) {
     const last = drag.trail.at(-1), colour = COLOURS[drag.tool];
     paintLine(drag.trail.map(point => [point.x, point.y]), colour, 2.5 * unit, 0.7);
     paintGrid(last.x, last.y, drag.grid, colour, unit, 1);
   }
-  if (hover && !drags.size && (tool !== 'drag' || running()))
+  if (hover && !drags.size && !taken.size && COLOURS[tool] && (tool !== 'drag' || running()))
     paintGrid(hover.x, hover.y, grid(), COLOURS[tool], unit, 0.55);
 }
 
@@ -408,6 +447,7 @@ function hear(message) {
   if (message.kind === 'error') say(message.text, 'error');
   if (message.kind === 'note') say(message.text);
   if (message.kind === 'ended' && (message.run ?? runs) === runs) ended(message.text, message.failed);
+  panel.hear(message);
 }
 
 function see(data) {
@@ -415,6 +455,7 @@ function see(data) {
   const header = JSON.parse(new TextDecoder().decode(new Uint8Array(data, 4, length)));
   const blob = new Blob([new Uint8Array(data, 4 + length)], { type: 'image/jpeg' });
   if (header.kind === 'picture') return showPicture(header, blob);
+  if (header.kind !== 'frame') return panel.see(header, blob);
   if (running() && header.run === runs) player.push(header, blob);   // others belong to a stream that was stopped
 }
 
@@ -422,6 +463,7 @@ function welcome(message) {
   facts = message;
   part('chips').replaceChildren(...message.vocabulary.map(chip));
   part('examples').replaceChildren(...message.examples.map(example));
+  panel.welcomed(message);
 }
 
 async function showPicture(header, blob) {
@@ -443,6 +485,7 @@ async function showPicture(header, blob) {
   (header.pins ?? []).forEach(([x, y]) => add({ kind: 'pin', x, y }));
   mark('.ms-example', 'aria-pressed', button => button.dataset.name === header.name);
   enter('idle');
+  panel.shown(header);
   if (controls.length) say('Press Start to play the blue paths, or drag it your own way');
 }
 
@@ -498,7 +541,7 @@ function showGrid() {
 }
 
 function offerFile(file) {
-  if (!file) return;
+  if (!file || panel.file(file)) return;
   const [size, limit] = [Math.ceil(file.size / 2 ** 20), Math.floor(facts.max_bytes / 2 ** 20)];
   if (file.size > facts.max_bytes)
     return say(`The file has ${size} MB; at most ${limit} MB: resize the picture`, 'error');
@@ -525,6 +568,10 @@ function setRelease(value) {
   if (running()) link.send({ kind: 'release', mode: value });
 }
 
+function keyUp(event) {
+  if (element.offsetParent !== null) panel.key(event, false);
+}
+
 function keyDown(event) {
   if (element.offsetParent === null || event.repeat || event.ctrlKey || event.metaKey || event.altKey) return;
   if (event.target === part('prompt') && event.key === 'Enter' && !event.shiftKey) {
@@ -532,6 +579,7 @@ function keyDown(event) {
     return sendPrompt();
   }
   if (event.target.closest('input, textarea, select, button, a, [contenteditable]')) return;
+  if (panel.key(event, true)) return event.preventDefault();
   if (event.key !== 'Enter' && event.key !== ' ') return;
   event.preventDefault();
   if (event.key === ' ') pause();
@@ -572,6 +620,8 @@ function listen() {
     offerFile(event.dataTransfer.files[0]);
   });
   document.addEventListener('keydown', keyDown, { signal });
+  document.addEventListener('keyup', keyUp, { signal });
+  window.addEventListener('blur', () => panel.released(), { signal });
   const paste = event => { if (element.offsetParent) offerFile(event.clipboardData.files[0]); };
   document.addEventListener('paste', paste, { signal });
   new ResizeObserver(() => { dirty = true; }).observe(picture);
@@ -584,19 +634,24 @@ function everyFrame() {
   }
   player.tick(performance.now());
   flushDrags();
+  panel.tick(performance.now());
   if (dirty) { dirty = false; paintOverlay(); }
   requestAnimationFrame(everyFrame);
 }
 
-watch('value', () => {
+function valueChanged() {
   const value = props.value ?? {};
   if (value.token && value.token !== token) { token = value.token; link.connect(); }
   offerClip(value.clip);
-});
+}
+
+/* panel */
 listen();
 setTool(tool);
 setRelease(release);
 showGrid();
 enter('offline');
 say('Connecting …');
+watch('value', valueChanged);
+valueChanged();                          // a tab that is opened later finds its value there
 everyFrame();

@@ -1,8 +1,9 @@
 """The live canvas as a Gradio component: a picture that streams, and the pointers that drag it.
 
 One component for every tab: a tab gives it a seat name, and serves that seat in `motionstream.ui.live`. The browser's
-side is canvas.html, canvas.css and canvas.js. Everything that changes travels over the WebSocket, so the template has
-no variables and the canvas survives updates of its value.
+side is canvas.html, canvas.css and canvas.js, and for a tab with a panel of its own PANEL.html, PANEL.css and PANEL.js.
+Everything that changes travels over the WebSocket, so the template has no variables and the canvas survives updates of
+its value.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import gradio as gr
 from gradio.data_classes import FileData, GradioModel
 
 FOLDER = Path(__file__).parent
+PANEL = "<!-- panel -->"  # where in canvas.html a tab's panel goes
 
 
 class CanvasValue(GradioModel):
@@ -25,17 +27,19 @@ class CanvasValue(GradioModel):
 class LiveCanvas(gr.HTML):
     """A canvas that shows a stream and takes drags, pins and paths.
 
-    seat: name of the seat on the WebSocket route, one for every canvas of the page. Event `start`, data
-    {"prompt": str, "messages": [control messages made before the start]}; it must run with show_progress="hidden".
+    seat: name of the seat on the WebSocket route, one for every canvas of the page; panel: name of the tab's own files.
+    Event `start`, data {"prompt": str, "messages": [control messages made before the start], "panel": what the panel
+    says}; it must run with show_progress="hidden".
     """
 
     data_model = CanvasValue
 
-    def __init__(self, seat: str, **kwargs):
+    def __init__(self, seat: str, panel: str | None = None, **kwargs):
+        html, css, js = (_with_panel(panel, ending) for ending in ("html", "css", "js"))
         super().__init__(
-            html_template=(FOLDER / "canvas.html").read_text(encoding="utf-8"),
-            css_template=(FOLDER / "canvas.css").read_text(encoding="utf-8"),
-            js_on_load=(FOLDER / "canvas.js").read_text(encoding="utf-8"),
+            html_template=html,
+            css_template=css,
+            js_on_load=js,
             apply_default_css=False,
             seat=seat,
             **kwargs,
@@ -55,3 +59,14 @@ class LiveCanvas(gr.HTML):
 
     def api_info(self) -> dict[str, str]:
         return {"type": "object"}
+
+
+def _with_panel(panel: str | None, ending: str) -> str:
+    """canvas.ENDING with PANEL.ENDING in it; the panel's script runs before the canvas comes to life."""
+    text = (FOLDER / f"canvas.{ending}").read_text(encoding="utf-8")
+    own = (FOLDER / f"{panel}.{ending}").read_text(encoding="utf-8") if panel else ""
+    if ending == "css":
+        return text + own
+    if ending == "js":
+        return text.replace("/* panel */", f"{{\n{own}}}")  # a block: its names are its own
+    return text.replace(PANEL, own)

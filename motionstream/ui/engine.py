@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from motionstream.controls.layers import SourceRecipe
 from motionstream.machine import Choice, size_for
 from motionstream.model.checkpoint import Model
 from motionstream.session import Record, run_session
@@ -41,7 +42,7 @@ class Engine:
 
     def __init__(self, model: Model, choice: Choice, run_session: Callable[..., Iterator[Chunk]] = run_session):
         self.model, self.choice = model, choice
-        self.run = on_gpu(_reporter(model, run_session))  # (picture, mailbox address, prompt) -> News, News, ...
+        self.run = on_gpu(_reporter(model, run_session))  # (picture, address, prompt, base) -> News, News, ...
 
     def size_for(self, width: int, height: int) -> tuple[int, int]:
         """The generation size (width, height) for a picture of the given size, pixels."""
@@ -68,9 +69,9 @@ def on_gpu(function: Callable) -> Callable:
 
 def _reporter(model: Model, run_session: Callable[..., Iterator[Chunk]]) -> Callable[..., Iterator[News]]:
     # The model is in the closure, not among the arguments: it reaches a forked worker by the fork, not by pickling.
-    def run(picture: np.ndarray, address: str, prompt: str) -> Iterator[News]:
+    def run(picture: np.ndarray, address: str, prompt: str, base: SourceRecipe | None = None) -> Iterator[News]:
         record = Record()
-        for chunk in run_session(model, picture, address, prompt=prompt, record=record):
+        for chunk in run_session(model, picture, address, prompt=prompt, base=base, record=record):
             yield News(chunk, record.take_errors())
         yield News(None, record.take_errors(), record.recipe(), record.end)
 

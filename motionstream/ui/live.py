@@ -56,13 +56,14 @@ class Seat:
     """One visitor's place at one canvas. Any thread may call its methods.
 
     picture: uint8 RGB [H, W, 3] at generation size, what the next stream starts from; shown: the message that showed
-    it, for a canvas that connects again; both set by the tab. stopped_for: why the newest stream was stopped, if not by
-    the visitor: a sentence or "".
+    it, for a canvas that connects again; own: whatever else the tab remembers of this visitor; all set by the tab.
+    stopped_for: why the newest stream was stopped, if not by the visitor: a sentence or "".
     """
 
     def __init__(self, tab: Tab, sessions: Sessions):
         self.picture: np.ndarray | None = None
         self.shown: tuple[dict, bytes] | None = None
+        self.own: object | None = None
         self.stopped_for = ""
         self._tab, self._sessions = tab, sessions
         self._lock = threading.Lock()
@@ -83,6 +84,12 @@ class Seat:
         """Whether a stream runs."""
         return self._place.locked()
 
+    @property
+    def backlog(self) -> int:
+        """How many messages the socket has not taken yet."""
+        outbox = self._outbox
+        return outbox.qsize() if outbox is not None else 0
+
     def send(self, header: dict, picture: bytes | None = None) -> None:
         """Sends a JSON message, with a JPEG behind it if `picture` is given; nothing happens without a socket."""
         text = json.dumps(header)
@@ -96,6 +103,7 @@ class Seat:
         run: the canvas's number of this start; a stop for it may have come first. Where the last stream was told to
         stop, as by a connection that was lost, its end is waited for.
         """
+        self._touched = time.monotonic()  # before the place is taken: `_watch` looks at both
         if not self._place.acquire(timeout=ENDING_SECONDS if self._stopping else 0):
             raise InputError("a stream of yours is running already: stop it first")
         try:
@@ -104,7 +112,7 @@ class Seat:
                     raise InputError("the canvas is not connected: reload the page")
                 if run is not None and run == self._cancelled:
                     raise InputError("stopped before the first picture")
-                self.stopped_for, self._stopping, self._touched = "", False, time.monotonic()
+                self.stopped_for, self._stopping = "", False
                 self._inputs.clear()
                 yield mailbox
         finally:
@@ -185,7 +193,7 @@ class Seat:
         match message:
             case {"kind": "stop", "run": int(run)}:
                 self._cancelled = run
-            case {"kind": "drag", "samples": [*_, {"t": int() | float() as stamp}]}:
+            case {"kind": "drag", "samples": [*_, {"t": int() | float() as stamp}]} | {"t": int() | float() as stamp}:
                 self._inputs.append((self._touched, stamp))
 
 

@@ -1,0 +1,343 @@
+/* The Motion transfer tab's panel: the clip with its tracks, or the visitor's camera, and what to take from it.
+
+   The server sends the clip's frames one by one as it tracks them (kind "preview"): they are played here whatever the
+   clip's format. The webcam's pictures go up as control messages while a stream runs. Places are shares of the clip's
+   frame or of the picture. */
+
+const PART = 2 ** 20;                    // bytes of a clip in one message
+const TRAIL = 8;                         // frames
+const HANDLES = ['#f59e0b', '#a855f7'];  // of the two points that "align" lays on each other
+const SETTLE_MS = 300;                   // settings rest so long before the clip is tracked anew
+const WEBCAM_SIDE = 320;
+
+const motion = element.querySelector('.ms-motion'), clip = part('clip'), brush = clip.getContext('2d');
+const camera = { stream: null, video: document.createElement('video'), sent: 0 };
+let source = 'clip', image = 'clip', fit = 'crop', loaded = null;   // loaded: what the server says of the clip
+let frames = [], playing = 0, played = 0;                           // previews; the one shown; when
+let region = null, drawing = false, held = null, settling = null;
+let pairs = [[[0.3, 0.5], [0.3, 0.5]], [[0.7, 0.5], [0.7, 0.5]]];   // each: in the clip, in the picture; both shares
+
+const number = name => Number(part(name).value);
+const pressed = name => part(name).getAttribute('aria-pressed') === 'true';
+const settings = () => ({
+  start: number('clip-start'), seconds: number('clip-seconds'), grid: number('clip-grid'), amplify: number('amplify'),
+  reverse: pressed('reverse'), loop: pressed('loop'), fit, region, pairs: pairs.map(pair => pair.flat()),
+  tracker: part('tracker').value,
+});
+
+/* ---- clip: upload, tracking, preview ---- */
+
+async function sendClip(file) {
+  if (file.size > facts.max_clip_bytes)
+    return say(`The clip has ${Math.ceil(file.size / PART)} MB; at most ${facts.max_clip_bytes / PART} MB`, 'error');
+  setSource('clip');
+  forget();
+  link.send({ kind: 'clip', bytes: file.size });
+  for (let at = 0; at < file.size && link.socket.readyState === WebSocket.OPEN; at += PART) {
+    progress(at / file.size, 'Uploading …');
+    link.socket.send(file.slice(at, at + PART));
+    while (link.socket.bufferedAmount > 2 * PART) await new Promise(resolve => setTimeout(resolve, 30));
+  }
+  progress(1, 'Reading the clip …');
+  if (!file.size) progress(null);
+}
+
+function forget() {
+  [loaded, frames, region] = [null, [], null];
+  motion.querySelector('.ms-clip').toggleAttribute('data-empty', true);
+  part('clip-other').hidden = true;
+  showRegion();
+}
+
+function opened(message) {
+  loaded = message;
+  const seconds = message.seconds ?? facts.max_seconds;
+  Object.assign(part('clip-start'), { max: Math.max(0, Math.floor((seconds - 0.5) * 10) / 10), value: 0 });
+  part('clip-seconds').max = clamp(Math.ceil(seconds * 10) / 10, 0.5, facts.max_seconds);
+  part('clip-seconds').value = Math.min(seconds, 10);
+  image = 'clip';
+  part('clip-other').hidden = false;
+  showSettings();
+  track();
+}
+
+function track() {                       // also shows the first frame, where that is to be animated
+  clearTimeout(settling);
+  if (!loaded || source !== 'clip' || state !== 'idle') return;
+  link.send({ kind: 'track', settings: settings(), image });
+}
+
+function changed() {
+  showSettings();
+  clearTimeout(settling);
+  settling = setTimeout(track, SETTLE_MS);
+}
+
+function progress(share, text = '') {
+  part('progress').hidden = share === null;
+  part('progress-bar').value = share ?? 0;
+  part('progress-text').textContent = text;
+}
+
+function tracking({ done, total, left, tracker }) {
+  if (!done) frames = [];
+  if (tracker) part('tracker-note').textContent = facts.trackers[tracker];
+  const time = left > 90 ? `${Math.ceil(left / 60)} min` : `${Math.ceil(left)} s`;
+  progress(done / total, done ? `Tracking ${done} of ${total}, ${time} left` : 'Tracking …');
+}
+
+function tracked({ cancelled, frames, tracks }) {
+  progress(null);
+  if (cancelled || state !== 'idle') return;
+  if (tracks) say('Press Start: the clip moves the picture, and you can still drag');
+  else say('There is nothing to follow here: choose another part or another video', 'error');
+}
+
+function preview(header, blob) {
+  if (header.index === 0) {
+    frames = [];
+    shape(header);
+  }
+  frames.push({ ...header, blob });
+}
+
+function shape({ width, height }) {
+  const frame = part('clip-frame');
+  Object.assign(clip, { width, height });
+  frame.style.setProperty('--ms-clip', `${width} / ${height}`);
+  frame.style.maxWidth = `${340 * width / height}px`;
+  frame.removeAttribute('data-empty');
+}
+
+async function playClip(now) {
+  if (!frames.length || running() || now - played < 1000 / facts.fps) return;
+  played = now;
+  const shown = frames;
+  playing = (playing + 1) % shown.length;
+  const order = pressed('reverse') ? shown.length - 1 - playing : playing;
+  const bitmap = await createImageBitmap(shown[order].blob);
+  if (shown === frames && source === 'clip') {
+    brush.drawImage(bitmap, 0, 0, clip.width, clip.height);
+    paintTracks(order);
+    paintMarks();
+  }
+  bitmap.close();
+}
+
+function paintTracks(newest) {
+  const places = new Map();              // id -> [x, y, ...], oldest first
+  for (const { points } of frames.slice(Math.max(0, newest - TRAIL), newest + 1))
+    for (let i = 0; i < points.length; i += 3) {
+      if (!places.has(points[i])) places.set(points[i], []);
+      places.get(points[i]).push(points[i + 1], points[i + 2]);
+    }
+  const { points } = frames[newest];
+  for (let i = 0; i < points.length; i += 3) {
+    const trail = places.get(points[i]);
+    brush.strokeStyle = brush.fillStyle = `hsl(${points[i] * 137 % 360} 90% 62%)`;
+    brush.beginPath();
+    for (let k = 0; k < trail.length; k += 2) brush.lineTo(trail[k], trail[k + 1]);
+    brush.stroke();
+    brush.fillRect(points[i + 1] - 1.5, points[i + 2] - 1.5, 3, 3);
+  }
+}
+
+/* ---- places on the clip: a region, and two points to align ---- */
+
+function place(event) {
+  const box = clip.getBoundingClientRect();
+  return [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height];
+}
+
+function near(spots, [x, y], width, height, reach) {       // number of the spot within reach, or -1
+  const distances = spots.map(spot => Math.hypot((spot[0] - x) * width, (spot[1] - y) * height));
+  const least = Math.min(...distances);
+  return least < reach ? distances.indexOf(least) : -1;
+}
+
+function clipPress(event) {
+  if (motion.querySelector('[data-empty]') || running()) return;
+  clip.setPointerCapture(event.pointerId);
+  const box = clip.getBoundingClientRect();
+  const handle = fit === 'align' ? near(pairs.map(pair => pair[0]), place(event), box.width, box.height, 24) : -1;
+  held = handle < 0 ? null : [handle, 0];
+  if (held) return;
+  drawing = true;
+  region = [place(event)];
+}
+
+function clipMove(event) {
+  if (held) pairs[held[0]][0] = place(event).map(v => clamp(v, 0, 1));
+  else if (drawing && region.length < 200) {
+    const [x, y] = region.at(-1), [u, v] = place(event).map(value => clamp(value, 0, 1));
+    if (Math.hypot(u - x, v - y) > 0.015) region.push([u, v]);
+  }
+}
+
+function clipLift() {
+  if (held) { held = null; return; }
+  if (!drawing) return;
+  drawing = false;
+  if (region.length < 6) region = null;  // a click: nothing was drawn
+  showRegion();
+  track();
+}
+
+function showRegion() {
+  part('region-clear').hidden = !region;
+}
+
+function paintMarks() {
+  if (region?.length > 1) {
+    brush.beginPath();
+    region.forEach(([x, y]) => brush.lineTo(x * clip.width, y * clip.height));
+    if (!drawing) brush.closePath();
+    Object.assign(brush, { lineWidth: 2, strokeStyle: '#fff' });
+    brush.stroke();
+    brush.lineWidth = 1;
+  }
+  if (fit === 'align') pairs.forEach(([[x, y]], i) => paintHandle(brush, x * clip.width, y * clip.height, i, 1));
+}
+
+function paintHandle(context, x, y, i, unit) {
+  context.beginPath();
+  context.arc(x, y, 8 * unit, 0, 2 * Math.PI);
+  Object.assign(context, { lineWidth: 3 * unit, strokeStyle: '#fff', fillStyle: HANDLES[i] });
+  context.fill();
+  context.stroke();
+  context.lineWidth = 1;
+}
+
+/* ---- webcam ---- */
+
+async function openCamera() {
+  if (!navigator.mediaDevices) return say('This page may not use a camera: it needs https', 'error');
+  try {
+    const video = { width: { ideal: 640 }, height: { ideal: 480 }, facingMode: 'user' };
+    camera.stream = await navigator.mediaDevices.getUserMedia({ video, audio: false });
+  } catch (error) {
+    return say(`The camera cannot be used: ${error.message}`, 'error');
+  }
+  Object.assign(camera.video, { srcObject: camera.stream, muted: true, playsInline: true });
+  await camera.video.play();
+  const { videoWidth, videoHeight } = camera.video, scale = WEBCAM_SIDE / Math.max(videoWidth, videoHeight);
+  shape({ width: Math.round(videoWidth * scale), height: Math.round(videoHeight * scale) });
+  say('Press Start and move: the picture moves with you');
+}
+
+function closeCamera() {
+  camera.stream?.getTracks().forEach(track => track.stop());
+  camera.stream = null;
+}
+
+function playCamera(now) {
+  if (!camera.stream || now - played < 1000 / facts.fps) return;
+  played = now;
+  brush.setTransform(-1, 0, 0, 1, clip.width, 0);   // as in a mirror
+  brush.drawImage(camera.video, 0, 0, clip.width, clip.height);
+  brush.setTransform(1, 0, 0, 1, 0, 0);
+  if (state === 'starting' || state === 'live')
+    link.send({ kind: 'webcam', jpeg: clip.toDataURL('image/jpeg', 0.7).split(',')[1], t: now });
+  paintMarks();
+}
+
+/* ---- the panel's own controls ---- */
+
+function setSource(value) {
+  if (running()) return;
+  source = motion.dataset.source = value;
+  mark('button[data-source]', 'aria-checked', button => button.dataset.source === value);
+  part('clip-frame').toggleAttribute('data-empty', value === 'clip' && !loaded);
+  part('clip-upload').hidden = value !== 'clip';
+  if (value === 'clip') {
+    closeCamera();
+    if (frames.length) shape(frames[0]);
+  } else if (!camera.stream) openCamera();
+}
+
+function choose(attribute, value, set) {
+  set(value);
+  mark(`button[data-${attribute}]`, 'aria-checked', button => button.dataset[attribute] === value);
+  dirty = true;
+}
+
+function showSettings() {
+  part('clip-start-value').textContent = `${number('clip-start').toFixed(1)} s`;
+  part('clip-seconds-value').textContent = `${number('clip-seconds').toFixed(1)} s`;
+  part('clip-grid-value').textContent = `${number('clip-grid')} wide`;
+  part('amplify-value').textContent = `${number('amplify').toFixed(2)} ×`;
+  choose('image', image, () => {});
+}
+
+function flip(name) {
+  part(name).setAttribute('aria-pressed', String(!pressed(name)));
+}
+
+part('clip-upload').onclick = part('clip-other').onclick = () => part('clip-file').click();
+part('clip-file').onchange = event => { panel.file(event.target.files[0]); event.target.value = ''; };
+part('progress-cancel').onclick = () => link.send({ kind: 'cancel' });
+part('region-clear').onclick = () => { region = null; showRegion(); track(); };
+part('reverse').onclick = () => { flip('reverse'); track(); };
+part('loop').onclick = () => flip('loop');
+part('tracker').onchange = () => {
+  part('tracker-note').textContent = facts.trackers[part('tracker').value] ?? '';
+  track();
+};
+part('amplify').oninput = showSettings;
+for (const name of ['clip-start', 'clip-seconds', 'clip-grid']) {
+  part(name).oninput = showSettings;
+  part(name).onchange = changed;
+}
+onEach('button[data-source]', button => setSource(button.dataset.source));
+onEach('button[data-fit]', button => choose('fit', button.dataset.fit, value => { fit = value; }));
+onEach('button[data-image]', button => choose('image', button.dataset.image, value => { image = value; track(); }));
+clip.addEventListener('pointerdown', clipPress);
+clip.addEventListener('pointermove', clipMove);
+clip.addEventListener('pointerup', clipLift);
+clip.addEventListener('pointercancel', () => { [drawing, held, region] = [false, null, null]; showRegion(); });
+
+panel.welcomed = () => {
+  part('clip-seconds').max = Math.min(part('clip-seconds').max, facts.max_seconds);
+  progress(null);
+};
+panel.file = file => {
+  if (!file || file.type.startsWith('image/') && file.type !== 'image/gif') return false;
+  whenStopped(() => sendClip(file));
+  return true;
+};
+panel.hear = message => {
+  if (message.kind === 'clip') opened(message);
+  if (message.kind === 'tracking') tracking(message);
+  if (message.kind === 'tracked') tracked(message);
+  if (message.kind === 'error' && !loaded) progress(null);
+};
+panel.see = (header, blob) => { if (header.kind === 'preview') preview(header, blob); };
+panel.shown = header => choose('image', header.image ?? 'own', value => { image = value; });
+panel.starting = () => {
+  if (source === 'clip' && !loaded) return say('Choose a video first, or the webcam', 'error') ?? null;
+  if (source === 'webcam' && !camera.stream) return say('The camera is off: allow the page to use it', 'error') ?? null;
+  progress(null);
+  return { source, settings: settings() };
+};
+panel.tick = now => {
+  if (element.offsetParent === null) return closeCamera();
+  if (source === 'webcam') playCamera(now); else playClip(now);
+};
+panel.paint = (pen, unit) => {
+  if (fit !== 'align' || running()) return;
+  pairs.forEach(([, [x, y]], i) => paintHandle(pen, x * picture.width, y * picture.height, i, unit));
+};
+panel.press = ({ x, y }) => {
+  if (fit !== 'align' || running()) return false;
+  const at = [x / picture.width, y / picture.height], reach = 24 * picture.width / picture.clientWidth;
+  const handle = near(pairs.map(pair => pair[1]), at, picture.width, picture.height, reach);
+  held = handle < 0 ? null : [handle, 1];
+  return handle >= 0;
+};
+panel.move = ({ x, y }) => {
+  if (held) pairs[held[0]][1] = [clamp(x / picture.width, 0, 1), clamp(y / picture.height, 0, 1)];
+};
+panel.lift = () => { held = null; };
+setSource('clip');
+choose('fit', fit, () => {});
+showSettings();

@@ -1,0 +1,114 @@
+"""The ablations: the configurations are what they say, figures are of the right frames, one run writes all of it."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from training_kit import TINY, network
+
+from motionstream.errors import InputError
+from motionstream.evaluation import ablations
+from motionstream.evaluation.ablations import by_second, contexts, name_of, score, streamed, to_and_fro
+from motionstream.evaluation.motion import Clip
+from motionstream.evaluation.plot import line_plot
+from motionstream.model.checkpoint import assemble
+from motionstream.model.motion_prior import MotionPrior
+from motionstream.model.vae import EmbeddedVAE
+from motionstream.tracks import Tracks
+from motionstream.training.settings import RECIPES
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    net = network()
+    vae = EmbeddedVAE(8, encoder_width=8, decoder_width=8, decoder_fine_width=8, decoder_depth=1)
+    parts = dict(transformer=net.transformer, track_head=net.track_head, text_encoder=net.text_encoder, vae=vae)
+    return assemble(TINY, parts | {"motion_prior": MotionPrior(widths=(8, 8), features=4)}, "cpu", torch.float32)
+
+
+def clip(frames=45, seed=0):
+    rng = np.random.default_rng(seed)
+    points = rng.uniform(8, 40, (1, 6, 2)) * (1, 0.6) + np.linspace(0, 4, frames)[:, None, None]
+    video = rng.integers(0, 256, (frames, 32, 48, 3), dtype=np.uint8)
+    return Clip("noise", video, Tracks(points, np.ones((frames, 6), bool), np.arange(6)), 8.0)
+
+
+def test_configurations_are_the_papers(model):
+    found = contexts(model, 241)
+    assert list(found) == ["as shipped", "c3s1w1", "c3s0w1", "c1s1w1", "window grows"]
+    for name, one in found.items():
+        if name.startswith("c"):
+            assert name_of(one.preset) == name and not one.preset.composite
+    assert found["as shipped"].preset == TINY
+    grows = found["window grows"].preset
+    assert grows.sink == 0 and grows.chunk_frames(0) + grows.chunk_frames(1) * (grows.window - 1) >= 241
+
+
+def test_every_configuration_streams_and_a_sink_matters(model):
+    one = clip()
+    videos = {name: streamed(each, one.frames[0], one.tracks, 0) for name, each in contexts(model, 45).items()}
+    assert all(video.shape == one.frames.shape for video, _ in videos.values())
+    assert len(videos["c3s1w1"][1]) == 3 and len(videos["c1s1w1"][1]) == 11  # the first chunk isn't timed
+    late = slice(33, 45)
+    assert not np.array_equal(videos["c3s1w1"][0][late], videos["c3s0w1"][0][late])
+    assert not np.array_equal(videos["window grows"][0][late], videos["c3s0w1"][0][late])
+    assert np.array_equal(videos["window grows"][0][:21], videos["c3s0w1"][0][:21])  # a window of 1 has seen as much
+
+
+def test_drift_is_the_last_second_over_the_first():
+    one = clip()
+    faded = one.frames.copy()
+    faded[-16:] = 128
+    kept, lost = score(one.frames, one, 16, None), score(faded, one, 16, None, [1.0, 3.0])
+    assert kept["psnr first"] == kept["psnr last"] == 100 and kept["kept"] == pytest.approx(1, abs=0.1)
+    assert lost["psnr first"] == 100 and lost["psnr last"] < 15 and lost["kept"] < 0.01
+    assert (lost["latency"], lost["spread"]) == (2.0, 1.0)
+    assert by_second(faded, 16)[0] == pytest.approx(1, abs=0.1) and len(by_second(faded, 16)) == 2
+
+
+def test_tracks_go_to_and_fro():
+    tracks = clip(5).tracks
+    longer = to_and_fro(tracks, 12)
+    assert longer.T == 12
+    np.testing.assert_array_equal(longer.points, tracks.points[[0, 1, 2, 3, 4, 3, 2, 1, 0, 1, 2, 3]])
+
+
+def test_plots_show_every_curve():
+    picture = line_plot({"a": [(0, 1.0), (1, 2.0)], "b": [(0, 2.0), (1, float("nan")), (2, 1.0)]}, "x")
+    empty = line_plot({"a": []}, "x")
+    assert picture.shape == empty.shape and picture.dtype == np.uint8
+    for colour in ((31, 119, 180), (255, 127, 14)):
+        assert (picture == colour).all(-1).sum() > 50
+    assert (empty == 255).all()
+    line_plot({"a": [(0, 0.0), (0, 0.0)]}, "x", log=True)  # nothing to take a logarithm of
+
+
+def test_one_run_writes_tables_plot_and_sheets(model, tmp_path, monkeypatch, capsys):
+    from motionstream.training.network import save_network
+
+    source = tmp_path / "source"
+    source.mkdir()
+    save_network(network(seed=4), source, tmp_path / "teacher", torch.float32)
+    recipe = replace(RECIPES["embedded"]["teacher-a"], chunks=2, ode_steps=3)
+    monkeypatch.setitem(RECIPES, "tiny", {"teacher-a": recipe})
+    monkeypatch.setattr(ablations, "load_model", lambda *_: model)
+    monkeypatch.setattr(ablations, "real_clips", lambda *_: iter([clip()]))
+    code = ablations.main(
+        ["folder", "--teacher", str(tmp_path / "teacher"), "--long", "40", "--out", str(tmp_path), "--json"]
+    )
+    assert code == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert list(result["context"]) == ["as shipped", "c3s1w1", "c3s0w1", "c1s1w1", "window grows"]
+    assert list(result["guidance"]) == ["teacher, text", "teacher, motion", "teacher, both", "student"]
+    assert result["tracks"]["track head"]["ms"] > 0 and list(result["long"]) == ["c3s1w1", "c3s0w1"]
+    assert result["decoders"] == {}
+    assert {"latency", "spread", "kept", "epe"} <= result["context"]["c3s1w1"].keys()
+    for name in ("ablations.png", "ablations-drift.png", "ablations-guidance.png", "ablations-long.png"):
+        assert (tmp_path / name).read_bytes()[:4] == b"\x89PNG"
+    with pytest.raises(InputError, match="too few"):
+        ablations.main(["folder", "--frames", "3"])
+    with pytest.raises(InputError, match="name a folder"):
+        ablations.main([])

@@ -1,0 +1,244 @@
+"""The Motion transfer tab in Chromium, and its server's side without a browser."""
+
+import gc
+import time
+
+import cv2
+import numpy as np
+import pytest
+from conftest import Site, Visitor, wait_for
+from playwright.sync_api import Page, expect
+from test_transfer import FRAMES, SHIFT, WIDTH, panned, shown, write
+
+from motionstream.controls.layers import BASE_IDS
+from motionstream.ui.transfer import MAX_CLIP
+from motionstream.video import fit_image
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("clips") / "pan.mp4", panned(40), options={"crf": "8"})
+
+
+def part(page: Page, name: str):
+    """A part of this tab: the tab that was open first stays on the page, hidden."""
+    return page.locator(f'.ms:has(.ms-motion) [data-ms="{name}"]')
+
+
+def in_state(page: Page, state: str) -> None:
+    expect(page.locator(".ms:has(.ms-motion)")).to_have_attribute("data-state", state, timeout=20_000)
+
+
+def open_tab(page: Page, site: Site) -> None:
+    page.goto(site.url)
+    page.get_by_role("tab", name="Motion transfer").click()
+    in_state(page, "idle")
+
+
+def draw(page: Page, name: str, *places: tuple[float, float], release: bool = True) -> None:
+    """Presses at the first place of a canvas, given as shares of its sides, and moves through the others."""
+    box = part(page, name).bounding_box()
+    for step, (x, y) in enumerate(places):
+        page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"], steps=4 if step else 1)
+        if not step:
+            page.mouse.down()
+    if release:
+        page.mouse.up()
+
+
+def upload(page: Page, path) -> None:
+    part(page, "clip-file").set_input_files(path)
+
+
+def test_a_clip_moves_its_first_frame_and_drags_lie_on_top(page, site, clip):
+    open_tab(page, site)
+    part(page, "start").click()
+    expect(part(page, "message")).to_contain_text("Choose a video first")
+    upload(page, clip)
+    expect(part(page, "message")).to_contain_text("the clip moves the picture", timeout=20_000)
+    expect(page.locator("button[data-image=clip]")).to_have_attribute("aria-checked", "true")
+    expect(part(page, "tracker-note")).to_contain_text("Lucas-Kanade")
+    corners = (0.2, 0.2), (0.5, 0.15), (0.8, 0.2), (0.85, 0.5), (0.8, 0.8), (0.5, 0.85), (0.2, 0.8), (0.15, 0.5)
+    draw(page, "clip", *corners)
+    expect(part(page, "region-clear")).to_be_visible()
+    expect(part(page, "progress")).to_be_hidden(timeout=20_000)
+    part(page, "start").click()
+    in_state(page, "live")
+    wait_for(lambda: page.wait_for_timeout(50) or len(site.paste.chunks) > 1, "the second chunk", 20)
+    first = site.paste.chunks[0].tracks
+    width = site.paste.chunks[0].frames.shape[2]
+    steps = np.diff(first.points, axis=0)[..., 0][first.visible[1:]]
+    assert first.N > 10 and abs(np.median(steps) - SHIFT * width / WIDTH) < 0.5
+    shares = first.points[0] / (width, site.paste.chunks[0].frames.shape[1])
+    assert shares.min() > 0.1 and shares.max() < 0.9  # of the region only
+    draw(page, "picture", (0.5, 0.5), (0.6, 0.5), release=False)
+    chunks = site.paste.chunks
+    wait_for(lambda: page.wait_for_timeout(50) or (chunks[-1].tracks.ids >= BASE_IDS).any(), "the drag's tracks")
+    page.mouse.up()
+    page.keyboard.press("Enter")
+    in_state(page, "idle")
+
+
+def test_two_points_are_aligned_by_their_handles(page, site, clip):
+    open_tab(page, site)
+    upload(page, clip)
+    expect(part(page, "progress")).to_be_hidden(timeout=20_000)
+    page.locator("button[data-fit=align]").click()
+    draw(page, "picture", (0.3, 0.5), (0.5, 0.5))
+    part(page, "start").click()
+    in_state(page, "live")
+    chunk = site.paste.chunks[0]
+    steps = np.diff(chunk.tracks.points, axis=0)[..., 0][chunk.tracks.visible[1:]]
+    scale = (0.7 - 0.5) / (0.7 - 0.3)
+    assert abs(np.median(steps) - scale * SHIFT * chunk.frames.shape[2] / WIDTH) < 0.5
+    page.keyboard.press("Enter")
+    in_state(page, "idle")
+
+
+@pytest.mark.parametrize("data, sentence", [(b"not a video", "cannot be read"), (b"", "at most 200 MB")])
+def test_a_bad_clip_is_explained(page, site, tmp_path, data, sentence):
+    (tmp_path / "bad.mp4").write_bytes(data)
+    open_tab(page, site)
+    upload(page, tmp_path / "bad.mp4")
+    expect(part(page, "message")).to_contain_text(sentence)
+    expect(part(page, "progress")).to_be_hidden()
+
+
+def test_the_webcam_moves_the_picture(page, site):
+    page.context.grant_permissions(["camera"])
+    open_tab(page, site)
+    page.locator("button[data-source=webcam]").click()
+    expect(part(page, "message")).to_contain_text("the picture moves with you")
+    part(page, "start").click()
+    in_state(page, "live")
+    wait_for(lambda: page.wait_for_timeout(50) or site.paste.chunks[-1].tracks.visible.any(), "the camera's tracks", 20)
+    page.keyboard.press("Enter")
+    in_state(page, "idle")
+
+
+@pytest.mark.parametrize("width, height", [(1280, 900), (390, 844)])
+def test_tab_fits_the_screen(page, site, width, height):
+    page.set_viewport_size({"width": width, "height": height})
+    open_tab(page, site)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert part(page, "start").bounding_box()["y"] < height - 40
+
+
+# --- without a browser -----------------------------------------------------------------------------------------------
+
+
+class TransferVisitor(Visitor):
+    """A page at the Motion transfer tab."""
+
+    seat = "transfer"
+
+    def send_clip(self, data: bytes, part=5_000) -> None:
+        self.say({"kind": "clip", "bytes": len(data)})
+        for place in range(0, len(data), part):
+            self.say(data[place : place + part])
+
+
+@pytest.fixture
+def transfer(site):
+    visitor = TransferVisitor(site)
+    yield visitor
+    visitor.close()
+
+
+def test_a_clip_in_parts_is_tracked_with_previews_and_streams(site, transfer, clip):
+    transfer.send_clip(clip.read_bytes())
+    assert transfer.expect("clip")["seconds"] == pytest.approx(2.5, abs=0.1)
+    transfer.say({"kind": "track", "settings": {"grid": 12, "seconds": 1.0}, "image": "clip"})
+    picture, _ = transfer.expect("picture", binary=True)
+    assert picture["image"] == "clip" and picture["width"] > picture["height"]
+    header, jpeg = transfer.expect("preview", binary=True)
+    assert header["index"] == 0 and len(header["points"]) % 3 == 0 and header["points"] and jpeg[:2] == b"\xff\xd8"
+    while (progress := transfer.expect("tracking"))["done"] < 16:
+        assert progress["total"] == 16
+    assert progress["left"] == 0
+    done = transfer.expect("tracked")
+    assert done["frames"] == 16 and done["tracks"] > 20
+    panel = {"source": "clip", "settings": {"grid": 12, "seconds": 1.0}}
+    transfer.start(panel=panel)
+    transfer.chunk()
+    transfer.say({"kind": "track", "settings": {}, "image": "clip"})
+    assert "stop it before" in transfer.expect("error")["text"]
+    transfer.say({"kind": "stop", "run": 1})
+    assert not transfer.expect("ended")["failed"]
+    assert site.paste.chunks[0].tracks.N > 20
+
+
+def test_in_reverse_the_last_frame_is_animated(transfer, clip):
+    transfer.send_clip(clip.read_bytes())
+    transfer.expect("clip")
+    posters = {}
+    for reverse in (False, True):
+        settings = {"grid": 12, "seconds": 2.0, "reverse": reverse}
+        transfer.say({"kind": "track", "settings": settings, "image": "clip"})
+        _, posters[reverse] = transfer.expect("picture", binary=True)
+    for reverse, frame in ((False, 0), (True, 31)):
+        seen = cv2.imdecode(np.frombuffer(posters[reverse], np.uint8), cv2.IMREAD_COLOR)[..., ::-1].astype(float)
+        wanted = fit_image(panned(32)[frame], seen.shape[1], seen.shape[0])
+        assert np.abs(seen - wanted).mean() < 12
+
+
+def test_tracking_can_be_cancelled(transfer, tmp_path):
+    path = write(tmp_path / "long.mp4", np.tile(FRAMES, (40, 1, 1, 1)))
+    transfer.send_clip(path.read_bytes())
+    transfer.expect("clip")
+    transfer.say({"kind": "track", "settings": {"seconds": 25, "grid": 30}, "image": "own"})
+    transfer.expect("tracking")
+    transfer.say({"kind": "cancel"})
+    assert transfer.expect("tracked") == {"kind": "tracked", "cancelled": True}
+
+
+def test_the_clip_is_gone_when_its_visitor_is(site, transfer, clip):
+    transfer.send_clip(clip.read_bytes())
+    transfer.expect("clip")
+    path = site.live.seat(transfer.session, "transfer").own.clip.path
+    assert path.read_bytes() == clip.read_bytes()
+    site.live.leave(transfer.session)
+    transfer.close()
+    wait_for(lambda: (gc.collect(), not path.parent.exists())[1], "the end of the folder")
+
+
+def test_webcam_pictures_drive_the_stream(site, transfer):
+    transfer.start(panel={"source": "webcam", "settings": {"grid": 12, "tracker": "lucas-kanade"}})
+    transfer.chunk(ack=False)
+    for t, frame in enumerate(panned(12)):
+        transfer.say(shown(frame, t=100.0 + t))
+    time.sleep(0.2)
+    transfer.say({"kind": "ack", "chunk": 0})
+    assert transfer.chunk()["input"] == 111.0
+    tracks = site.paste.chunks[1].tracks
+    assert tracks.N > 15 and np.median(tracks.points[-1] - tracks.points[0], axis=0)[0] > 10
+
+
+@pytest.mark.parametrize(
+    "message, sentence",
+    [
+        ({"kind": "track", "settings": {}}, "there is no clip yet"),
+        ({"kind": "track", "settings": {"grid": 1_000}}, '"grid" is 1000'),
+        ({"kind": "clip", "bytes": MAX_CLIP + 1}, "at most 200 MB"),
+        ({"kind": "clip", "bytes": "many"}, "at most 200 MB"),
+        ({"kind": "clip"}, "at most 200 MB"),
+        (b"neither clip nor picture", "not an image"),
+    ],
+)
+def test_bad_commands_are_answered(transfer, message, sentence):
+    transfer.say(message)
+    assert sentence in transfer.expect("error")["text"]
+
+
+@pytest.mark.parametrize(
+    "panel, sentence",
+    [
+        (None, "must be an object"),
+        ({"source": "clip", "settings": {}}, "there is no clip yet"),
+        ({"source": "webcam", "settings": {"amplify": 99}}, '"amplify" is 99'),
+    ],
+)
+def test_bad_starts_are_refused(transfer, panel, sentence):
+    transfer.start(panel=panel)
+    ended = transfer.expect("ended")
+    assert ended["failed"] and sentence in ended["text"]

@@ -1,0 +1,390 @@
+"""Other people's checkpoints become a folder that loads and computes what they computed; what has no place is named."""
+
+import dataclasses
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from torch.nn import functional as F
+from transformers import CLIPVisionModel, PreTrainedTokenizerFast, UMT5EncoderModel
+
+from motionstream.cli import main
+from motionstream.errors import InputError
+from motionstream.model import convert as module
+from motionstream.model.checkpoint import load_component, load_model
+from motionstream.model.convert import convert
+from motionstream.model.encoders import PROMPT_TOKENS, CLIPImageEncoder, UMT5TextEncoder
+from motionstream.model.presets import PRESETS
+from motionstream.model.tiny_vae import TinyVAE
+from motionstream.streaming import stream
+from motionstream.tracks import StaticTracks, Tracks
+
+NETWORK = dict(num_layers=2, num_attention_heads=2, attention_head_dim=12, ffn_dim=32, text_dim=16, freq_dim=16)
+CLIP = dict(hidden_size=20, intermediate_size=24, num_hidden_layers=3, num_attention_heads=2)
+CLIP |= dict(image_size=28, patch_size=14)
+UMT5 = dict(vocab_size=40, d_model=16, d_kv=4, d_ff=24, num_layers=2, num_heads=4, feed_forward_proj="gated-gelu")
+VAES = {
+    "wan2.1-1.3b": dict(base_dim=4, z_dim=16, dim_mult=(1, 2, 2, 2), num_res_blocks=2),
+    "wan2.2-5b": dict(PRESETS["wan2.2-5b"].configs["vae"])
+    | dict(base_dim=4, decoder_base_dim=4, dim_mult=(1, 2, 2, 2)),
+}
+ORIGINAL = (  # our names -> those of Wan's own transformer, written down independently of the converter
+    (r"condition_embedder\.time_embedder\.linear_(\d)", lambda m: f"time_embedding.{2 * int(m[1]) - 2}"),
+    (r"condition_embedder\.text_embedder\.linear_(\d)", lambda m: f"text_embedding.{2 * int(m[1]) - 2}"),
+    (r"condition_embedder\.time_proj", "time_projection.1"),
+    (r"condition_embedder\.image_embedder\.norm1", "img_emb.proj.0"),
+    (r"condition_embedder\.image_embedder\.norm2", "img_emb.proj.4"),
+    (r"condition_embedder\.image_embedder\.ff\.net\.0\.proj", "img_emb.proj.1"),
+    (r"condition_embedder\.image_embedder\.ff\.net\.2", "img_emb.proj.3"),
+    (r"\.attn1\.", ".self_attn."),
+    (r"\.attn2\.", ".cross_attn."),
+    (r"\.to_([qkv])\.", r".\1."),
+    (r"\.to_out\.0\.", ".o."),
+    (r"\.add_([kv])_proj\.", r".\1_img."),
+    (r"\.norm_added_k\.", ".norm_k_img."),
+    (r"\.ffn\.net\.0\.proj\.", ".ffn.0."),
+    (r"\.ffn\.net\.2\.", ".ffn.2."),
+    (r"(blocks\.\d+)\.norm2\.", r"\1.norm3."),
+    (r"^scale_shift_table", "head.modulation"),
+    (r"scale_shift_table", "modulation"),
+    (r"^proj_out", "head.head"),
+)
+
+
+def small(name: str):
+    row = PRESETS[name]
+    shape = dict(row.transformer) | NETWORK
+    if row.image_encoder:
+        shape |= dict(image_dim=20, added_kv_proj_dim=24)
+    tiny = dict(row.configs["tiny_vae"]) | dict(widths=(8, 8, 8, 8))
+    configs = dict(vae=VAES[name], text_encoder=UMT5, image_encoder=CLIP, tiny_vae=tiny)
+    return dataclasses.replace(row, transformer=shape, configs=configs, budgets=(6,))
+
+
+def network(channels: int, preset, image: bool) -> WanTransformer3DModel:
+    torch.manual_seed(0)
+    config = preset.transformer_config() | dict(in_channels=channels)
+    config |= {} if image else dict(image_dim=None, added_kv_proj_dim=None)
+    return WanTransformer3DModel(**config).eval().requires_grad_(False)
+
+
+def stock_vae(name: str) -> AutoencoderKLWan:
+    return AutoencoderKLWan(**{key: list(x) if isinstance(x, tuple) else x for key, x in VAES[name].items()})
+
+
+def original(model: WanTransformer3DModel) -> dict[str, torch.Tensor]:
+    weights = {}
+    for name, tensor in model.state_dict().items():
+        for pattern, replacement in ORIGINAL:
+            name = re.sub(pattern, replacement, name)
+        weights[name] = tensor.clone()
+    return weights
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    words = {word: n for n, word in enumerate(["<pad>", "</s>", "<unk>", "a", "red", "fox"])}
+    inner = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    inner.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+
+
+def diffusers_folder(folder, preset, image: bool):
+    """What the Hub has: diffusers' and transformers' own classes, saved by themselves."""
+    channels = preset.latent_channels + (preset.latent_channels + 4 if image else 0)
+    network(channels, preset, image).save_pretrained(folder / "transformer")
+    stock_vae(preset.name).save_pretrained(folder / "vae")
+    UMT5EncoderModel(UMT5TextEncoder(**UMT5).config).save_pretrained(folder / "text_encoder")
+    tokenizer().save_pretrained(folder / "tokenizer")
+    if image:
+        CLIPVisionModel(CLIPImageEncoder(**CLIP).config).save_pretrained(folder / "image_encoder")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    preset = small("wan2.1-1.3b")
+    return preset, diffusers_folder(tmp_path_factory.mktemp("hub"), preset, image=True)
+
+
+@pytest.fixture(scope="module")
+def converted(hub, tmp_path_factory):
+    out = tmp_path_factory.mktemp("models") / "wan"
+    return out, convert([hub[1]], out, preset=hub[0])
+
+
+def test_a_diffusers_folder_becomes_a_model_that_streams(hub, converted):
+    out, report = converted
+    assert report.dropped == [] and [name.split(":")[0] for name in report.made] == ["track_head"] * 2
+    model = load_model(str(out))
+    assert model.preset == hub[0] and model.tiny_vae is None
+    image = np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)
+    chunks = stream(model, image, StaticTracks(Tracks.empty(0)), prompt="a red fox")
+    assert [next(chunks).frames.shape[0] for _ in range(3)] == [9, 12, 12]
+
+
+@pytest.mark.parametrize("kind", ["I2V", "T2V", "control"])
+def test_the_widened_network_computes_what_the_source_computed(kind, tmp_path):
+    preset = small("wan2.1-1.3b")
+    channels = {"I2V": 36, "T2V": 16, "control": 48}[kind]
+    source = network(channels, preset, image=kind != "T2V")
+    save_file(original(source), tmp_path / "source.safetensors")
+    report = convert([tmp_path / "source.safetensors"], tmp_path / "out", preset=preset)
+    ours = load_component(tmp_path / "out" / "transformer").eval()
+
+    noise, control, image = torch.randn(3, 1, 16, 2, 4, 4)
+    mask, tracks = torch.randn(1, 4, 2, 4, 4), torch.randn(1, 16, 2, 4, 4)
+    blank = torch.zeros_like(control)
+    given = {"I2V": (noise, mask, image), "T2V": (noise,), "control": (noise, blank, image)}[kind]
+    text, seen = torch.randn(1, 512, 16), torch.randn(1, 5, 20)
+    t = torch.tensor([700.0])
+    with torch.no_grad():
+        expected = source(torch.cat(given, 1), t, text, None if kind == "T2V" else seen).sample
+        got = ours(torch.cat([noise, mask, image, tracks], 1), t, text, seen).sample
+    assert expected.abs().max() > 0.01 and (got - expected).abs().max() <= 1e-5
+    of_image = [name for name in report.made if "track_head" not in name]
+    assert bool(of_image) == (kind == "T2V") and all(re.search("add_|added|image", name) for name in of_image)
+    assert f"of {channels} channels kept, widened with zeros to 52" in str(report)
+
+
+def test_first_latent_models_keep_the_columns_of_the_noise_only(tmp_path):
+    preset = small("wan2.2-5b")
+    for channels in (48, 100):
+        source = network(channels, preset, image=False)
+        save_file(source.state_dict(), tmp_path / f"{channels}.safetensors")
+        convert([tmp_path / f"{channels}.safetensors"], tmp_path / f"out{channels}", preset=preset)
+        weight = load_file(tmp_path / f"out{channels}" / "transformer" / module.FILE)["patch_embedding.weight"]
+        assert torch.equal(weight[:, :48], source.patch_embedding.weight[:, :48]) and not weight[:, 48:].any()
+
+
+@pytest.mark.parametrize("wrapped", ["generator_ema", "generator", "model"])
+def test_checkpoints_of_training_are_unwrapped(wrapped, tmp_path):
+    preset = small("wan2.1-1.3b")
+    weights = original(network(16, preset, image=False))
+    other = {f"model.{name}": torch.zeros_like(x) for name, x in weights.items()}
+    inner = {f"model._fsdp_wrapped_module.{name}": x for name, x in weights.items()}
+    beside = {} if wrapped == "model" else {"generator": other}
+    torch.save({"critic": other, "step": 600} | beside | {wrapped: inner}, tmp_path / "checkpoint.pt")
+    convert([tmp_path / "checkpoint.pt"], tmp_path / "out", preset=preset)
+    stored = load_file(tmp_path / "out" / "transformer" / module.FILE)
+    expected = network(16, preset, image=False).state_dict()
+    assert all(torch.equal(stored[name], x) for name, x in expected.items() if name != "patch_embedding.weight")
+
+
+def test_later_sources_replace_parts(hub, tmp_path):
+    preset, folder = hub
+    weights = original(network(16, preset, image=False))
+    torch.save({"generator": {f"model.{name}": 0 * x for name, x in weights.items()}}, tmp_path / "self_forcing.pt")
+    tiny = TinyVAE(**preset.configs["tiny_vae"])
+    community = tiny.state_dict() | {"encoder.0.weight": torch.zeros(2)}
+    save_file(community, tmp_path / "taew2_1.safetensors")
+    convert([folder, tmp_path / "self_forcing.pt", tmp_path / "taew2_1.safetensors"], tmp_path / "out", preset=preset)
+    model = load_model(str(tmp_path / "out"))
+    assert not model.transformer.proj_out.weight.any() and model.decoder is model.tiny_vae
+    assert all(torch.equal(x, tiny.state_dict()[name]) for name, x in model.tiny_vae.state_dict().items())
+    assert load_model(str(tmp_path / "out"), vae="full").tiny_vae is None
+
+
+def test_wans_own_folder_with_all_encoders(hub, tmp_path):
+    """Names of Wan's release, made from the classes of the Hub's folder: both must become the same model."""
+    preset, folder = hub
+    load = {name: load_file(next((folder / name).glob("*.safetensors"))) for name in ("text_encoder", "image_encoder")}
+    source = tmp_path / "Wan2.1"
+    (source / "google" / "umt5-xxl").mkdir(parents=True)
+    tokenizer().save_pretrained(source / "google" / "umt5-xxl")
+    save_file(original(network(36, preset, image=True)), source / "diffusion_pytorch_model.safetensors")
+    torch.save(wan_text(load["text_encoder"]), source / "models_t5_umt5-xxl-enc-bf16.pth")
+    torch.save(wan_image(load["image_encoder"]), source / "models_clip.pth")
+    report = convert([source], tmp_path / "out", preset=preset)
+    assert {name.split(":")[0] for name in report.made} == {"track_head"}
+    assert report.dropped == ["image_encoder: textual.x", "image_encoder: visual.head"]
+    assert "no vae in any source" in str(report)
+    for name, kind in (("text_encoder", UMT5EncoderModel), ("image_encoder", CLIPVisionModel)):
+        ours, theirs = (kind.from_pretrained(place / name).state_dict() for place in (tmp_path / "out", folder))
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    assert (tmp_path / "out" / "tokenizer" / "tokenizer.json").is_file()
+
+
+def wan_text(weights: dict) -> dict:
+    layers = {"SelfAttention.relative_attention_bias": "pos_embedding.embedding", "SelfAttention": "attn",
+              "0.layer_norm": "norm1", "1.layer_norm": "norm2", "DenseReluDense.wi_0": "ffn.gate.0",
+              "DenseReluDense.wi_1": "ffn.fc1", "DenseReluDense.wo": "ffn.fc2"}
+    names = {"shared.weight": "token_embedding.weight", "encoder.final_layer_norm.weight": "norm.weight"}
+    for block in range(UMT5["num_layers"]):
+        for layer in range(2):
+            for ours, theirs in layers.items():
+                ours = ours if ours[0].isdigit() else f"{layer}.{ours}"
+                for rest in ("", ".q", ".k", ".v", ".o"):
+                    names[f"encoder.block.{block}.layer.{ours}{rest}.weight"] = f"blocks.{block}.{theirs}{rest}.weight"
+    return {names[name]: x for name, x in weights.items() if name in names}
+
+
+def wan_image(weights: dict) -> dict:
+    weights = {name.removeprefix("vision_model."): x for name, x in weights.items()}
+    names = {"embeddings.patch_embedding": "patch_embedding", "pre_layrnorm": "pre_norm", "post_layernorm": "post_norm"}
+    result = {"visual.cls_embedding": weights["embeddings.class_embedding"].view(1, 1, -1),
+              "visual.pos_embedding": weights["embeddings.position_embedding.weight"][None],
+              "visual.head": torch.zeros(3), "textual.x": torch.zeros(3)}
+    for block in range(CLIP["num_hidden_layers"]):
+        ours, theirs = f"encoder.layers.{block}", f"transformer.{block}"
+        names |= {f"{ours}.layer_norm1": f"{theirs}.norm1", f"{ours}.layer_norm2": f"{theirs}.norm2",
+                  f"{ours}.mlp.fc1": f"{theirs}.mlp.0", f"{ours}.mlp.fc2": f"{theirs}.mlp.2",
+                  f"{ours}.self_attn.out_proj": f"{theirs}.attn.proj"}
+        for kind in ("weight", "bias"):
+            parts = [weights[f"{ours}.self_attn.{x}_proj.{kind}"] for x in "qkv"]
+            result[f"visual.{theirs}.attn.to_qkv.{kind}"] = torch.cat(parts)
+    for name, x in weights.items():
+        stem, kind = name.rsplit(".", 1)
+        if stem in names:
+            result[f"visual.{names[stem]}.{kind}"] = x
+    return result
+
+
+@pytest.mark.parametrize("name", VAES)
+def test_wans_own_autoencoder_names(name, tmp_path):
+    """Every weight of diffusers' class is reached, each by one name of Wan's, in the layout of that release."""
+    vae = stock_vae(name)
+    weights = {wan_vae_name(key): x for key, x in vae.state_dict().items()}
+    assert len(weights) == len(vae.state_dict())
+    part, renamed = module._identify(weights, tmp_path)
+    assert part == "vae" and renamed.keys() == vae.state_dict().keys()
+    assert all(renamed[key] is x or torch.equal(renamed[key], x) for key, x in vae.state_dict().items())
+
+
+def wan_vae_name(name: str) -> str:
+    plain = {"quant_conv": "conv1", "post_quant_conv": "conv2"}
+    head, rest = name.split(".", 1)
+    if head in plain:
+        return f"{plain[head]}.{rest}"
+    inner = [("conv_in.", "conv1."), ("norm_out.", "head.0."), ("conv_out.", "head.2.")]
+    inner += [("mid_block.resnets.0.", "middle.0."), ("mid_block.resnets.1.", "middle.2.")]
+    inner += [("mid_block.attentions.0.", "middle.1."), ("conv_shortcut.", "shortcut.")]
+    last = [("norm1.", "residual.0."), ("conv1.", "residual.2."), ("norm2.", "residual.3."), ("conv2.", "residual.6.")]
+    if re.search(r"resnets|down_blocks\.\d+\.(norm|conv)\d", rest):
+        for ours, theirs in last:
+            rest = re.sub(rf"(^|\.){re.escape(ours)}", rf"\1{theirs}", rest)
+    for ours, theirs in inner:
+        rest = re.sub(rf"(^|\.){re.escape(ours)}", rf"\1{theirs}", rest)
+    rest = re.sub(r"down_blocks\.(\d+)\.(resnets\.(\d+)|downsampler)\.",
+                  lambda m: f"downsamples.{m[1]}.downsamples.{m[3] or 2}.", rest)
+    rest = re.sub(r"down_blocks\.", "downsamples.", rest)
+    rest = re.sub(r"up_blocks\.(\d+)\.upsampler\.", r"upsamples.\1.upsamples.3.", rest)
+    nested = name.startswith("decoder") and "upsamples" in rest
+    if not nested:
+        rest = re.sub(r"up_blocks\.(\d+)\.upsamplers\.0\.", lambda m: f"upsamples.{4 * int(m[1]) + 3}.", rest)
+    return f"{head}.{rest}"
+
+
+def test_an_adapter_is_merged(hub, tmp_path):
+    preset, folder = hub
+    down, up = torch.randn(4, 24), torch.randn(24, 4)
+    lora = {"diffusion_model.blocks.1.self_attn.q.lora_A.weight": down,
+            "diffusion_model.blocks.1.self_attn.q.lora_B.weight": up}
+    save_file(lora, tmp_path / "style.safetensors")
+    report = convert([folder], tmp_path / "out", preset=preset, loras=[(tmp_path / "style.safetensors", 0.5)])
+    stored = load_file(tmp_path / "out" / "transformer" / module.FILE)
+    plain = load_file(folder / "transformer" / module.FILE)
+    name = "blocks.1.attn1.to_q.weight"
+    assert torch.allclose(stored[name], plain[name] + 0.5 * up @ down, atol=1e-6)
+    assert torch.equal(stored["blocks.0.attn1.to_q.weight"], plain["blocks.0.attn1.to_q.weight"])
+    assert "style.safetensors: merged into 1 weights at strength 0.5" in str(report)
+    save_file({"something": torch.zeros(2)}, tmp_path / "odd.safetensors")
+    with pytest.raises(InputError, match="odd.safetensors"):
+        convert([folder], tmp_path / "again", preset=preset, loras=[(tmp_path / "odd.safetensors", 1.0)])
+
+
+# ---------------------------------------------------------------- what is wrong is named
+
+
+def refused(sources, out, message, preset=None):
+    with pytest.raises(InputError, match=message):
+        convert(sources, out, preset=preset)
+
+
+def test_wrong_sources_are_named(hub, tmp_path):
+    preset, folder = hub
+    out = tmp_path / "out"
+    refused([tmp_path / "nowhere"], out, "nowhere is neither a file nor a folder")
+    refused([tmp_path], out, "holds no .safetensors")
+    save_file({"a": torch.zeros(1)}, tmp_path / "odd.safetensors")
+    refused([tmp_path / "odd.safetensors"], out, "is no part of a Wan model; it begins with a")
+    refused([folder], out, "24 wide and has 2 layers; the presets are embedded 256x6")
+    weights = original(network(36, preset, image=True))
+    save_file({n: x for n, x in weights.items() if "blocks.1.ffn.0" not in n}, tmp_path / "part.safetensors")
+    refused([tmp_path / "part.safetensors"], out, r"2 weights are in no source, the first is blocks.1.ffn", preset)
+    save_file(weights | {"head.head.weight": torch.zeros(3, 3)}, tmp_path / "shape.safetensors")
+    refused([tmp_path / "shape.safetensors"], tmp_path / "o2", r"proj_out.weight has the shape \[3, 3\]", preset)
+    save_file(weights | {"patch_embedding.weight": torch.zeros(24, 20, 1, 2, 2)}, tmp_path / "wide.safetensors")
+    refused([tmp_path / "wide.safetensors"], tmp_path / "o3", "takes 20 channels; known are 52, 16, 36, 48", preset)
+    refused([folder], folder, "is there already and not empty", preset)
+
+
+def test_every_name_without_a_place_is_told(hub, tmp_path):
+    preset, _ = hub
+    weights = original(network(36, preset, image=True)) | {"ref_conv.weight": torch.zeros(2), "extra": torch.zeros(1)}
+    save_file(weights, tmp_path / "fun.safetensors")
+    report = convert([tmp_path / "fun.safetensors"], tmp_path / "out", preset=preset)
+    assert report.dropped == ["transformer: extra", "transformer: ref_conv.weight"]
+
+
+class Trap:
+    def __reduce__(self):
+        return print, ("this must never run",)
+
+
+def test_a_checkpoint_that_holds_code_is_not_opened(tmp_path, capsys):
+    torch.save({"generator": Trap()}, tmp_path / "trap.pt")
+    refused([tmp_path / "trap.pt"], tmp_path / "out", "trap.pt is no checkpoint that holds tensors alone")
+    assert "never" not in capsys.readouterr().out
+    (tmp_path / "text.pt").write_text("hello")
+    refused([tmp_path / "text.pt"], tmp_path / "out", "text.pt is no checkpoint")
+    torch.save({"generator": {"step": 3}}, tmp_path / "empty.pt")
+    refused([tmp_path / "empty.pt"], tmp_path / "out", "holds no tensors under names")
+
+
+def test_the_command(hub, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(module.PRESETS, hub[0].name, hub[0])
+    assert main(["convert", str(hub[1]), "-o", str(tmp_path / "out"), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["placed"] > 50 and result["dropped"] == []
+    assert main(["convert", str(tmp_path / "none"), "-o", str(tmp_path / "other")]) == 2
+    assert "neither a file nor a folder" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- the encoders
+
+
+def test_a_prompt_is_read_as_diffusers_reads_it(converted):
+    encoder = load_model(str(converted[0])).text_encoder
+    tokens = encoder.tokenizer("a red fox", padding="max_length", max_length=PROMPT_TOKENS, return_tensors="pt")
+    with torch.no_grad():
+        padded = encoder(tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state
+        got = encoder.encode("  a red\n fox ")
+    length = int(tokens.attention_mask.sum())
+    assert got.shape == (1, PROMPT_TOKENS, 16) and length == 4
+    assert (got[:, :length] - padded[:, :length]).abs().max() <= 1e-5 and not got[:, length:].any()
+
+
+def test_the_image_encoder_sees_the_whole_picture_one_layer_before_the_end(converted):
+    encoder = load_model(str(converted[0])).image_encoder
+    picture = torch.rand(3, 32, 48) * 2 - 1
+    square = F.interpolate(picture[None], size=(28, 28), mode="bicubic", align_corners=False) / 2 + 0.5
+    mean, deviation = torch.tensor(
+        [[0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]]).view(2, 1, 3, 1, 1)
+    with torch.no_grad():
+        expected = encoder(((square - mean) / deviation), output_hidden_states=True).hidden_states[2]
+        assert torch.equal(encoder.encode(picture), expected) and expected.shape == (1, 5, 20)
+
+
+def test_a_text_encoder_without_its_vocabulary_is_refused(converted, tmp_path):
+    (converted[0] / "tokenizer").rename(tmp_path / "tokenizer")
+    try:
+        with pytest.raises(InputError, match="tokenizer has no tokenizer.json"):
+            load_model(str(converted[0]))
+    finally:
+        (tmp_path / "tokenizer").rename(converted[0] / "tokenizer")

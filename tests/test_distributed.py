@@ -1,0 +1,112 @@
+"""Two processes with FSDP2 over gloo reach what one process reaches, and may hand a run to each other."""
+
+import json
+import os
+import socket
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from training_kit import RECIPE, clip_batch, network, part
+
+from motionstream.training.adaptation import causal_loss
+from motionstream.training.network import save_network
+from motionstream.training.parallel import World, is_sharded, join_world, shard
+from motionstream.training.teacher import flow_loss
+from motionstream.training.trainer import Player, Schedule, Stage, Trainer
+
+SCHEDULE = Schedule(batch=4, steps=4, pieces=2, warmup=1, floor=1.0, ema=0.9)
+
+
+def train(world, folder, steps=4, causal=False):
+    """A few steps of the teacher (or of adaptation) in a world -> the trainer."""
+    net = network(skip=not causal)
+    net.world = world
+    shard(net, world)
+    assert is_sharded(net) == (world.size > 1)
+    schedule = replace(SCHEDULE, steps=steps)
+
+    def data(start):
+        step = start
+        while True:
+            whole = clip_batch(seed=step, step=step)
+            generator = torch.Generator().manual_seed(step)
+            whole.trajectory = torch.randn(4, 3, *whole.latents.shape[1:], generator=generator)
+            whole.endpoint = whole.trajectory[:, 0] * 0.5
+            yield [part(whole, places, step, step) for places in world.places(schedule)]
+            step += 1
+
+    loss = causal_loss if causal else flow_loss
+    optimiser = torch.optim.AdamW(net.parameters(), lr=1e-3, eps=1e-3)  # rounding must not decide a step's sign
+    player = Player("net", net, lambda batch: loss(net, batch, RECIPE), [optimiser])
+    trainer = Trainer(Stage([player], data), folder, schedule, world)
+    trainer.train()
+    return trainer
+
+
+def two(rank, port, folder, tasks):
+    """One of two processes; rank 0 writes what every task gave."""
+    torch.set_num_threads(1)
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    world = join_world("cpu", torch.float32)
+    for name, settings in tasks.items():
+        trainer = train(world, folder / name, **settings)
+        net = trainer.stage.players[0].module
+        if settings.get("causal"):
+            with trainer.averages["net"].applied():
+                save_network(net, folder, folder / "saved", torch.float32)
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Folder with runs of two processes: "teacher", "adapt", and "begun" (2 of its steps)."""
+    folder = tmp_path_factory.mktemp("two")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    tasks = {"teacher": {}, "adapt": {"causal": True}, "begun": {"steps": 2}}
+    mp.start_processes(two, (port, folder, tasks), nprocs=2, start_method="fork")
+    return folder
+
+
+def state(folder):
+    return torch.load(folder / "last.pt", weights_only=True)["players"]["net"]
+
+
+@pytest.mark.parametrize(("name", "causal"), [("teacher", False), ("adapt", True)])
+def test_two_processes_are_one(runs, tmp_path, name, causal):
+    train(World(), tmp_path, causal=causal)
+    one, both = state(tmp_path), state(runs / name)
+    for kind in ("weights", "averaged"):
+        assert one[kind].keys() == both[kind].keys()
+        for key, value in one[kind].items():
+            torch.testing.assert_close(value, both[kind][key], atol=2e-4, rtol=1e-3, msg=f"{kind} {key}")
+    sums = [torch.load(folder / "last.pt", weights_only=True)["sums"] for folder in (tmp_path, runs / name)]
+    assert sums[0]["loss"][0] == pytest.approx(sums[1]["loss"][0], rel=1e-4)
+
+
+def test_a_run_of_two_processes_goes_on_in_one(runs, tmp_path):
+    (tmp_path / "last.pt").write_bytes((runs / "begun" / "last.pt").read_bytes())
+    moved = train(World(), tmp_path)
+    assert moved.step == 4
+    whole = state(runs / "teacher")
+    for key, value in state(tmp_path)["weights"].items():
+        torch.testing.assert_close(value, whole["weights"][key], atol=2e-4, rtol=1e-3, msg=key)
+
+
+def test_sharded_weights_are_saved_whole(runs):
+    from motionstream.model.checkpoint import load_component
+
+    saved = load_component(runs / "saved" / "transformer")
+    averaged = state(runs / "adapt")["averaged"]
+    for key, value in saved.state_dict().items():
+        torch.testing.assert_close(value, averaged[f"transformer.{key}"])
+    assert json.loads((runs / "saved" / "model_index.json").read_text())["preset"]["name"] == "tiny"

@@ -1,0 +1,260 @@
+"""The full-size students' code at small sizes: they stream, decode with either VAE, and run as a GPU needs them to."""
+
+import contextlib
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from motionstream import machine, streaming
+from motionstream.cli import main
+from motionstream.errors import InputError
+from motionstream.evaluation import speed
+from motionstream.model import checkpoint
+from motionstream.model.checkpoint import load_component, load_model, random_model, save_model
+from motionstream.model.device import Download, beside, stream_bytes, upload, visiting, weight_bytes
+from motionstream.model.fp8 import use_fp8
+from motionstream.model.presets import PRESETS
+from motionstream.model.transformer import MotionTransformer, SelfAttention
+from motionstream.streaming import BLANK_CHUNKS, stream
+from motionstream.tracks import StaticTracks, Tracks
+
+NETWORK = dict(num_layers=2, num_attention_heads=2, attention_head_dim=12, ffn_dim=32, text_dim=16, freq_dim=16)
+CLIP = dict(hidden_size=20, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2)
+CLIP |= dict(image_size=28, patch_size=14)
+VAE = dict(base_dim=4, dim_mult=(1, 2, 2, 2), num_res_blocks=1)
+
+
+def small(name: str):
+    """A full-size row with everything about it but its width and depth."""
+    row = PRESETS[name]
+    shape = dict(row.transformer) | NETWORK | (dict(image_dim=20, added_kv_proj_dim=24) if row.image_encoder else {})
+    vae = dict(row.configs.get("vae", {})) | VAE | (dict(decoder_base_dim=4) if "vae" in row.configs else {})
+    tiny = dict(row.configs["tiny_vae"]) | dict(widths=(8, 8, 8, 8))
+    configs = dict(row.configs) | dict(vae=vae, image_encoder=CLIP, tiny_vae=tiny)
+    return dataclasses.replace(row, transformer=shape, configs=configs, budgets=(6,))
+
+
+@pytest.fixture(scope="module", params=["wan2.1-1.3b", "wan2.2-5b"])
+def model(request):
+    return random_model(small(request.param), 1)
+
+
+@pytest.fixture(scope="module")
+def wan21():
+    return random_model(small("wan2.1-1.3b"), 1)
+
+
+def picture(model) -> np.ndarray:
+    side = 2 * model.preset.cell
+    return np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
+
+
+def play(model, count, prompt="") -> list:
+    path = np.linspace(8, 24, 60)[:, None].repeat(2, 1)
+    source = StaticTracks(Tracks.rigid_grid(path, 0, 1, np.array([3])))
+    with contextlib.closing(stream(model, picture(model), source, prompt=prompt, seed=2)) as chunks:
+        return [next(chunks) for _ in range(count)]
+
+
+def test_they_stream_with_the_tiny_and_with_the_full_vae(model, tmp_path):
+    assert model.decoder is model.tiny_vae
+    tiny = play(model, 3)
+    assert [len(chunk.frames) for chunk in tiny] == [9, 12, 12]
+    save_model(dataclasses.replace(model, text_encoder=model.text_encoder), tmp_path)
+    full = load_model(str(tmp_path), vae="full")
+    assert full.preset == model.preset and full.tiny_vae is None
+    other = play(full, 2)
+    assert other[1].frames.shape == tiny[1].frames.shape and not np.array_equal(other[1].frames, tiny[1].frames)
+    again = play(load_model(str(tmp_path), vae="tiny"), 3)
+    assert all(np.array_equal(a.frames, b.frames) for a, b in zip(tiny, again, strict=True))
+
+
+def test_a_folder_without_a_tiny_vae_says_so(model, tmp_path):
+    save_model(dataclasses.replace(model, tiny_vae=None), tmp_path)
+    with pytest.raises(InputError, match="no sub-folder tiny_vae"):
+        load_model(str(tmp_path), vae="tiny")
+    with pytest.raises(InputError, match="embedded has no tiny VAE"):
+        random_model(PRESETS["embedded"], vae="tiny")
+
+
+def test_blank_frames_are_encoded_until_they_no_longer_change(wan21, monkeypatch):
+    """The image condition of a long stream is that of encoding all its blank frames, at no cost once it has settled."""
+    encoded, conditions = [], []
+    step = wan21.vae._encode_step
+
+    def count(frames, memory):
+        encoded.append(frames)
+        return step(frames, memory)
+
+    monkeypatch.setattr(wan21.vae, "_encode_step", count)
+    original = streaming.image_channels
+    monkeypatch.setattr(streaming, "image_channels", lambda x, *a: conditions.append(x) or original(x, *a))
+    play(wan21, BLANK_CHUNKS + 3)
+    assert len(encoded) == BLANK_CHUNKS and [x.shape[2] for x in encoded] == [9] + [12] * (BLANK_CHUNKS - 1)
+    assert encoded[0][:, :, 0].any() and not torch.cat(encoded, 2)[:, :, 1:].any()
+    monkeypatch.undo()
+    everything = torch.cat([*encoded, torch.zeros(1, 3, 36, *encoded[0].shape[3:])], 2)
+    with torch.no_grad():
+        expected = wan21.vae.encode(everything)
+    assert (torch.cat(conditions, 2) - expected[:, :, : 3 * len(conditions)]).abs().max() <= 1e-5
+
+
+def test_loading_allocates_nothing_before_shapes_are_checked(model, tmp_path):
+    save_model(model, tmp_path)
+    config = tmp_path / "transformer" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"ffn_dim": 2**40, "num_layers": 3}))
+    with pytest.raises(InputError, match="ffn.net.0.proj.bias of shape .* needs .1099511627776"):
+        load_component(tmp_path / "transformer")
+
+
+def test_encoders_visit_the_device_and_the_rest_stays(wan21):
+    class Elsewhere(nn.Linear):
+        visits = True
+
+        def to(self, place, *args):
+            seen.append(str(place))
+            return self
+
+    seen, part = [], Elsewhere(2, 2)
+    with visiting(part, torch.device("meta")):
+        assert seen == ["meta"]
+    assert seen == ["meta", "cpu"]
+    with visiting(nn.Linear(2, 2), torch.device("meta")) as resident:
+        assert resident.weight.device.type == "cpu"
+    assert wan21.image_encoder.visits and not getattr(wan21.transformer, "visits", False)
+    assert weight_bytes(wan21.image_encoder) == 0 < weight_bytes(wan21.transformer)
+
+
+def test_uploads_and_downloads_are_nothing_on_the_cpu():
+    x = torch.randn(3)
+    assert upload(x, "cpu") is x and Download(x).wait() is x
+    with beside(None):
+        pass
+
+
+# ---------------------------------------------------------------- attention, compilation, 8 bit
+
+
+@pytest.mark.parametrize("backend", [None, "native", "_native_math"])
+def test_attention_is_softmax_of_scores_times_values(backend):
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(2, n, 3, 16) for n in (20, 50, 50))
+    processor = SelfAttention()
+    processor._attention_backend = backend
+    scores = torch.einsum("bqhd,bkhd->bhqk", query, key) / 4
+    expected = torch.einsum("bhqk,bkhd->bqhd", scores.exp() / scores.exp().sum(-1, keepdim=True), value).flatten(2)
+    assert (processor._attention(query, key, value) - expected).abs().max() <= 1e-5
+
+
+def test_a_block_is_compiled_for_each_filling_of_the_cache_and_never_again():
+    """Whole graphs, the same results, not one graph for each layer, and none once the window is full."""
+    torch.manual_seed(0)
+    plain, compiled = (MotionTransformer(**NETWORK, in_channels=4, out_channels=4).eval() for _ in range(2))
+    compiled.load_state_dict(plain.state_dict())
+    graphs, counts, text = [], [], torch.randn(1, 5, 16)
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    compiled.compile_repeated_blocks(fullgraph=True, backend=backend, dynamic=False)
+    caches = [m.new_cache(1, 3, 4, 4, sink=0, window=1) for m in (plain, compiled)]
+    with torch.inference_mode():
+        for _ in range(3):
+            x, t = torch.randn(1, 4, 3, 4, 4), torch.zeros(1)
+            networks = zip((plain, compiled), caches, strict=True)
+            expected, got = (network(x, t, text, cache=cache, write=True).sample for network, cache in networks)
+            assert (got - expected).abs().max() <= 1e-5
+            counts.append(len(graphs))
+    torch._dynamo.reset()
+    assert counts == [1, 2, 2]
+
+
+def test_linear_layers_in_8_bit_stay_close():
+    shape = dict(num_attention_heads=2, attention_head_dim=16, ffn_dim=64)
+    preset = small("wan2.2-5b")
+    preset = dataclasses.replace(preset, transformer=dict(preset.transformer) | shape)
+    plain, model = (random_model(preset, 3) for _ in range(2))
+    assert use_fp8(model.transformer) == 2 * 10  # in each block four and four of attention, two of the feed-forward net
+    x, t, text = torch.randn(1, 96, 3, 4, 4), torch.tensor([500.0]), torch.randn(1, 5, 16)
+    with torch.no_grad():
+        expected, got = (m.transformer(x, t, text).sample for m in (plain, model))
+    assert 0 < (got - expected).norm() / expected.norm() < 0.1
+
+
+def test_tuning_on_the_cpu_does_what_is_asked_for_and_picks_nothing(wan21):
+    assert machine.tune(wan21) == "attention native"
+    assert wan21.transformer.blocks[0].attn1.processor._attention_backend is None
+
+
+@pytest.mark.parametrize("capability, kernels, expected", [
+    ((9, 0), True, ("FlashAttention 3", "_flash_3_hub")),
+    ((9, 0), False, ("cuDNN", "_native_cudnn")),
+    ((8, 6), True, ("cuDNN", "_native_cudnn")),
+    ((7, 5), False, ("native", None)),
+])  # fmt: skip
+def test_the_attention_kernel_follows_the_gpu(capability, kernels, expected, monkeypatch):
+    chosen = []
+    transformer = type("", (), {"set_attention_backend": chosen.append, "reset_attention_backend": chosen.clear})()
+    gpu = type("", (), {"device": torch.device("cuda"), "transformer": transformer})()
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(machine.importlib.util, "find_spec", lambda name: kernels or None)
+    assert machine.tune(gpu) == f"attention {expected[0]}" and (chosen or [None]) == [expected[1]]
+
+
+# ---------------------------------------------------------------- memory
+
+
+@pytest.mark.parametrize("name, gigabytes", [("wan2.1-1.3b", 12), ("wan2.2-5b", 24)])
+def test_one_stream_fits_where_it_should(name, gigabytes):
+    preset = PRESETS[name]
+    with torch.device("meta"):
+        network = checkpoint._class("MotionTransformer")(**preset.transformer_config())
+        vae = checkpoint._class(preset.vae)(**preset.configs.get("vae", {}))
+    weights = 2 * sum(p.numel() for part in (network, vae) for p in part.parameters())
+    size = dict(zip(("width", "height"), (832, 480) if name == "wan2.1-1.3b" else (1280, 704), strict=True))
+    assert weights + stream_bytes(preset, **size, tiny=True) < gigabytes * 1e9
+    assert stream_bytes(preset, **size, tiny=False, latents_at_once=1) < stream_bytes(preset, **size, tiny=False)
+
+
+def test_no_room_at_the_start_says_what_would_fit(wan21, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    preset = dataclasses.replace(wan21.preset, budgets=(4,))
+    tight = dataclasses.replace(wan21, preset=preset)
+    room = weight_bytes(*wan21.components().values()) + int(0.9 * stream_bytes(preset, 32, 32, tiny=True))
+    gpu = type("", (), {"total_memory": room})
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
+    monkeypatch.setattr(streaming._Stream, "denoise", full)
+    with pytest.raises(InputError, match=r"no room for a stream of 32x32.*--resolution \d+ would fit.*--low-memory"):
+        next(stream(tight, picture(tight), StaticTracks(Tracks.empty(0))))
+
+
+def test_low_memory_halves_the_transformer_and_still_streams():
+    preset = small("wan2.2-5b")
+    plain, low = (random_model(preset, 1, vae="full", low_memory=low) for low in (False, True))
+    assert (plain.vae.latents_at_once, low.vae.latents_at_once) == (None, 1)
+    assert low.transformer.blocks[0].attn1.to_q.weight.dtype == torch.float8_e4m3fn
+    assert weight_bytes(low.transformer.blocks) < 0.5 * weight_bytes(plain.transformer.blocks)
+    a, b = (play(m, 2)[1].frames.astype(int) for m in (plain, low))
+    assert 0 < np.abs(a - b).mean() < 0.2 * np.abs(a - 127).mean() + 10
+
+
+# ---------------------------------------------------------------- the benchmark
+
+
+def test_bench_runs_a_preset_with_random_weights(monkeypatch, capsys):
+    monkeypatch.setitem(speed.PRESETS, "wan2.1-1.3b", small("wan2.1-1.3b"))
+    options = ["bench", "--model", "wan2.1-1.3b", "--random-weights", "--device", "cpu", "--vae", "tiny"]
+    assert main([*options, "--chunks", "7", "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert figures["vae"] == "TinyVAE" and figures["tuned"] == "attention native" and figures["gpu_peak_mb"] == 0
+    assert 0 < figures["latency_s"] <= figures["chunk_s_p95"] and 0 < figures["denoise_utilisation"] < 1
+    assert figures["weights_mb"] > 0 and figures["jpeg_s"] > 0
+    assert main(["bench", "--model", "nothing", "--random-weights"]) == 2

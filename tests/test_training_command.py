@@ -1,0 +1,226 @@
+"""`motionstream train`: the whole pipeline of a tiny model by its commands, the paper's settings, and bad input."""
+
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from training_kit import PLAIN, RECIPE, TINY, clip_batch, network
+
+from motionstream.cli import main
+from motionstream.errors import InputError
+from motionstream.model.checkpoint import load_component
+from motionstream.model.motion_prior import MotionPrior
+from motionstream.model.presets import PRESETS
+from motionstream.model.text import EffectTextEncoder
+from motionstream.model.transformer import MotionTransformer
+from motionstream.model.vae import EmbeddedVAE
+from motionstream.training import adaptation, clips, command
+from motionstream.training.guidance import Guidance
+from motionstream.training.network import load_network, model_folder, new_network, save_network, widened_network
+from motionstream.training.settings import RECIPES
+
+QUICK = replace(RECIPE, batch=2, chunks=2, ode_steps=3)
+STAGES = ("teacher-a", "teacher-b", "adapt", "distil", "tiny-vae", "motion-prior")
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory):
+    """A folder with a tiny model ("start") and shards of its clips ("clips"), and a preset "tiny" to train."""
+    folder = tmp_path_factory.mktemp("workshop")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(PRESETS, "tiny", TINY)
+        patch.setitem(RECIPES, "tiny", {stage: replace(QUICK, frozen_head=stage != "teacher-a") for stage in STAGES})
+        patch.setattr(command, "load_library", lambda _: SimpleNamespace(photos=[], cutouts=[], objects=[]))
+        patch.setattr(clips, "SIZES", ((64, 64),) * 4)
+        for module in (clips, adaptation, command):
+            patch.setattr(module, "SHARD", 2)
+        torch.manual_seed(0)
+        start = folder / "parts"
+        EmbeddedVAE(
+            latent_channels=8, encoder_width=8, decoder_width=8, decoder_fine_width=8, decoder_depth=1
+        ).save_pretrained(start / "vae")
+        MotionPrior(widths=(8, 8), features=4).save_pretrained(start / "motion_prior")
+        save_network(network(), start, folder / "start", torch.float32)
+        assert train(folder, "clips", "--model start --library any --count 2 --chunks 3 --out clips") == 0
+        yield folder
+
+
+def train(folder, stage, options, preset="tiny"):
+    """The command, with file names in `folder`."""
+    names = (
+        "start",
+        "parts",
+        "clips",
+        "any",
+        "teacher",
+        "masked",
+        "paths",
+        "causal",
+        "student",
+        "none",
+        "junk",
+        "vae",
+        "prior",
+    )
+    words = [str(folder / word) if word.split("/")[0] in names else word for word in options.split()]
+    last = [] if "--resume" in words else ["--preset", preset, "--precision", "fp32"]
+    return main(["train", stage, *words, *last])
+
+
+def test_the_whole_pipeline(workshop, capsys):
+    assert train(workshop, "teacher", "--model start --data clips --out teacher --steps 2") == 0
+    assert train(workshop, "teacher", "--stage b --model teacher/model --data clips --out masked --steps 1") == 0
+    assert (
+        train(workshop, "trajectories", "--model masked/model --data clips --count 4 --guidance 1 1 --out paths") == 0
+    )
+    assert train(workshop, "adapt", "--model masked/model --data paths --out causal --steps 2") == 0
+    assert train(workshop, "adapt", "--resume causal --steps 3") == 0
+    distil = "--model causal/model --teacher masked/model --data clips --out student --steps 6 --chunks 3"
+    assert train(workshop, "distil", distil) == 0
+    for run, steps in (("teacher", 2), ("masked", 1), ("causal", 3), ("student", 6)):
+        folder = workshop / run
+        assert torch.load(folder / "last.pt", weights_only=True)["step"] == steps
+        assert (folder / f"sheet-{steps:06d}.png").is_file()
+        load_network(folder / "model", TINY)
+    stored = [load_file(path) for path in sorted((workshop / "paths").glob("*.safetensors"))]
+    assert len(stored) == 2 and stored[0]["trajectory"].shape == (2, 3, 8, 6, 8, 8)
+    torch.testing.assert_close(stored[0]["endpoint"][:, :, 0], stored[0]["latents"][:, :, 0])
+    players = torch.load(workshop / "student" / "last.pt", weights_only=True)["players"]
+    assert list(players) == ["critic", "student"] and [one["updates"] for one in players.values()] == [5, 1]
+    heads = [load_component(workshop / run / "model" / "track_head").conv.weight for run in ("teacher", "masked")]
+    assert torch.equal(*heads)  # frozen after the first stage
+
+    assert train(workshop, "teacher", "--model start --data clips --out teacher --steps 2") == 2
+    assert "holds a run: continue it with --resume" in capsys.readouterr().err
+    assert train(workshop, "adapt", "--model start --data clips --out none --steps 1") == 2
+    assert "has no trajectories" in capsys.readouterr().err
+    assert train(workshop, "adapt", "--resume teacher") == 2
+    assert "is a run of teacher, not of adapt" in capsys.readouterr().err
+
+
+def test_the_embedded_models_own_stages(workshop):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(command.VAE_CLIPS, "EmbeddedVAE", (64, 5))
+        options = "--model start --library any --out vae --steps 2 --batch 2 --adversarial 0.1 --workers 0"
+        assert train(workshop, "tiny-vae", options) == 0
+    assert load_component(workshop / "vae" / "model" / "vae").latent_std.std() > 0
+    assert (
+        train(workshop, "motion-prior", "--model start --library any --out prior --steps 1 --batch 2 --workers 0") == 0
+    )
+    load_component(workshop / "prior" / "model" / "motion_prior")
+
+
+@pytest.mark.parametrize(
+    ("stage", "options", "message"),
+    [
+        ("teacher", "--model none --data clips --out junk", "is no model folder"),
+        ("teacher", "--model parts --data clips --out junk", "parts has no model_index.json"),
+        ("teacher", "--model start --data none --out junk", "holds no .safetensors shard"),
+        ("teacher", "--model start --data clips --out junk --chunks 4", "clips of 3 chunks; this stage takes 4"),
+        ("teacher", "--model start --data clips --out junk --batch 3 --pieces 2", "make it a multiple of 2"),
+        ("teacher", "--model start --out junk", "--data"),
+        ("teacher", "--model start --data clips", "--out"),
+        ("distil", "--model start --data clips --out junk", "--teacher"),
+        ("trajectories", "--model start --data clips --out junk --ode-steps 4", "take a multiple"),
+        ("trajectories", "--model start --data clips --out junk --guidance 0 0", "not both 0"),
+        ("adapt", "--resume none", "it is no run folder"),
+        ("clips", "--model start --out junk", "--library"),
+    ],
+)
+def test_bad_input_is_named(workshop, stage, options, message, capsys):
+    assert train(workshop, stage, options) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("motionstream: ") and message in said and "Traceback" not in said
+
+
+def test_a_model_of_another_preset_is_named(workshop, capsys):
+    assert train(workshop, "teacher", "--model start --data clips --out junk", preset="embedded") == 2
+    assert "is of the preset tiny; asked for was embedded" in capsys.readouterr().err
+
+
+def test_settings_are_appendix_d():
+    for name, chunks, second in (("wan2.1-1.3b", 7, 800), ("wan2.2-5b", 10, 400)):
+        rows = RECIPES[name]
+        found = {stage: (row.batch, row.rate, row.steps) for stage, row in rows.items()}
+        assert found == {
+            "teacher-a": (128, 1e-5, 4_800),
+            "teacher-b": (128, 1e-6, second),
+            "adapt": (128, 2e-6, 2_000),
+            "distil": (64, 2e-6, 2_400),
+            "tiny-vae": (16, 3e-4, 200_000),
+        }
+        assert rows["distil"].critic_rate == 4e-7 and rows["distil"].critic_turns == 5
+        assert rows["teacher-b"].hide == 0.2 and rows["teacher-b"].frozen_head and rows["teacher-a"].hide == 0
+        assert all(row.guidance == Guidance(3.0, 1.5) and row.tracks == (1_000, 2_500) for row in rows.values())
+        assert all(row.chunks == chunks for stage, row in rows.items() if stage != "tiny-vae")
+
+
+# --- where a network starts ----------------------------------------------------------------------------------------
+
+
+def test_a_widened_network_is_the_model_it_comes_from(tmp_path):
+    torch.manual_seed(0)
+    known = PLAIN.transformer_config()
+    narrow = MotionTransformer(**(known | {"in_channels": known["in_channels"] - PLAIN.track_channels}))
+    narrow.save_pretrained(tmp_path)
+    wide, batch = widened_network(PLAIN, tmp_path), clip_batch(PLAIN, clips=2)
+    z, t = torch.randn_like(batch.latents), torch.tensor([1.0, 0.5])
+    with torch.no_grad():
+        condition = wide.condition(batch, range(3))
+        x0 = wide.predict(z, t, condition, wide.context(batch))
+        stock = torch.cat([z, condition.channels[:, : -PLAIN.track_channels]], 1)
+        velocity = narrow(stock, 1000 * t, narrow.encode_context(batch.text), return_dict=False)[0]
+    torch.testing.assert_close(x0, z - t.view(-1, 1, 1, 1, 1) * velocity, atol=1e-5, rtol=1e-4)
+
+
+def test_foreign_weights_are_named(tmp_path):
+    with pytest.raises(InputError, match="is no transformer folder"):
+        widened_network(PLAIN, tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    save_file({"patch_embedding.weight": torch.zeros(32, 5, 1, 2, 2)}, tmp_path / "a.safetensors")
+    with pytest.raises(InputError, match="has 5 input channels; plain widens 20 of them by 4"):
+        widened_network(PLAIN, tmp_path)
+    save_file({"patch_embedding.weight": torch.zeros(32, 20, 1, 2, 2)}, tmp_path / "a.safetensors")
+    with pytest.raises(InputError, match="does not fit plain: the first weight that differs is blocks.0"):
+        widened_network(PLAIN, tmp_path)
+    with pytest.raises(InputError, match="has no model_index.json"):
+        model_folder(tmp_path, TINY)
+
+
+def test_a_new_network_of_the_residual_kind_shows_the_motion_prior(tmp_path):
+    net, batch = new_network(TINY, tmp_path, seed=1), clip_batch(clips=2)
+    assert isinstance(net.text_encoder, EffectTextEncoder)
+    with torch.no_grad():
+        x0 = net.predict(
+            torch.randn_like(batch.latents), torch.ones(2), net.condition(batch, range(3)), net.context(batch)
+        )
+    torch.testing.assert_close(x0, batch.prior)
+
+
+def test_words_that_a_model_lacks_get_vectors(tmp_path):
+    old = EffectTextEncoder(text_dim=16, vocabulary=("fog", "night"))
+    old.save_pretrained(tmp_path / "text_encoder")
+    text = new_network(TINY, tmp_path, seed=1).text_encoder
+    for prompt in ("", "fog", "night fog"):
+        torch.testing.assert_close(text.encode(prompt), old.encode(prompt))
+    assert len(text.vocabulary) > 2
+
+
+def test_saving_keeps_the_other_parts(workshop, tmp_path):
+    net = network(seed=9)
+    for _ in range(2):  # over an earlier one
+        save_network(net, workshop / "start", tmp_path / "model", torch.float16)
+    again = load_network(tmp_path / "model", TINY)
+    torch.testing.assert_close(again.transformer.proj_out.weight, net.transformer.proj_out.weight, atol=1e-3, rtol=1e-3)
+    assert {path.name for path in (tmp_path / "model").iterdir()} == {
+        "transformer",
+        "track_head",
+        "text_encoder",
+        "vae",
+        "motion_prior",
+        "model_index.json",
+    }
+    assert json.loads((tmp_path / "model" / "model_index.json").read_text())["preset"]["name"] == "tiny"

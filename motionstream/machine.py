@@ -1,14 +1,16 @@
-"""What this machine can do: picks number format and picture size once, at start-up, by measuring for about a second.
+"""What this machine can do: picks number format, picture size and attention kernel once, at start-up.
 
 Decisions:
 - bfloat16 is used where it is measured to be faster than float32: CPUs without its instructions are slower with it.
 - A chunk of the smallest trained size is generated; its time is scaled up to the larger sizes. The largest one that
   keeps up with playback, with HEADROOM to spare for the web server and the browser's encoder, is taken.
 - A GPU gets bfloat16 and the largest size unmeasured: the models for it were trained at one size.
+- Attention on a GPU is FlashAttention 3 where the `kernels` package brings it (Hopper), else PyTorch's own with cuDNN.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +21,8 @@ import numpy as np
 import torch
 
 from motionstream.errors import InputError
+from motionstream.model.checkpoint import Model
+from motionstream.model.fp8 import use_fp8
 from motionstream.model.presets import Preset, fit_size
 from motionstream.streaming import Chunk
 
@@ -28,6 +32,7 @@ PROBE_ASPECT = (5, 3)
 PROBE_SIDE = 512  # of the matrices and pictures of the format measurement
 PROBE_SECONDS = 1.0  # a quarter of it for the format; what is under way at the end is still finished
 PROBE_CHUNKS = 2  # measured at most
+HOPPER, AMPERE = (9, 0), (8, 0)  # compute capabilities
 MAX_CELLS = 4_096  # tokens per latent frame that `--resolution` may ask for
 
 
@@ -46,6 +51,36 @@ class Choice:
 def pick_device() -> str:
     """ "cuda" where there is a GPU, else "cpu"."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def tune(model: Model, compile: bool = False, fp8: bool = False) -> str:
+    """Makes the transformer as fast as this GPU can run it -> how it was tuned, in a few words.
+
+    compile: a block is compiled when it first runs, which takes a minute, and once for each filling of the cache. fp8:
+    linear layers in 8 bit. On the CPU nothing is picked; what is asked for is done.
+    """
+    backend = _pick_attention(model)
+    if fp8:
+        use_fp8(model.transformer)
+    if compile:
+        model.transformer.compile_repeated_blocks(fullgraph=True)
+    return ", ".join([f"attention {backend}"] + ["fp8"] * fp8 + ["compiled"] * compile)
+
+
+def _pick_attention(model: Model) -> str:
+    if model.device.type != "cuda":
+        return "native"
+    capability = torch.cuda.get_device_capability(model.device)
+    if capability[0] == HOPPER[0] and importlib.util.find_spec("kernels"):
+        try:  # it is downloaded: no network, or no build for this PyTorch, is no reason to stop
+            model.transformer.set_attention_backend("_flash_3_hub")
+            return "FlashAttention 3"
+        except (ImportError, OSError, RuntimeError, ValueError):
+            model.transformer.reset_attention_backend()
+    if capability < AMPERE:
+        return "native"
+    model.transformer.set_attention_backend("_native_cudnn")
+    return "cuDNN"
 
 
 def pick_dtype(device: str) -> torch.dtype:

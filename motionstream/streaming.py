@@ -9,7 +9,11 @@ and run the network once more at t = 0 on the clean chunk to write the cache:
 Decisions:
 - Nothing runs while nobody calls `next`; pausing is not calling it, and closing the generator frees everything.
 - Noise comes from the seed and the chunk's number alone, so a stream cut anywhere and run again gives the same pixels.
-- The cache is written after the chunk has been handed over: its pixels need not wait for that pass.
+- The cache is written after the chunk has been handed over: its pixels need not wait for that pass. On a GPU it is
+  written while the chunk is decoded, on a stream of its own: that pass has to come before the next chunk's first step,
+  and asking for controls any earlier, to begin that step too, would make them old.
+- Nothing inside a chunk waits for a GPU: what goes there is pinned, stages are timed by events, and the one wait is for
+  the finished pixels.
 - Everything up to `stream` is a pure function of tensors, with a batch dimension and gradients, for training to use.
 """
 
@@ -27,12 +31,15 @@ from torch import Tensor
 from motionstream.errors import InputError
 from motionstream.model.cache import RollingCache
 from motionstream.model.checkpoint import Model
+from motionstream.model.device import GIB, Download, beside, stream_bytes, upload, visiting, weight_bytes
+from motionstream.model.presets import fit_size
 from motionstream.model.track_head import pack_time, track_map
 from motionstream.model.transformer import Context, MotionTransformer
 from motionstream.tracks import ChunkRequest, Tracks, TrackSource
 
 TIMESTEPS = 1000  # the network counts t in [0, 1] in thousandths
 HISTORY_CHUNKS = 4
+BLANK_CHUNKS = 10  # until Wan's encoder, which sees 112 frames back, has forgotten the picture before the blank frames
 
 
 def shift_timestep(t: Tensor | float, k: float) -> Tensor | float:
@@ -163,7 +170,7 @@ def chunk_noise(seed: int, index: int, shape: tuple[int, ...], device: torch.dev
     """A source of standard normals that depends on the seed and the chunk's number only, the same on every device."""
     state = np.random.SeedSequence([seed % 2**64, index]).generate_state(1, np.uint64)[0]
     generator = torch.Generator().manual_seed(int(state))
-    return lambda: torch.randn(shape, generator=generator).to(device)
+    return lambda: upload(torch.randn(shape, generator=generator), device)
 
 
 @dataclass(frozen=True)
@@ -172,7 +179,8 @@ class Chunk:
 
     index: 0, 1, ...; start: stream index of the first frame; frames: uint8 RGB [n, H, W, 3], 9 for chunk 0 (frame 0 is
     the image), 12 afterwards; tracks: those that drove it; timings: seconds spent on "control" (asking the source),
-    "condition", "denoise", "decode", "cache" (writing the chunk before this one) and in "total".
+    "condition", "denoise", "decode", "copy" (of pixels, to the CPU's memory), "cache" (writing the chunk before this
+    one; on a GPU before the "total" begins, beside that chunk's decoding) and in "total".
     """
 
     index: int
@@ -183,20 +191,30 @@ class Chunk:
 
 
 class _Clock:
-    """Seconds per stage; waits for the device, so that work is charged to the stage that asked for it."""
+    """Seconds per stage. On a GPU its own events say when a stage began and ended; they are read when all is done."""
 
     def __init__(self, device: torch.device):
-        self.device, self.begun = device, time.perf_counter()
-        self.seconds, self.last = {}, self.begun
+        self.on_gpu, self.begun = device.type == "cuda", 0.0
+        self.spans: dict[str, tuple] = {}
 
-    def lap(self, stage: str) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        now = time.perf_counter()
-        self.seconds[stage], self.last = now - self.last, now
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        begin = self._mark()
+        yield
+        self.spans[name] = begin, self._mark()
+
+    def _mark(self):
+        if not self.on_gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
 
     def timings(self) -> dict[str, float]:
-        return self.seconds | {"total": self.last - self.begun}
+        """Once the pixels have arrived; `total` is counted from `begun`."""
+        total = time.perf_counter() - self.begun
+        spans = {name: a.elapsed_time(b) / 1e3 if self.on_gpu else b - a for name, (a, b) in self.spans.items()}
+        return {"cache": 0.0} | spans | {"total": total}
 
 
 @contextlib.contextmanager
@@ -218,36 +236,73 @@ class _Stream:
         self.history = {0: image}
         self.clean: tuple[Tensor, Condition] | None = None  # the newest chunk, not yet in the cache
         self.prompt: str | None = None
+        self.beside = torch.cuda.Stream(model.device) if model.device.type == "cuda" else None
+        self.clock = _Clock(model.device)
         with inference(model):
-            self.picture = torch.tensor(image, device=model.device).permute(2, 0, 1) / 127.5 - 1
-            self.image_tokens = model.image_encoder.encode(self.picture) if model.image_encoder else None
+            self.picture = upload(torch.tensor(image), model.device).permute(2, 0, 1) / 127.5 - 1
+            self.image_tokens = self.look()
             self.prior = model.motion_prior.start(self.picture) if model.motion_prior else None
             self.encoder, self.prior_encoder = model.vae.encoder_stream(), model.vae.encoder_stream()
-            self.decoder = model.vae.decoder_stream()
+            self.decoder = model.decoder.decoder_stream()
+            self.known = self.encode_picture(0)
             self.cache = model.transformer.new_cache(
                 1, preset.chunk_size, height, width, sink=preset.sink, window=preset.window
             )
 
     def next_chunk(self, source: TrackSource, prompt: str) -> Chunk:
-        clock = _Clock(self.model.device)
+        clock = self.clock
+        clock.begun = time.perf_counter()
+        if self.beside is None:
+            self.prepare(self.index)
+        with clock.stage("control"):
+            tracks = self.ask(source)
         with inference(self.model):
-            if self.clean is not None:
-                write_cache(self.model.transformer, *self.clean, self.context, self.cache)
-            clock.lap("cache")
-        tracks = self.ask(source)
-        clock.lap("control")
-        with inference(self.model):
-            self.read(prompt)
-            condition, warped, confidence = self.condition(tracks)
-            clock.lap("condition")
-            x0 = self.denoise(condition)
-            clock.lap("denoise")
-            frames = self.decode(x0, condition, warped, confidence)
-            clock.lap("decode")
+            with clock.stage("condition"):
+                self.read(prompt)
+                condition, warped, confidence = self.condition(tracks)
+            with clock.stage("denoise"):
+                x0 = self.denoise(condition)
+            self.clean = x0, condition
+            with beside(self.beside):
+                with clock.stage("decode"):
+                    decoded = self.decode(x0, condition, warped, confidence)
+                with clock.stage("copy"):
+                    pixels = Download(decoded)
+        self.clock = _Clock(self.model.device)
+        if self.beside is not None:
+            self.prepare(self.index + 1)
+        frames = pixels.wait().numpy()
         chunk = Chunk(self.index, self.start, frames, tracks, clock.timings())
-        self.clean = x0, condition
         self.remember(frames)
         return chunk
+
+    def prepare(self, index: int) -> None:
+        """What chunk `index` needs of the chunks before it, and no pixels have to wait for."""
+        with self.clock.stage("cache"), inference(self.model):
+            if self.clean is not None:
+                write_cache(self.model.transformer, *self.clean, self.context, self.cache)
+                self.clean = None
+            if index:
+                self.known = self.encode_picture(index)
+
+    def look(self) -> Tensor | None:
+        """What the image encoder, if there is one, sees in the picture."""
+        if self.model.image_encoder is None:
+            return None
+        with visiting(self.model.image_encoder, self.model.device) as encoder:
+            return encoder.encode(self.picture).to(self.model.device)
+
+    def encode_picture(self, index: int) -> Tensor | None:
+        """Latents of the picture followed by blank frames, which "channel_concat" puts beside chunk `index`'s noise."""
+        preset = self.model.preset
+        if preset.image_conditioning != "channel_concat":
+            return None
+        if index >= BLANK_CHUNKS:
+            return self.known[:, :, -1:].expand_as(self.known)
+        frames = self.picture.new_zeros(1, 3, preset.chunk_frames(index), *self.picture.shape[1:])
+        if index == 0:
+            frames[0, :, 0] = self.picture
+        return self.encoder.step(frames)
 
     def ask(self, source: TrackSource) -> Tracks:
         """This chunk's tracks. Only now: the source is never asked about the future."""
@@ -262,7 +317,8 @@ class _Stream:
     def read(self, prompt: str) -> None:
         """Keys and values of the prompt, anew only when it has changed."""
         if prompt != self.prompt:
-            text = self.model.text_encoder.encode(prompt).to(self.model.device)
+            with visiting(self.model.text_encoder, self.model.device) as encoder:
+                text = encoder.encode(prompt).to(self.model.device)
             self.prompt, self.context = prompt, self.model.transformer.encode_context(text, self.image_tokens)
 
     def condition(self, tracks: Tracks) -> tuple[Condition, Tensor | None, Tensor | None]:
@@ -271,11 +327,8 @@ class _Stream:
         height, width = self.picture.shape[1:]
         maps = track_map(tracks, width, height, preset.spatial_stride, preset.track_dim, model.device)
         image = prior = packed = clean = warped = confidence = None
-        if preset.image_conditioning == "channel_concat":
-            frames = self.picture.new_zeros(1, 3, tracks.T, height, width)
-            if first:
-                frames[0, :, 0] = self.picture
-            image = image_channels(self.encoder.step(frames), preset.temporal_stride, first)
+        if self.known is not None:
+            image = image_channels(self.known, preset.temporal_stride, first)
         if self.prior is not None:
             warped, confidence = (x.to(model.device) for x in model.motion_prior.step(self.prior, tracks))
             prior = self.prior_encoder.step(warped)
@@ -296,14 +349,17 @@ class _Stream:
         noise = chunk_noise(self.seed, self.index, self.shape, device)
         return sample(predict, noise, sampling_timesteps(preset.steps, preset.shift))
 
-    def decode(self, x0: Tensor, condition: Condition, warped: Tensor | None, confidence: Tensor | None) -> np.ndarray:
-        """Pixels. Where a motion prior is confident, what the autoencoder loses of the moved picture is added back."""
+    def decode(self, x0: Tensor, condition: Condition, warped: Tensor | None, confidence: Tensor | None) -> Tensor:
+        """Pixels, uint8 [T, H, W, 3].
+
+        Where a motion prior is confident, what the autoencoder loses of the moved picture is added back.
+        """
         if not self.model.preset.composite:
             frames = self.decoder.step(x0).float()
         else:
             frames, unchanged = self.decoder.step(torch.cat([x0, condition.prior])).float().chunk(2)
             frames = composite(frames, unchanged, warped, confidence, self.model.preset.cell)
-        return ((frames[0] + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 3, 0).contiguous().cpu().numpy()
+        return ((frames[0] + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 3, 0).contiguous()
 
     def remember(self, frames: np.ndarray) -> None:
         """Moves on to the next chunk; the newest frames are kept for sources that look at them."""
@@ -321,7 +377,8 @@ def stream(
     image: uint8 RGB [H, W, 3] at generation size (see `presets.fit_size`), which frame 0 reproduces. source: asked for
     a chunk's tracks when the chunk is due. prompt: text, or a function asked for it once a chunk. seed: any integer.
 
-    Raises `InputError` if the image has another type, shape or size. Close the generator to free what it holds.
+    Raises `InputError` if the image has another type, shape or size, or if the GPU has no room for the stream. Close
+    the generator to free what it holds.
     """
     cell = model.preset.cell
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
@@ -333,6 +390,33 @@ def stream(
 
 
 def _chunks(model, image, source, prompt, seed) -> Iterator[Chunk]:
-    state = _Stream(model, image, seed)
+    def ask() -> str:
+        return prompt() if callable(prompt) else prompt
+
+    try:
+        state = _Stream(model, image, seed)
+        chunk = state.next_chunk(source, ask())
+    except torch.OutOfMemoryError as error:
+        raise InputError(_no_room(model, image.shape[1], image.shape[0])) from error
     while True:
-        yield state.next_chunk(source, prompt() if callable(prompt) else prompt)
+        yield chunk
+        chunk = state.next_chunk(source, ask())
+
+
+def _no_room(model: Model, width: int, height: int) -> str:
+    """What to say when a stream does not fit in the GPU's memory: what it needs and what would fit."""
+    preset, tiny = model.preset, model.tiny_vae is not None
+    room = torch.cuda.get_device_properties(model.device).total_memory - weight_bytes(*model.components().values())
+    at_once = getattr(model.vae, "latents_at_once", None)
+
+    def needs(budget: int) -> int:
+        return stream_bytes(preset, *fit_size(preset, width, height, budget), tiny, at_once)
+
+    needed = stream_bytes(preset, width, height, tiny, at_once)
+    text = f"no room for a stream of {width}x{height} on the GPU: it takes about {needed / GIB:.1f} GiB beside the "
+    text += f"weights, and {max(room, 0) / GIB:.1f} GiB are left of the GPU's memory"
+    smaller = (round(max(preset.budgets) * share) for share in (0.75, 0.5, 0.35, 0.25, 0.15))
+    fits = next((budget for budget in smaller if needs(budget) < min(0.9 * room, needed)), None)
+    remedies = [] if fits is None else [f"--resolution {fits} would fit"]
+    remedies += [] if tiny else ["a tiny VAE needs less"]
+    return f"{text}: {', '.join([*remedies, '--low-memory halves the weights'])}"

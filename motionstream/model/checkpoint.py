@@ -1,39 +1,50 @@
 """A model is a folder in diffusers layout: loading, saving, and random weights.
 
     model_index.json          which row of sizes (`Preset`) the model has
-    transformer/ track_head/ vae/ text_encoder/ [motion_prior/] [image_encoder/]
-        config.json           `_class_name` and that class's configuration
+    transformer/ track_head/ vae/ text_encoder/ [motion_prior/] [image_encoder/] [tiny_vae/] [tokenizer/]
+        config.json           the class (`_class_name`, or transformers' `architectures`) and its configuration
         *.safetensors         weights; no other format is ever opened
 
-Names, shapes and the preset are checked before any weight is loaded, so that a wrong folder is named, not half loaded.
+Names, shapes and the preset are checked before any weight is loaded or allocated, so that a wrong folder is named, not
+half loaded. Where a tiny VAE is there, it decodes.
 """
 
+import contextlib
 import importlib
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from safetensors import safe_open
-from torch import nn
+from torch import Tensor, nn
 
 from motionstream.errors import InputError
 from motionstream.model.presets import Preset
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "weights"
 CLASSES = {  # the only classes a folder may name, and where they are
+    "AutoencoderKLWan": "motionstream.model.wan_vae:WanVAE",
+    "CLIPImageEncoder": "motionstream.model.encoders:CLIPImageEncoder",
+    "CLIPVisionModel": "motionstream.model.encoders:CLIPImageEncoder",
     "EffectTextEncoder": "motionstream.model.text:EffectTextEncoder",
     "EmbeddedVAE": "motionstream.model.vae:EmbeddedVAE",
     "MotionPrior": "motionstream.model.motion_prior:MotionPrior",
     "MotionTransformer": "motionstream.model.transformer:MotionTransformer",
+    "TinyVAE": "motionstream.model.tiny_vae:TinyVAE",
     "TrackHead": "motionstream.model.track_head:TrackHead",
+    "UMT5EncoderModel": "motionstream.model.encoders:UMT5TextEncoder",
+    "UMT5TextEncoder": "motionstream.model.encoders:UMT5TextEncoder",
     "WanTransformer3DModel": "motionstream.model.transformer:MotionTransformer",
+    "WanVAE": "motionstream.model.wan_vae:WanVAE",
 }
 REQUIRED = ("transformer", "track_head", "vae", "text_encoder")
-OPTIONAL = ("motion_prior", "image_encoder")
+OPTIONAL = ("motion_prior", "image_encoder", "tiny_vae")
+DECODERS = ("full", "tiny")
 INDEX_CLASS = "MotionStream"
 
 Device = str | torch.device
@@ -55,6 +66,12 @@ class Model:
     device: torch.device
     dtype: torch.dtype
     image_encoder: nn.Module | None = None
+    tiny_vae: nn.Module | None = None
+
+    @property
+    def decoder(self) -> nn.Module:
+        """What turns latents into frames: the tiny VAE where there is one, else the VAE."""
+        return self.tiny_vae or self.vae
 
     def components(self) -> dict[str, nn.Module]:
         """The parts that are there, by the name of their sub-folder."""
@@ -62,53 +79,106 @@ class Model:
         return {name: part for name, part in parts.items() if part is not None}
 
 
-def load_model(name_or_path: str = "embedded", device: Device = "cpu", dtype: torch.dtype | None = None) -> Model:
+def load_model(
+    name_or_path: str = "embedded",
+    device: Device = "cpu",
+    dtype: torch.dtype | None = None,
+    *,
+    vae: str | None = None,
+    low_memory: bool = False,
+) -> Model:
     """Loads a model that comes with the repository ("embedded"), a local folder, or a Hub repository ("owner/name").
 
-    dtype: None for float32 on the CPU and bfloat16 elsewhere. Raises `InputError` naming what is missing or does not
-    fit: folder, sub-folder, weight, shape.
+    dtype: None for float32 on the CPU and bfloat16 elsewhere. vae: what decodes, "full" or "tiny"; None for tiny where
+    there is one. low_memory: see `assemble`. Raises `InputError` naming what is missing or does not fit: folder,
+    sub-folder, weight, shape.
     """
     folder = _find(name_or_path)
     index = _read_json(folder / "model_index.json")
     preset = _preset(index, folder)
-    optional = [name for name in OPTIONAL if (folder / name).is_dir()]
-    if preset.motion_prior and "motion_prior" not in optional:
-        raise InputError(f"{folder} has no sub-folder motion_prior, which its preset {preset.name} needs")
-    parts = {name: load_component(folder / name) for name in (*REQUIRED, *optional)}
+    optional = [name for name in OPTIONAL if (folder / name).is_dir() and (name, vae) != ("tiny_vae", "full")]
+    needed = {"motion_prior": preset.motion_prior, "image_encoder": preset.image_encoder, "tiny_vae": vae == "tiny"}
+    for name, is_needed in needed.items():
+        if is_needed and name not in optional:
+            raise InputError(f"{folder} has no sub-folder {name}, which its preset {preset.name} needs")
+    config = _read_json(folder / "transformer" / "config.json")
     for key, value in preset.transformer_config().items():
-        given = _tuples(parts["transformer"].config[key])
-        if given != value:
+        if (given := _tuples(config.get(key))) != value:
             raise InputError(f"{folder / 'transformer'} has {key} = {given}; its preset {preset.name} has {value}")
-    return assemble(preset, parts, device, dtype)
+    wanted = default_dtype(device, dtype)
+    parts = {name: load_component(folder / name, wanted) for name in (*REQUIRED, *optional)}
+    return assemble(preset, parts, device, wanted, low_memory)
 
 
-def random_model(preset: Preset, seed: int = 0, device: Device = "cpu", dtype: torch.dtype | None = None) -> Model:
-    """A model of the preset's sizes that has learned nothing: for tests and for measuring speed."""
-    head = dict(track_dim=preset.track_dim, out_channels=preset.track_channels, temporal_stride=preset.temporal_stride)
-    recipes = {
-        "transformer": ("MotionTransformer", preset.transformer_config()),
-        "track_head": ("TrackHead", head),
-        "vae": (preset.vae, dict(latent_channels=preset.latent_channels)),
-        "text_encoder": (preset.text_encoder, dict(text_dim=preset.transformer["text_dim"])),
+def random_model(
+    preset: Preset,
+    seed: int = 0,
+    device: Device = "cpu",
+    dtype: torch.dtype | None = None,
+    *,
+    vae: str | None = None,
+    low_memory: bool = False,
+) -> Model:
+    """A model of the preset's sizes that has learned nothing: for tests and for measuring speed.
+
+    Instead of UMT5, whose vocabulary is a download, it reads prompts with a small table that gives the same shape.
+    vae, low_memory: as in `load_model`.
+    """
+    recipes = {"transformer": ("MotionTransformer", preset.transformer_config()), "track_head": track_head(preset)}
+    recipes["vae"] = (preset.vae, preset.configs.get("vae", {}))
+    text_dim = preset.transformer["text_dim"]
+    length = {} if preset.text_encoder == "EffectTextEncoder" else {"length": 512}
+    recipes["text_encoder"] = ("EffectTextEncoder", {"text_dim": text_dim} | length)
+    optional = {
+        "motion_prior": "MotionPrior" if preset.motion_prior else "",
+        "image_encoder": preset.image_encoder,
+        "tiny_vae": "" if vae == "full" else preset.tiny_vae,
     }
-    if preset.motion_prior:
-        recipes["motion_prior"] = ("MotionPrior", {})
+    recipes |= {name: (kind, preset.configs.get(name, {})) for name, kind in optional.items() if kind}
+    if vae == "tiny" and "tiny_vae" not in recipes:
+        raise InputError(f"the preset {preset.name} has no tiny VAE")
+    device = torch.device(device)
     classes = {name: _class(recipe[0]) for name, recipe in recipes.items()}  # all known before a large one is built
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), device:
         torch.manual_seed(seed)
         parts = {name: classes[name](**keywords) for name, (_, keywords) in recipes.items()}
-    return assemble(preset, parts, device, dtype)
+    return assemble(preset, parts, device, dtype, low_memory)
 
 
-def assemble(preset: Preset, parts: Mapping[str, nn.Module], device: Device, dtype: torch.dtype | None) -> Model:
-    """Puts parts together: moved to the device, evaluation mode, transformer and track head in the given dtype."""
-    device = torch.device(device)
-    if dtype is None:
-        dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    for part in parts.values():
-        part.to(device).eval()
-    for name in ("transformer", "track_head"):
-        _cast(parts[name], dtype)
+def track_head(preset: Preset) -> tuple[str, dict[str, Any]]:
+    """Class and keywords of the preset's track head."""
+    return "TrackHead", dict(
+        track_dim=preset.track_dim, out_channels=preset.track_channels, temporal_stride=preset.temporal_stride
+    )
+
+
+def default_dtype(device: Device, dtype: torch.dtype | None) -> torch.dtype:
+    """The given number format, or float32 on the CPU and bfloat16 elsewhere."""
+    return dtype or (torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16)
+
+
+def assemble(
+    preset: Preset,
+    parts: Mapping[str, nn.Module],
+    device: Device,
+    dtype: torch.dtype | None,
+    low_memory: bool = False,
+) -> Model:
+    """Puts parts together: evaluation mode, on the device, large ones in the given dtype.
+
+    Encoders that run once per prompt or picture stay in the CPU's memory. low_memory: the transformer's weights are
+    kept in 8 bits and widened layer by layer, and latent frames are decoded one at a time; slower.
+    """
+    device, dtype = torch.device(device), default_dtype(device, dtype)
+    for name, part in parts.items():
+        part.eval()
+        visits = getattr(part, "visits", False)
+        if visits or name in ("transformer", "track_head") or getattr(part, "follows_dtype", False):
+            _cast(part, dtype)
+        part.to("cpu" if visits else device)
+    if low_memory:
+        parts["vae"].latents_at_once = 1
+        parts["transformer"].enable_layerwise_casting(torch.float8_e4m3fn, dtype)
     return Model(preset=preset, device=device, dtype=dtype, **{name: parts.get(name) for name in REQUIRED + OPTIONAL})
 
 
@@ -121,30 +191,74 @@ def save_model(model: Model, folder: str | Path) -> None:
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
-def load_component(folder: Path) -> nn.Module:
-    """One sub-folder: the class its config names, with its weights. Shapes are checked before anything is loaded."""
+def load_component(folder: Path, dtype: torch.dtype | None = None) -> nn.Module:
+    """One sub-folder: the class its config names, with its weights. Shapes are checked before anything is allocated.
+
+    dtype: of the weights where that class lives in reduced precision; None for the class's own, float32.
+    """
     config = _read_json(folder / "config.json")
-    part = _class(config.get("_class_name"), folder).from_config(config)
+    name = config.get("_class_name") or next(iter(config.get("architectures") or ()), None)
+    cls = _class(name, folder)
+    with torch.device("meta"):
+        places = _places(folder, cls.from_config(config))
+    with _weightless():
+        part = cls.from_config(config)
+    expected, weights = part.state_dict(keep_vars=True), {}
+    for file, names in places.items():
+        with safe_open(file, framework="pt") as stored:
+            for name, stored_name in names.items():
+                like = expected[name]  # keeps the memory format, which decides how fast convolutions are
+                weight = torch.empty_like(like, dtype=_dtype_of(part, name, like, dtype), device="cpu")
+                weights[name] = weight.copy_(stored.get_tensor(stored_name))
+    same = {id(expected[name]): weight for name, weight in weights.items()}
+    part.load_state_dict({name: same[id(tensor)] for name, tensor in expected.items()}, assign=True)
+    if hasattr(part, "load_beside"):
+        part.load_beside(folder)
+    return part
+
+
+def _places(folder: Path, part: nn.Module) -> dict[Path, dict[str, str]]:
+    """File -> the weights of `part` that lie in it -> their names there.
+
+    `InputError` on a name or shape that does not fit, or a weight that is missing.
+    """
+    expected = part.state_dict(keep_vars=True)
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise InputError(f"{folder} has no .safetensors file; other formats are never opened")
-    expected = {name: list(tensor.shape) for name, tensor in part.state_dict().items()}
     ignored = getattr(part, "_keys_to_ignore_on_load_unexpected", None) or []
-    weights = {}
+    prefix = getattr(part, "stored_prefix", "")
+    places: dict[Path, dict[str, str]] = {}
     for file in files:
         with safe_open(file, framework="pt") as stored:
-            for name in stored.keys():
+            for stored_name in stored.keys():
+                name = stored_name.removeprefix(prefix)
                 if name not in expected and any(re.search(pattern, name) for pattern in ignored):
                     continue
-                shape, needed = stored.get_slice(name).get_shape(), expected.get(name, "no such weight")
+                shape = stored.get_slice(stored_name).get_shape()
+                needed = list(expected[name].shape) if name in expected else "no such weight"
                 if shape != needed:
                     raise InputError(f"{file} has {name} of shape {shape}; {folder.name} needs {needed}")
-                weights[name] = stored.get_tensor(name)
-    missing = sorted(expected.keys() - weights.keys())
+                places.setdefault(file, {})[name] = stored_name
+    # A weight under two names need be there under one only.
+    found = {id(expected[name]) for names in places.values() for name in names}
+    missing = sorted(name for name, tensor in expected.items() if id(tensor) not in found)
     if missing:
         raise InputError(f"{folder} lacks {len(missing)} weights, the first is {missing[0]}")
-    part.load_state_dict(weights)
-    return part
+    return places
+
+
+@contextlib.contextmanager
+def _weightless() -> Iterator[None]:
+    """Modules made inside have parameters on the meta device, which cost nothing to fill; their buffers are real."""
+    register = nn.Module.register_parameter
+
+    def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        real = parameter is not None and not parameter.is_meta  # one that is not stays the same: it may be shared
+        register(module, name, nn.Parameter(parameter.to("meta")) if real else parameter)
+
+    with patch.object(nn.Module, "register_parameter", on_meta):
+        yield
 
 
 def _find(name_or_path: str) -> Path:
@@ -164,9 +278,11 @@ def _find(name_or_path: str) -> Path:
 
 def _preset(index: dict[str, Any], folder: Path) -> Preset:
     given = index.get("preset")
+    given = given if isinstance(given, dict) else {}
     known = {field.name for field in fields(Preset)}
-    if not isinstance(given, dict) or given.keys() != known:
-        wrong = ", ".join(sorted(known ^ given.keys() if isinstance(given, dict) else known))
+    optional = {f.name for f in fields(Preset) if f.default is not MISSING or f.default_factory is not MISSING}
+    wrong = ", ".join(sorted((known ^ given.keys()) - (optional - given.keys())))
+    if wrong:
         raise InputError(f"{folder / 'model_index.json'}: preset needs exactly the fields of Preset; check {wrong}")
     return Preset(**_tuples(given))
 
@@ -187,11 +303,16 @@ def _class(name: str, folder: Path | None = None) -> type[nn.Module]:
 
 
 def _cast(part: nn.Module, dtype: torch.dtype) -> None:
-    """Casts the weights, except for those that diffusers keeps in float32 for precision."""
-    keep = set(part._keep_in_fp32_modules or ())
+    """Casts the weights, except for those that diffusers and transformers keep in float32 for precision."""
     for name, weight in part.named_parameters():
-        if not keep & set(name.split(".")):
-            weight.data = weight.data.to(dtype)
+        weight.data = weight.data.to(_dtype_of(part, name, weight, dtype))
+
+
+def _dtype_of(part: nn.Module, name: str, weight: Tensor, dtype: torch.dtype | None) -> torch.dtype:
+    keep = set(getattr(part, "_keep_in_fp32_modules", None) or ())
+    if dtype is None or not isinstance(weight, nn.Parameter) or keep & set(name.split(".")):
+        return weight.dtype
+    return dtype
 
 
 def _read_json(path: Path) -> dict[str, Any]:

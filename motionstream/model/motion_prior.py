@@ -209,8 +209,9 @@ def behind(front: Tensor, known: Tensor) -> Tensor:
     """
     inner = -F.max_pool2d(-known, 2 * RIM + 1, 1, RIM)
     weight = known * (0.001 + 0.999 * inner * (1 - front))
-    best = F.max_pool2d(F.max_pool2d(weight, AROUND // 4, ceil_mode=True), 9, 1, 4)
-    return weight / F.interpolate(best, scale_factor=AROUND // 4)[..., : known.shape[2], : known.shape[3]].clamp_min(1e-6)
+    block, (height, width) = AROUND // 4, known.shape[2:]
+    best = F.max_pool2d(F.max_pool2d(weight, block, ceil_mode=True), 9, 1, 4)
+    return weight / F.interpolate(best, scale_factor=block)[..., :height, :width].clamp_min(1e-6)
 
 
 def _nearest(centres: Tensor, anchors: Tensor, valid: Tensor) -> Tensor:
@@ -368,7 +369,7 @@ class MotionPrior(ModelMixin, ConfigMixin):
         state.newest = torch.zeros_like(state.held)
 
 
-def _sample(image: Tensor, front: Tensor, backward: Tensor, confidence: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _sample(image: Tensor, front: Tensor, backward: Tensor, confidence: Tensor) -> tuple[Tensor, ...]:
     """The first frame [3, H, W] seen through backward motion, bicubic, mirrored at its edges: [T, 3, H, W].
 
     Also at that size, [T, 1, H, W]: what lies in front (given for cells, [P]); the confidence, 0 where the picture is

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 MAX_ASPECT = 2.25  # wider or taller pictures are cropped to this: nobody trains on strips
@@ -18,7 +18,8 @@ class Preset:
     image latents beside the noise) or "first_latent" (the image is the clean first latent frame, its tokens at
     timestep 0). prediction: what the network gives, "velocity" z_1 - z_0, or "residual" over the motion prior's
     latents. composite: whether decoded frames get back what the autoencoder loses of the motion prior's picture.
-    vae, text_encoder: their classes. transformer: keywords of `diffusers.WanTransformer3DModel`, but channels.
+    vae, text_encoder, image_encoder, tiny_vae: their classes, "" where there is none. transformer: keywords of
+    `diffusers.WanTransformer3DModel`, but channels. configs: keywords of the other classes, by sub-folder.
     """
 
     name: str
@@ -41,6 +42,9 @@ class Preset:
     steps: int = 3
     temporal_stride: int = 4
     track_dim: int = 64
+    image_encoder: str = ""
+    tiny_vae: str = ""
+    configs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def cell(self) -> int:
@@ -64,6 +68,50 @@ class Preset:
         frames = self.chunk_size * self.temporal_stride
         return frames if index else frames - self.temporal_stride + 1
 
+
+UMT5_XXL = dict(
+    vocab_size=256_384,
+    d_model=4096,
+    d_kv=64,
+    d_ff=10_240,
+    num_layers=24,
+    num_heads=64,
+    feed_forward_proj="gated-gelu",
+)
+CLIP_VIT_H = dict(
+    hidden_size=1280,
+    intermediate_size=5120,
+    num_hidden_layers=32,
+    num_attention_heads=16,
+    image_size=224,
+    patch_size=14,
+    hidden_act="gelu",
+    projection_dim=1024,
+)
+WAN_2_2_VAE = dict(
+    base_dim=160,
+    decoder_base_dim=256,
+    z_dim=48,
+    is_residual=True,
+    in_channels=12,
+    out_channels=12,
+    patch_size=2,
+    scale_factor_spatial=16,
+    # fmt: off
+    latents_mean=(
+        -0.2289, -0.0052, -0.1323, -0.2339, -0.2799, 0.0174, 0.1838, 0.1557, -0.1382, 0.0542, 0.2813, 0.0891,
+        0.1570, -0.0098, 0.0375, -0.1825, -0.2246, -0.1207, -0.0698, 0.5109, 0.2665, -0.2108, -0.2158, 0.2502,
+        -0.2055, -0.0322, 0.1109, 0.1567, -0.0729, 0.0899, -0.2799, -0.1230, -0.0313, -0.1649, 0.0117, 0.0723,
+        -0.2839, -0.2083, -0.0520, 0.3748, 0.0152, 0.1957, 0.1433, -0.2944, 0.3573, -0.0548, -0.1681, -0.0667,
+    ),
+    latents_std=(
+        0.4765, 1.0364, 0.4514, 1.1677, 0.5313, 0.4990, 0.4818, 0.5013, 0.8158, 1.0344, 0.5894, 1.0901,
+        0.6885, 0.6165, 0.8454, 0.4978, 0.5759, 0.3523, 0.7135, 0.6804, 0.5833, 1.4146, 0.8986, 0.5659,
+        0.7069, 0.5338, 0.4889, 0.4917, 0.4069, 0.4999, 0.6866, 0.4093, 0.5709, 0.6065, 0.6415, 0.4944,
+        0.5726, 1.2042, 0.5458, 1.6887, 0.3971, 1.0600, 0.3943, 0.5537, 0.5444, 0.4089, 0.7468, 0.7744,
+    ),
+    # fmt: on
+)
 
 PRESETS = {
     preset.name: preset
@@ -91,6 +139,7 @@ PRESETS = {
                 text_dim=64,
                 freq_dim=256,
             ),
+            configs=dict(vae=dict(latent_channels=48), text_encoder=dict(text_dim=64)),
         ),
         Preset(
             name="wan2.1-1.3b",
@@ -104,8 +153,10 @@ PRESETS = {
             prediction="velocity",
             motion_prior=False,
             composite=False,
-            vae="AutoencoderKLWan",
-            text_encoder="UMT5EncoderModel",
+            vae="WanVAE",
+            text_encoder="UMT5TextEncoder",
+            image_encoder="CLIPImageEncoder",
+            tiny_vae="TinyVAE",
             transformer=dict(
                 patch_size=(1, 2, 2),
                 num_attention_heads=12,
@@ -116,6 +167,9 @@ PRESETS = {
                 freq_dim=256,
                 image_dim=1280,
                 added_kv_proj_dim=1536,
+            ),
+            configs=dict(
+                text_encoder=UMT5_XXL, image_encoder=CLIP_VIT_H, tiny_vae=dict(latent_channels=16, patch_size=1)
             ),
         ),
         Preset(
@@ -130,8 +184,9 @@ PRESETS = {
             prediction="velocity",
             motion_prior=False,
             composite=False,
-            vae="AutoencoderKLWan",
-            text_encoder="UMT5EncoderModel",
+            vae="WanVAE",
+            text_encoder="UMT5TextEncoder",
+            tiny_vae="TinyVAE",
             transformer=dict(
                 patch_size=(1, 2, 2),
                 num_attention_heads=24,
@@ -140,6 +195,9 @@ PRESETS = {
                 ffn_dim=14336,
                 text_dim=4096,
                 freq_dim=256,
+            ),
+            configs=dict(
+                vae=WAN_2_2_VAE, text_encoder=UMT5_XXL, tiny_vae=dict(latent_channels=48, patch_size=2)
             ),
         ),
     )

@@ -22,6 +22,8 @@ VOCABULARY = {  # effect -> other words for it
     "dark": ("darker", "gloomy", "shadow"),
     "vivid": ("colorful", "colourful", "saturated"),
     "fog": ("foggy", "mist", "misty", "haze", "hazy"),
+    "snow": ("snowy", "snowing", "snowfall", "flakes", "blizzard"),
+    "rain": ("rainy", "raining", "rainfall", "drizzle", "shower"),
 }
 FILLERS = frozenset(
     "a an and at by day falling heavy in it its light of on scene the to under very weather with".split()

@@ -12,6 +12,7 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from motionstream.model.device import upload
 from motionstream.tracks import Tracks
 
 
@@ -30,17 +31,18 @@ def track_map(tracks: Tracks, width: int, height: int, stride: int, dim: int = 6
 
     Returns: float32 [T, height // stride, width // stride, dim].
     """
-    points, visible, ids = (torch.tensor(a, device=device) for a in (tracks.points, tracks.visible, tracks.ids))
+    points, visible, ids = (torch.tensor(a) for a in (tracks.points, tracks.visible, tracks.ids))
     rows, columns = height // stride, width // stride
     column, row = points.div(stride).floor().unbind(-1)  # still floats: far outside they would not fit an integer
     written = visible & (column >= 0) & (column < columns) & (row >= 0) & (row < rows)
     time, track = written.nonzero(as_tuple=True)
     cell = (time * rows + row[written].long()) * columns + column[written].long()
     # Scatter with repeated targets has no defined order: which track owns a cell is settled first, by the highest n.
-    owner = torch.full((tracks.T, rows, columns), -1, device=device)
-    owner.view(-1).scatter_reduce_(0, cell, track, "amax")
-    codes = embed_ids(ids, dim)
-    return torch.cat([codes, codes.new_zeros(1, dim)])[owner]  # -1 = nobody's = the last row
+    # All of that on the CPU: points are few, and which ones are written would have to be asked of a GPU.
+    owner = torch.full((tracks.T, rows, columns), tracks.N)  # nobody's: the last row, of zeros
+    owner.view(-1).scatter_reduce_(0, cell, track, "amax", include_self=False)
+    codes = upload(torch.cat([embed_ids(ids, dim), torch.zeros(1, dim)]), device)
+    return codes.index_select(0, upload(owner, device).flatten()).unflatten(0, owner.shape)
 
 
 def pack_time(x: Tensor, stride: int, first: bool) -> Tensor:

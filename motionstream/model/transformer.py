@@ -6,7 +6,10 @@ tracks, motion prior). What differs from the stock class is how it is run:
 - the self-attention processor reads and writes a `RollingCache`, and rotary positions are places in that cache;
 - keys and values of text and image are computed once per prompt (`encode_context`), not once per pass;
 - tokens that share a timestep form one row of the batch everywhere but in attention, so that per-token timesteps
-  (Wan 2.2 TI2V) cost no more than one timestep.
+  (Wan 2.2 TI2V) cost no more than one timestep;
+- weights in reduced precision are run without autocast, which would send every norm through float32 and back;
+- a block is a function of tensors and of a few small integers that settle once the cache is full, so that
+  `compile_repeated_blocks` compiles one block once and never again.
 """
 
 import functools
@@ -14,15 +17,17 @@ import math
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from diffusers import WanTransformer3DModel
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 from diffusers.utils import apply_lora_scale
-from torch import Tensor
+from torch import Tensor, nn
 
-from motionstream.model.cache import RollingCache, rotate
+from motionstream.model.cache import LayerCache, RollingCache, rotate
 
-SCORES_AT_ONCE = 2**22
+SCORES_AT_ONCE = 2**20  # 2 MiB: larger blocks leave the processor's caches, and are new memory every time
 
 
 @dataclass(frozen=True)
@@ -37,13 +42,16 @@ class Context:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a layer's tokens stand: batch size, rotary table [L, 1, head_dim / 2], and the cache if there is one."""
+    """Where a layer's tokens stand: batch size and rotary table [L, 1, head_dim / 2, 2].
+
+    With a cache also that of the layer, the chunks stored in it, and, for a writing pass, the table of all its places.
+    """
 
     batch: int
     table: Tensor
-    cache: RollingCache | None = None
-    layer: int = 0
-    write: bool = False
+    cache: LayerCache | None = None
+    stored: int = 0
+    all_places: Tensor | None = None
 
 
 def matmul_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -53,7 +61,9 @@ def matmul_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     Scores are rounded to bfloat16: about 1 % error where the fused kernel has 0.2 %. All [B, tokens, heads, head_dim].
     """
     samples = []
-    for q, k, v in zip(*(x.transpose(1, 2) for x in (query * query.shape[-1] ** -0.5, key, value)), strict=True):
+    # Contiguous: each block's products would copy keys and values anew.
+    heads_first = (x.transpose(1, 2).contiguous() for x in (query * query.shape[-1] ** -0.5, key, value))
+    for q, k, v in zip(*heads_first, strict=True):
         blocks = math.ceil(q.shape[0] * q.shape[1] * k.shape[1] / SCORES_AT_ONCE)
         samples.append(torch.cat([torch.softmax(part @ k.mT, -1) @ v for part in q.chunk(blocks, 1)], 1))
     return torch.stack(samples).transpose(1, 2)
@@ -84,10 +94,10 @@ class SelfAttention(_Processor):
 
         keys, values = rotate(key, place.table), value
         if place.cache is not None:
-            keys, values = place.cache.extend(place.layer, keys, values)
+            keys, values = place.cache.extend(place.stored, keys, values)
         out = self._attention(rotate(query, place.table), keys, values)
-        if place.write:
-            place.cache.write(place.layer, key, value)
+        if place.all_places is not None:
+            place.cache.write(place.stored, key, value, place.all_places)
         return attn.to_out[1](attn.to_out[0](out)).view_as(hidden_states)
 
 
@@ -103,13 +113,41 @@ class CrossAttention(_Processor):
         return attn.to_out[1](attn.to_out[0](out)).view_as(hidden_states)
 
 
+class MotionBlock(WanTransformerBlock):
+    """diffusers' block on rows of tokens [R, L, dim], with norm, scale and shift as one kernel where R is 1."""
+
+    def forward(self, x: Tensor, context: tuple[Tensor, ...], modulation: Tensor, place: Place) -> Tensor:
+        """modulation: shifts, scales and gates of both halves, [R, 6, dim]."""
+        parts = (self.scale_shift_table + modulation.float()).chunk(6, dim=1)
+        x = _gated(x, self.attn1(_modulated(x, self.norm1, *parts[:2]), None, None, place), parts[2])
+        x = x + self.attn2(self.norm2(x.float()).type_as(x), context, None, None)
+        return _gated(x, self.ffn(_modulated(x, self.norm3, *parts[3:5])), parts[5])
+
+
+def _modulated(x: Tensor, norm: nn.LayerNorm, shift: Tensor, scale: Tensor) -> Tensor:
+    """norm(x) * (1 + scale) + shift; x [R, L, dim], shift and scale [R, 1, dim]."""
+    if len(x) > 1:
+        return (norm(x.float()) * (1 + scale) + shift).type_as(x)
+    weight, bias = (1 + scale).flatten().type_as(x), shift.flatten().type_as(x)
+    return F.layer_norm(x, norm.normalized_shape, weight, bias, norm.eps).type_as(x)
+
+
+def _gated(x: Tensor, change: Tensor, gate: Tensor) -> Tensor:
+    """x + change * gate, in the precision of x."""
+    return torch.addcmul(x, change.type_as(x), gate.type_as(x))
+
+
 class MotionTransformer(WanTransformer3DModel):
     """`diffusers.WanTransformer3DModel` (same configuration, same weight names) that can also run chunk by chunk."""
+
+    _no_split_modules = ["MotionBlock"]
+    _repeated_blocks = ["MotionBlock"]
 
     @functools.wraps(WanTransformer3DModel.__init__)  # keeps the signature, from which diffusers reads the config keys
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         for block in self.blocks:
+            block.__class__ = MotionBlock  # diffusers makes the list itself
             block.attn1.set_processor(SelfAttention())
             block.attn2.set_processor(CrossAttention())
 
@@ -127,12 +165,12 @@ class MotionTransformer(WanTransformer3DModel):
         return Context(tuple(layers))
 
     def rotary_table(self, frames: int, height: int, width: int) -> Tensor:
-        """Complex rotary table [L, 1, head_dim / 2] of a latent grid (latent frames, latent height and width)."""
+        """Rotary table [L, 1, head_dim / 2, 2] (see `rotate`) of a latent grid (latent frames, height and width)."""
         longest = max(self._grid(frames, height, width))
         if longest > self.config.rope_max_seq_len:
             raise ValueError(f"{longest} rotary positions along one axis; at most {self.config.rope_max_seq_len}")
         cos, sin = self.rope(torch.empty(1, 1, frames, height, width, device="meta"))
-        return torch.complex(cos[0, ..., 0::2].float(), sin[0, ..., 1::2].float())
+        return torch.stack([cos[0, ..., 0::2].float(), sin[0, ..., 1::2].float()], dim=-1)
 
     def new_cache(self, batch: int, frames: int, height: int, width: int, *, sink: int, window: int) -> RollingCache:
         """An empty cache for chunks of `frames` latent frames of latent size height x width."""
@@ -170,20 +208,32 @@ class MotionTransformer(WanTransformer3DModel):
         """
         if torch.is_grad_enabled() and self.gradient_checkpointing and cache is not None:
             raise ValueError("gradient checkpointing would read the cache again after it has rolled; switch one off")
-        batch, _, *size = hidden_states.shape
-        grid = self._grid(*size)
-        tokens = math.prod(grid)
         context = encoder_hidden_states
         if not isinstance(context, Context):
             context = self.encode_context(context, encoder_hidden_states_image)
+        dtype, device = self.patch_embedding.weight.dtype, hidden_states.device.type
+        mixed = dtype == torch.float32 and torch.is_autocast_enabled(device)
+        with torch.autocast(device, enabled=mixed, dtype=torch.get_autocast_dtype(device)):
+            inputs = hidden_states if mixed else hidden_states.to(dtype)
+            output = self._run(inputs, timestep, context, cache, write)
+        return Transformer2DModelOutput(sample=output) if return_dict else (output,)
+
+    def _run(
+        self, latents: Tensor, timestep: Tensor, context: Context, cache: RollingCache | None, write: bool
+    ) -> Tensor:
+        """All blocks, between patching and unpatching."""
+        batch, _, *size = latents.shape
+        grid = self._grid(*size)
+        tokens = math.prod(grid)
         place = self._place(batch, size, tokens, cache, write)
 
-        x = self.patch_embedding(hidden_states).flatten(2).transpose(1, 2)
+        x = self.patch_embedding(latents).flatten(2).transpose(1, 2)
         rows = timestep.numel()  # tokens of one timestep form a row
         x = x.reshape(rows, batch * tokens // rows, -1)
         temb, modulation = self._embed_timestep(timestep.flatten(), x)
         for layer, block in enumerate(self.blocks):
-            inputs = (x, context.layers[layer], modulation, replace(place, layer=layer))
+            here = place if cache is None else replace(place, cache=cache.layers[layer])
+            inputs = (x, context.layers[layer], modulation, here)
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 x = self._gradient_checkpointing_func(block, *inputs)
             else:
@@ -194,8 +244,7 @@ class MotionTransformer(WanTransformer3DModel):
         shift, scale = (self.scale_shift_table + temb.unsqueeze(1)).chunk(2, dim=1)
         x = self.proj_out((self.norm_out(x.float()) * (1 + scale) + shift).type_as(x))
         x = x.reshape(batch, *grid, *self.config.patch_size, -1).permute(0, 7, 1, 4, 2, 5, 3, 6)
-        output = x.flatten(6, 7).flatten(4, 5).flatten(2, 3)
-        return Transformer2DModelOutput(sample=output) if return_dict else (output,)
+        return x.flatten(6, 7).flatten(4, 5).flatten(2, 3)
 
     def _grid(self, *size: int) -> list[int]:
         """Latent frames, height, width -> tokens along each axis."""
@@ -206,7 +255,7 @@ class MotionTransformer(WanTransformer3DModel):
             return Place(batch, self.rotary_table(*size))
         if cache.shape[:2] != (batch, tokens):
             raise ValueError(f"chunk of {batch} x {tokens} tokens does not fit the cache's {cache.shape[:2]}")
-        return Place(batch, cache.positions, cache, write=write)
+        return Place(batch, cache.positions, None, cache.stored, cache.table if write else None)
 
     def _embed_timestep(self, timestep: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """Timesteps [rows] -> embedding [rows, dim] and the blocks' shifts, scales and gates [rows, 6, dim]."""

@@ -1,0 +1,94 @@
+"""Between the CPU and a GPU: copies that nobody waits for, visits of large encoders, how much memory a stream needs.
+
+A copy from pinned memory is put in the GPU's queue like any other work; one from ordinary memory stops the program
+until it is done. On the CPU all of this is nothing.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from motionstream.model.presets import Preset
+
+ROOM = 1.2  # GPU memory that must be free for a visitor, in sizes of it
+GIB = 2**30
+FULL_DECODER_CHANNELS = 5 * 96  # numbers per pixel that are alive at once while a VAE decodes, full and tiny
+TINY_DECODER_CHANNELS = 5 * 64
+CONTEXT_TOKENS = 512 + 257  # of text and image
+
+
+def upload(x: Tensor, device: torch.device | str) -> Tensor:
+    """`x` on `device`, without waiting for the copy."""
+    if torch.device(device).type != "cuda":
+        return x.to(device)
+    return x.pin_memory().to(device, non_blocking=True)
+
+
+class Download:
+    """A tensor on its way to the CPU's memory: `wait` for it once the work in between is under way."""
+
+    def __init__(self, x: Tensor):
+        self._host, self._arrived = x, None
+        if x.device.type == "cuda":
+            self._host = torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x, non_blocking=True)
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+
+    def wait(self) -> Tensor:
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._host
+
+
+@contextlib.contextmanager
+def beside(stream: "torch.cuda.Stream | None") -> Iterator[None]:
+    """Work inside the block runs on `stream`, after what was asked for before it and beside what comes after it."""
+    if stream is None:
+        yield
+        return
+    stream.wait_stream(torch.cuda.current_stream(stream.device))
+    with torch.cuda.stream(stream):
+        yield
+
+
+@contextlib.contextmanager
+def visiting(part: nn.Module, device: torch.device) -> Iterator[nn.Module]:
+    """`part` on `device` while the block runs, if it is one that visits and there is room; else where it is."""
+    home = next(part.parameters(), torch.empty(0)).device
+    size = sum(weight.nbytes for weight in part.parameters())
+    if home == device or not getattr(part, "visits", False) or free_bytes(device) < ROOM * size:
+        yield part
+        return
+    part.to(device)
+    try:
+        yield part
+    finally:
+        part.to(home)
+
+
+def free_bytes(device: torch.device) -> float:
+    """GPU memory that can still be had; unlimited elsewhere."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else math.inf
+
+
+def weight_bytes(*parts: nn.Module) -> int:
+    """Memory that the parts' weights and buffers take on a GPU; visitors take none."""
+    resident = [part for part in parts if not getattr(part, "visits", False)]
+    return sum(x.nbytes for part in resident for x in (*part.parameters(), *part.buffers()))
+
+
+def stream_bytes(preset: Preset, width: int, height: int, tiny: bool, latents_at_once: int | None = None) -> int:
+    """About how much a stream of this size takes beside the weights, in 16 bit: cache, context, one pass, decoding."""
+    network, chunks = preset.transformer, preset.sink + preset.window
+    dim = network["num_attention_heads"] * network["attention_head_dim"]
+    tokens = preset.chunk_size * width * height // preset.cell**2
+    cache = network["num_layers"] * dim * (2 * (chunks + 1) + preset.window) * tokens
+    context = network["num_layers"] * dim * 2 * CONTEXT_TOKENS
+    one_pass = tokens * (2 * network["ffn_dim"] + 12 * dim)
+    frames = preset.temporal_stride * (preset.chunk_size if tiny else latents_at_once or preset.chunk_size)
+    decoding = frames * width * height * (TINY_DECODER_CHANNELS if tiny else FULL_DECODER_CHANNELS)
+    decoding //= (preset.spatial_stride // 8) ** 2  # a VAE of stride 16 works on packed pixels
+    return 2 * (cache + context + one_pass + decoding)

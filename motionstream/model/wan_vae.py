@@ -1,0 +1,84 @@
+"""Wan's own causal video autoencoder (2.1: 8x8x4, 16 channels; 2.2: 16x16x4, 48 channels), as a stream.
+
+The network, its configuration and its weight names are diffusers' `AutoencoderKLWan`. That class keeps the features its
+causal convolutions remember on itself and forgets them after every call; here each stream has its own, so that a clip
+cut anywhere between latent frames gives what the whole clip gives, and two streams do not meet. Latents are normalised
+by the configuration's mean and deviation, as the transformer wants them; `encode` takes the mean of the distribution.
+
+    decoder = vae.decoder_stream()               # step as latents come, reset for another stream
+    for latents in chunks:                       # [B, C, t, h, w]
+        show(decoder.step(latents))              # [B, 3, 4t, H, W]; the very first latent frame gives one frame
+"""
+
+import functools
+
+import torch
+from diffusers import AutoencoderKLWan
+from diffusers.models.autoencoders.autoencoder_kl_wan import patchify, unpatchify
+from torch import Tensor
+
+from motionstream.model.vae import FRAMES_PER_LATENT, Stream
+
+
+class WanVAE(AutoencoderKLWan):
+    """`diffusers.AutoencoderKLWan` with the interface of `EmbeddedVAE`.
+
+    Frames [B, 3, T, H, W] in [-1, 1], T = 1 + 4j; latents [B, z_dim, 1 + j, H/s, W/s], s = `scale_factor_spatial`.
+    latents_at_once: latent frames decoded together, None for all of a step: fewer need less memory, more are faster.
+    """
+
+    latents_at_once: int | None = None
+    follows_dtype = True  # its norms compute in float32 by themselves
+
+    @functools.wraps(AutoencoderKLWan.__init__)  # keeps the signature, from which diffusers reads the config keys
+    def __init__(self, *args, **kwargs):
+        # Presets hold tuples; diffusers adds lists to them.
+        super().__init__(*args, **{key: list(x) if isinstance(x, tuple) else x for key, x in kwargs.items()})
+        for name, values in (("mean", self.config.latents_mean), ("deviation", self.config.latents_std)):
+            values = torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1, 1)
+            self.register_buffer(name, values, persistent=False)
+
+    def encode(self, frames: Tensor) -> Tensor:
+        return self.encoder_stream().step(frames)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return self.decoder_stream().step(latents)
+
+    def encoder_stream(self) -> Stream:
+        """`step(frames)`: 1 + 4j frames first, then 4j at a time."""
+        return Stream(self._encode_step)
+
+    def decoder_stream(self) -> Stream:
+        """`step(latents)`: the first latent frame of the stream gives one frame, every other one four."""
+        return Stream(self._decode_step)
+
+    def _encode_step(self, frames: Tensor, memory: list | None) -> tuple[Tensor, list]:
+        count, height, width = frames.shape[2:]
+        stride, begins = self.config.scale_factor_spatial, memory is None
+        if height % stride or width % stride or (count - begins) % FRAMES_PER_LATENT:
+            raise ValueError(
+                f"frames {tuple(frames.shape)}: height and width must be multiples of {stride}, and the frame count "
+                f"{'1 + a multiple' if begins else 'a multiple'} of {FRAMES_PER_LATENT}"
+            )
+        memory = memory or [None] * self._cached_conv_counts["encoder"]
+        if self.config.patch_size is not None:
+            frames = patchify(frames, self.config.patch_size)
+        # Frame 0 is alone in its latent frame; diffusers' layers take any number of the later ones at once.
+        pieces = [frames[:, :, :1], frames[:, :, 1:]] if begins else [frames]
+        parts = [self.encoder(piece, feat_cache=memory, feat_idx=[0]) for piece in pieces if piece.shape[2]]
+        mean = self.quant_conv(torch.cat(parts, 2)).chunk(2, dim=1)[0]
+        return (mean - self.mean) / self.deviation, memory
+
+    def _decode_step(self, latents: Tensor, memory: list | None) -> tuple[Tensor, list]:
+        if latents.ndim != 5 or latents.shape[1] != self.config.z_dim:
+            raise ValueError(f"latents {tuple(latents.shape)}: expected [B, {self.config.z_dim}, t, h, w]")
+        begins, count = memory is None, latents.shape[2]
+        memory = memory or [None] * self._cached_conv_counts["decoder"]
+        x = self.post_quant_conv(latents * self.deviation + self.mean)
+        pieces = list(x[:, :, int(begins) :].split(self.latents_at_once or max(count, 1), dim=2))
+        parts = [self.decoder(x[:, :, :1], feat_cache=memory, feat_idx=[0], first_chunk=True)] if begins else []
+        parts += [self.decoder(piece, feat_cache=memory, feat_idx=[0]) for piece in pieces if piece.shape[2]]
+        frames = torch.cat(parts, 2)
+        if self.config.patch_size is not None:
+            frames = unpatchify(frames, self.config.patch_size)
+        return frames.clamp(-1, 1), memory

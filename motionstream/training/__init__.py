@@ -1,1 +1,1 @@
-"""Training of the embedded student: free-licence pictures, scenes, losses and the training loop."""
+"""The training pipeline: clips, teacher, causal adaptation, Self Forcing with DMD, tiny VAE; see `command.py`."""

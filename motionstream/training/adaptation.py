@@ -1,141 +1,70 @@
-"""Trains the embedded causal student: `python -m motionstream.training.adaptation --run DIR --model DIR --clips DIR`.
+"""From the bidirectional teacher to a causal few-step student (paper section 3.2, "Causal Adaptation", and appendix D).
 
-The student rolls out with the very functions and the very rolling cache of `streaming.py`: each chunk is predicted from
-noise beside its condition, attending to the cached sink and window, and regressed on the clip's latents; then a clean
-pass writes the cache, with the clip's own latents or with what the student has just made (so that it meets its own
-errors). Half of the chunks start from pure noise; the others from one of the sampler's later timesteps, noised from the
-clip's latents or from the student's own first guess, as the few-step sampler will do.
+    python -m motionstream train trajectories --model TEACHER --data SHARDS --out TRAJECTORIES --count 4000
+    python -m motionstream train adapt --model TEACHER --data TRAJECTORIES --out RUN
+
+The guided teacher's ODE is solved for whole clips; z at the student's timesteps and the clean end are kept. The student
+then predicts the end from z, chunk by chunk, while it attends to the clean chunks before in the `RollingCache` that
+inference uses: so its attention is sparse and causal without a mask. Sink and window are drawn anew for every batch,
+which is the paper's "diverse sparse causal masks".
 """
 
-import argparse
-from pathlib import Path
+from collections.abc import Iterator
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from motionstream.model.checkpoint import assemble, load_component, save_model
-from motionstream.model.presets import PRESETS
-from motionstream.model.text import EffectTextEncoder
-from motionstream.model.track_head import TrackHead, track_map
-from motionstream.model.transformer import MotionTransformer
-from motionstream.model.vae import EmbeddedVAE
-from motionstream.streaming import Condition, add_noise, assemble_condition, predict_x0, sampling_timesteps, write_cache
-from motionstream.training.clips import Clips, chunk_bounds, read_tracks
-from motionstream.training.loop import Schedule, fit, optimisers_for
-
-PRESET = PRESETS["embedded"]
-PURE_NOISE = 0.5  # share of chunks that start from pure noise
-OWN_GUESS = 0.5  # share of the others whose noisy latents come from the student's own guess
-OWN_CONTEXT = 0.5  # share of chunks whose cached latents are the student's own
+from motionstream.errors import InputError
+from motionstream.model.presets import Preset
+from motionstream.streaming import sampling_timesteps
+from motionstream.training.clips import SHARD, ClipBatch, Clips, Record, padded
+from motionstream.training.network import Network
+from motionstream.training.settings import Recipe
+from motionstream.training.teacher import guided, sample_ode
+from motionstream.training.trainer import Draws
 
 
-class Student(nn.Module):
-    """What is trained together; the autoencoder and the motion prior are ready and only weigh the loss."""
-
-    def __init__(self, vae: EmbeddedVAE):
-        super().__init__()
-        self.transformer = MotionTransformer(**PRESET.transformer_config())
-        self.track_head = TrackHead(PRESET.track_dim, PRESET.track_channels, PRESET.temporal_stride)
-        self.text_encoder = EffectTextEncoder(PRESET.transformer["text_dim"])
-        nn.init.zeros_(self.transformer.proj_out.weight)  # an untrained student shows the motion prior as it is
-        nn.init.zeros_(self.transformer.proj_out.bias)
-        shown = vae.decoder.shortcut.weight.detach().flatten(1).norm(dim=0).squeeze() * vae.latent_std
-        self.register_buffer("channel_weight", (shown / shown.mean()).view(1, -1, 1, 1, 1))
-
-    def loss(self, clips: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Mean over the chunks of a roll-out; `prior_loss` is what the motion prior alone would cost."""
-        latents, prior, confidence = (
-            torch.stack([clip[name] for clip in clips]).float() for name in ("latents", "prior", "confidence")
-        )
-        rng = np.random.default_rng(int(torch.randint(2**62, ())))
-        tracks = [read_tracks(clip, rng) for clip in clips]
-        with torch.autocast("cpu", torch.bfloat16):
-            context = self.transformer.encode_context(
-                self.text_encoder.embedding(torch.stack([clip["tokens"] for clip in clips]))
-            )
-            cache = self.transformer.new_cache(
-                len(clips), PRESET.chunk_size, *latents.shape[-2:], sink=PRESET.sink, window=PRESET.window
-            )
-            losses, baselines = [], []
-            for index, bounds in enumerate(chunk_bounds()):
-                part = slice(index * PRESET.chunk_size, (index + 1) * PRESET.chunk_size)
-                target = latents[:, :, part]
-                condition = self._condition(tracks, prior[:, :, part], confidence[:, :, part], bounds, target)
-                z, t = self._noisy(target, condition, context, cache)
-                x0 = predict_x0(self.transformer, z, t, condition, context, cache, prediction=PRESET.prediction).float()
-                losses.append(((x0 - target).square() * self.channel_weight).mean())
-                baselines.append(((prior[:, :, part] - target).square() * self.channel_weight).mean())
-                if part.stop < latents.shape[2]:
-                    kept = x0.detach() if torch.rand(()) < OWN_CONTEXT else target
-                    write_cache(self.transformer, kept, condition, context, cache)
-        return {"loss": torch.stack(losses).mean(), "prior_loss": torch.stack(baselines).mean()}
-
-    def _condition(
-        self, tracks, prior: Tensor, confidence: Tensor, bounds: tuple[int, int], target: Tensor
-    ) -> Condition:
-        height, width = (side * PRESET.spatial_stride for side in prior.shape[-2:])
-        maps = torch.stack(
-            [track_map(one.rows(*bounds), width, height, PRESET.spatial_stride, PRESET.track_dim) for one in tracks]
-        )
-        first = bounds[0] == 0
-        return assemble_condition(
-            self.track_head(maps, first), None, prior, confidence, target[:, :, :1] if first else None
-        )
-
-    def _noisy(self, target: Tensor, condition: Condition, context, cache) -> tuple[Tensor, Tensor]:
-        noise, t = torch.randn_like(target), torch.ones(len(target))
-        if torch.rand(()) < PURE_NOISE:
-            return noise, t
-        base = target
-        if torch.rand(()) < OWN_GUESS:
-            with torch.no_grad():
-                base = predict_x0(
-                    self.transformer,
-                    torch.randn_like(target),
-                    t,
-                    condition,
-                    context,
-                    cache,
-                    prediction=PRESET.prediction,
-                ).float()
-        later = torch.tensor(sampling_timesteps(PRESET.steps, PRESET.shift)[1:])
-        t = later[torch.randint(len(later), t.shape)]
-        return add_noise(base, noise, t.view(-1, 1, 1, 1, 1)), t
+def kept_steps(ode_steps: int, preset: Preset) -> list[int]:
+    """Which of the teacher's steps are the student's timesteps; both start at t = 1."""
+    if ode_steps % preset.steps:
+        raise InputError(f"{ode_steps} ODE steps do not hit the student's {preset.steps} timesteps: take a multiple")
+    return list(range(0, ode_steps, ode_steps // preset.steps))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--run", type=Path, required=True, help="run folder: log, checkpoints, and in the end student/")
-    parser.add_argument("--model", type=Path, required=True, help="folder with trained vae/ and motion_prior/")
-    parser.add_argument("--clips", type=Path, required=True, help="folder of shards written by training.clips")
-    parser.add_argument("--minutes", type=float, default=45)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    torch.manual_seed(arguments.seed)
-    vae, prior = (load_component(arguments.model / name).eval() for name in ("vae", "motion_prior"))
-    schedule = Schedule(minutes=arguments.minutes, learning_rate=1e-3, batch=8)
-    student = Student(vae)
-    trained = fit(
-        student,
-        Clips(arguments.clips).batches(schedule.batch, arguments.seed),
-        Student.loss,
-        arguments.run,
-        schedule,
-        optimisers_for(student, schedule.learning_rate, muon=1.5e-3),
-    )
-    parts = {
-        "transformer": trained.transformer,
-        "track_head": trained.track_head,
-        "text_encoder": trained.text_encoder,
-        "vae": vae,
-        "motion_prior": prior,
-    }
-    model = assemble(PRESET, parts, "cpu", torch.float32)
-    for part in model.components().values():
-        part.half()  # half the size on disk; `load_model` gives them the number format of the machine
-    save_model(model, arguments.run / "student")
+def trajectory_records(teacher: Network, clips: Clips, recipe: Recipe, seed: int, number: int) -> Iterator[Record]:
+    """The records of trajectory shard `number`: clips of one shard with `trajectory` [steps, C, t, h, w] (z at the
+    student's timesteps) and `endpoint` [C, t, h, w], made by the guided teacher from their image, tracks and prompt."""
+    path, count = clips.shards[number % len(clips.shards)]
+    device, chosen = teacher.world.device, kept_steps(recipe.ode_steps, teacher.preset)
+    rows = np.random.default_rng([seed, 5, number]).choice(count, min(SHARD, count), replace=False)
+    for start in range(0, len(rows), recipe.batch):
+        places = list(range(start, min(start + recipe.batch, len(rows))))
+        batch = clips.read(path, rows[places], Draws(seed, number, places, device), device)
+        with torch.no_grad():
+            predict = guided(teacher, batch, range(recipe.chunks), recipe.guidance)
+            noise = batch.draws.normal(*batch.latents.shape[1:])
+            steps = sample_ode(predict, noise, sampling_timesteps(recipe.ode_steps, teacher.preset.shift))
+        z = torch.stack([steps[i] for i in chosen], dim=1)
+        for n, record in enumerate(batch.records()):
+            record |= {"trajectory": z[n].cpu(), "endpoint": steps[-1][n].cpu()}
+            yield record | padded(batch.tracks[n], clips.most_tracks(path))
 
 
-if __name__ == "__main__":
-    main()
+def causal_loss(network: Network, batch: ClipBatch, recipe: Recipe) -> dict[str, Tensor]:
+    """Regression of the teacher's clean end, mean over the chunks; each chunk of each clip at its own timestep."""
+    preset, draws = network.preset, batch.draws
+    sink, window = (int(draws.shared.choice(sizes)) for sizes in (recipe.sinks, recipe.windows))
+    timesteps = torch.tensor(sampling_timesteps(preset.steps, preset.shift), device=batch.latents.device)
+    step = (draws.uniform(recipe.chunks) * preset.steps).long()
+    context, cache = network.context(batch), network.new_cache(batch, sink, window)
+    clips = torch.arange(len(batch), device=step.device)
+    errors = []
+    for index in range(recipe.chunks):
+        part = slice(index * preset.chunk_size, (index + 1) * preset.chunk_size)
+        target, condition = batch.endpoint[:, :, part], network.condition(batch, range(index, index + 1))
+        z = batch.trajectory[clips, step[:, index]][:, :, part]
+        x0 = network.predict(z, timesteps[step[:, index]], condition, context, cache)
+        errors.append((x0 - target).square().mean())
+        network.write(target, condition, context, cache)
+    return {"loss": torch.stack(errors).mean(), "first": errors[0].detach(), "last": errors[-1].detach()}

@@ -1,43 +1,141 @@
-"""Training clips for the student, written once as latents and read many times.
+"""Training clips as shards of latents, written once and read many times.
 
-    python -m motionstream.training.clips --out DIR --model DIR --library DIR --count 4000
+    python -m motionstream train clips --preset embedded --library DIR --count 4000 --out SHARDS     # synthetic scenes
+    python -m motionstream train clips --preset wan2.1-1.3b --model DIR --folder CLIPS --out SHARDS  # real clips
 
-A clip is a synthetic scene, the tracks a visitor might have given, often an effect that a prompt asks for, and what the
-trained autoencoder and motion prior make of them. Rendering and encoding cost far more than a training step, so the
-student's training reads them from shards (safetensors); only IDs, noise and timesteps are drawn anew at each reading.
+A record is a clip, its tracks and its prompt, and what the autoencoder, the motion prior and the encoders of text and
+image make of them, chunk by chunk as in a stream. Encoding costs far more than a training step of the small model, so
+it is done once; only IDs, the choice of tracks, noise and timesteps are drawn anew at each reading.
+
+A synthetic scene comes with exact tracks, those that a visitor might have given, and often with an effect that a prompt
+asks for. See `folder.py` for real clips.
 """
 
-import argparse
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
+from motionstream.controls.trackers import MAX_GRID, open_tracker
+from motionstream.errors import InputError
 from motionstream.model.checkpoint import load_component
-from motionstream.model.presets import PRESETS
+from motionstream.model.presets import Preset
 from motionstream.model.text import EffectTextEncoder
 from motionstream.streaming import pack_confidence
 from motionstream.tracks import Tracks, draw_ids
-from motionstream.training.autoencoder import to_tensor
 from motionstream.training.effects import random_effect
-from motionstream.training.photos import load_library
+from motionstream.training.folder import RealClips, cached_tracks, caption
+from motionstream.training.parallel import World
 from motionstream.training.scenes import Library, choose_tracks, random_scene, render_clip
+from motionstream.training.trainer import Draws, Schedule
 
-CHUNKS = 3
-MAX_TRACKS = 300
-SIZES = ((192, 128), (128, 192), (160, 160), (288, 160))  # (width, height)
+SIZES = ((192, 128), (128, 192), (160, 160), (288, 160))  # (width, height) of the embedded model's clips
 SIZE_SHARES = (0.5, 0.15, 0.15, 0.2)
 SHARD = 32
-PRESET = PRESETS["embedded"]
+MAX_TRACKS = 300  # of a synthetic clip
+MODES = {"drags": 0.6, "sparse": 0.15, "dense": 0.25}  # shares of the ways in which tracks are chosen
+
+Record = dict[str, Tensor]
 
 
-def chunk_bounds() -> list[tuple[int, int]]:
+def chunk_bounds(preset: Preset, chunks: int) -> list[tuple[int, int]]:
     """(first frame, one past the last) of each chunk of a clip."""
-    ends = np.cumsum([PRESET.chunk_frames(index) for index in range(CHUNKS)]).tolist()
+    ends = np.cumsum([preset.chunk_frames(index) for index in range(chunks)]).tolist()
     return list(zip([0, *ends[:-1]], ends, strict=True))
+
+
+def to_tensor(frames: np.ndarray) -> Tensor:
+    """uint8 [T, H, W, 3] -> float [3, T, H, W] in [-1, 1]."""
+    return torch.from_numpy(frames.astype(np.float32) / 127.5 - 1).permute(3, 0, 1, 2)
+
+
+# --- writing -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Encoders:
+    """The parts of a model that are ready before its transformer is trained; None where the preset has none."""
+
+    preset: Preset
+    vae: torch.nn.Module
+    text_encoder: torch.nn.Module
+    motion_prior: torch.nn.Module | None = None
+    image_encoder: torch.nn.Module | None = None
+
+    @torch.inference_mode()
+    def record(self, frames: np.ndarray, tracks: Tracks, prompt: str, world: World, max_tracks: int) -> Record:
+        """One clip (uint8 [T, H, W, 3], whole chunks) as its parts see it; all tensors on the CPU.
+
+        latents [C, t, h, w]; text: token numbers or embeddings, null_text: those of no prompt; points [T, max_tracks,
+        2] and visible [T, max_tracks]; with channel conditioning image [C, t, h, w]; with CLIP image_tokens;
+        with a motion prior: prior [C, t, h, w] and confidence [4, t, h, w], and held [C, chunks - 1, h, w] and
+        held_confidence: what the prior shows in each later chunk if no track is given in it.
+        """
+        video = to_tensor(frames).to(world.device)
+        with world.autocast():
+            made = {"latents": self.vae.encode(video[None])[0]}
+            for name, words in (("text", prompt), ("null_text", "")):
+                made[name] = written_prompt(self.text_encoder, words)
+            if self.preset.image_conditioning == "channel_concat":
+                made["image"] = self.image_latents(video[None, :, 0], video.shape[1])[0]
+            if self.image_encoder is not None:
+                made["image_tokens"] = self.image_encoder.encode(video[:, 0])[0]
+            if self.motion_prior is not None:
+                made |= self._prior(video[:, 0], tracks)
+        made |= padded(tracks, max_tracks)
+        return {name: value.cpu().contiguous() for name, value in made.items()}
+
+    def image_latents(self, picture: Tensor, frames: int) -> Tensor:
+        """Pictures [B, 3, H, W] followed by blank frames, encoded: [B, C, t, h, w]."""
+        video = picture.new_zeros(*picture.shape[:2], frames, *picture.shape[2:])
+        video[:, :, 0] = picture
+        return self.vae.encode(video)
+
+    def _prior(self, picture: Tensor, tracks: Tracks) -> Record:
+        preset, chunk = self.preset, self.preset.chunk_frames(1)
+        state, encoder = self.motion_prior.start(picture), self.vae.encoder_stream()
+        parts: dict[str, list[Tensor]] = {"prior": [], "confidence": [], "held": [], "held_confidence": []}
+        for index, (start, stop) in enumerate(chunk_bounds(preset, 1 + (tracks.T - 1) // chunk)):
+            warped, sure = (x.to(picture) for x in self.motion_prior.step(state, tracks.rows(start, stop)))
+            pack = (preset.spatial_stride, preset.temporal_stride)
+            parts["prior"].append(encoder.step(warped)[0])
+            parts["confidence"].append(pack_confidence(sure, *pack, index == 0)[0])
+            if stop < tracks.T:
+                parts["held"].append(self.vae.encode(warped[:, :, -1:])[0])
+                parts["held_confidence"].append(pack_confidence(sure[:, :, -1:], *pack, True)[0])
+        return {name: torch.cat(found, 1) for name, found in parts.items() if found}
+
+
+def load_encoders(folder: Path, preset: Preset, world: World) -> Encoders:
+    """Reads vae/, text_encoder/, motion_prior/ and image_encoder/ of a model folder, those that the preset has."""
+    names = ["vae"] + ["motion_prior"] * preset.motion_prior + ["image_encoder"] * ("image_dim" in preset.transformer)
+    parts = {name: load_component(folder / name).to(world.device).eval() for name in names}
+    text = EffectTextEncoder(text_dim=preset.transformer["text_dim"])  # its vectors are learned with the transformer
+    if preset.text_encoder != "EffectTextEncoder":
+        text = load_component(folder / "text_encoder").to(world.device).eval()
+    return Encoders(preset, text_encoder=text, **parts)
+
+
+def written_prompt(encoder: torch.nn.Module, prompt: str) -> Tensor:
+    """Token numbers [length] where the text encoder learns along with the transformer, else embeddings [L, dim]."""
+    if not isinstance(encoder, EffectTextEncoder):
+        return encoder.encode(prompt)[0]
+    tokens = encoder.tokens(prompt)
+    return torch.tensor(tokens + [0] * (encoder.config.length - len(tokens)))
+
+
+def padded(tracks: Tracks, most: int) -> Record:
+    kept = min(tracks.N, most)
+    points, visible = torch.zeros(tracks.T, most, 2), torch.zeros(tracks.T, most, dtype=torch.bool)
+    points[:, :kept] = torch.tensor(tracks.points[:, :kept])
+    visible[:, :kept] = torch.tensor(tracks.visible[:, :kept])
+    return {"points": points, "visible": visible}
 
 
 def with_effect(rng: np.random.Generator, frames: np.ndarray) -> tuple[np.ndarray, str]:
@@ -49,89 +147,219 @@ def with_effect(rng: np.random.Generator, frames: np.ndarray) -> tuple[np.ndarra
     return effect.apply(frames, strength), effect.prompt
 
 
-@torch.inference_mode()
-def make_clip(
-    rng: np.random.Generator, library: Library, vae, prior, text: EffectTextEncoder, size: tuple[int, int]
-) -> dict[str, Tensor]:
-    """One clip as latents: `latents` and `prior` [C, t, h, w], `confidence` [4, t, h, w], tracks and prompt tokens."""
-    bounds = chunk_bounds()
-    scene = random_scene(rng, library, *size, bounds[-1][1])
+def make_scene(
+    rng: np.random.Generator, library: Library, size: tuple[int, int], count: int
+) -> tuple[np.ndarray, Tracks, str]:
+    """A synthetic clip: frames, the tracks that a visitor might have given, prompt."""
+    scene = random_scene(rng, library, *size, count)
     clip = render_clip(scene)
-    tracks = choose_tracks(rng, scene, clip, rng.choice(["drags", "sparse", "dense"], p=[0.6, 0.15, 0.25]))
+    tracks = choose_tracks(rng, scene, clip, rng.choice(list(MODES), p=list(MODES.values())))
     frames, prompt = with_effect(rng, clip.frames)
-    state, encoder = prior.start(to_tensor(clip.frames[:1])[:, 0]), vae.encoder_stream()
-    warped_latents, confidences = [], []
-    with torch.autocast("cpu", torch.bfloat16):
-        for first, (start, stop) in zip((True, *[False] * (CHUNKS - 1)), bounds, strict=True):
-            warped, confidence = prior.step(state, tracks.rows(start, stop))
-            warped_latents.append(encoder.step(warped))
-            confidences.append(pack_confidence(confidence, PRESET.spatial_stride, PRESET.temporal_stride, first))
-        latents = vae.encode(to_tensor(frames)[None])
-    kept = min(tracks.N, MAX_TRACKS)
-    points = torch.zeros(len(frames), MAX_TRACKS, 2, dtype=torch.float16)
-    visible = torch.zeros(len(frames), MAX_TRACKS, dtype=torch.bool)
-    points[:, :kept] = torch.tensor(tracks.points[:, :kept]).clamp(-999, 999)
-    visible[:, :kept] = torch.tensor(tracks.visible[:, :kept])
-    tokens = text.tokens(prompt)
-    return {
-        "latents": latents[0].half(),
-        "prior": torch.cat(warped_latents, 2)[0].half(),
-        "confidence": torch.cat(confidences, 2)[0].half(),
-        "points": points,
-        "visible": visible,
-        "tokens": torch.tensor(tokens + [0] * (text.config.length - len(tokens))),
-    }
+    return frames, tracks, prompt
 
 
-def read_tracks(clip: dict[str, Tensor], rng: np.random.Generator) -> Tracks:
-    """The clip's tracks with new random IDs; the rows that padded them to one shape never show."""
-    used = int(clip["visible"].any(0).nonzero().max()) + 1 if clip["visible"].any() else 0
-    return Tracks(clip["points"][:, :used].float().numpy(), clip["visible"][:, :used].numpy(), draw_ids(used, rng))
+def scene_records(
+    encoders: Encoders, library: Library, chunks: int, seed: int, number: int, world: World
+) -> Iterator[Record]:
+    """The records of synthetic shard `number`, all of one size."""
+    rng = np.random.default_rng([seed, 2, number])
+    size = SIZES[rng.choice(len(SIZES), p=SIZE_SHARES)]
+    frames = chunk_bounds(encoders.preset, chunks)[-1][1]
+    for _ in range(SHARD):
+        clip, tracks, prompt = make_scene(rng, library, size, frames)
+        # What the motion prior is told must be what is stored: the first MAX_TRACKS.
+        kept = Tracks(tracks.points[:, :MAX_TRACKS], tracks.visible[:, :MAX_TRACKS], tracks.ids[:MAX_TRACKS])
+        yield encoders.record(clip, kept, prompt, world, MAX_TRACKS)
 
 
-class Clips:
-    """All shards of a folder in memory; batches are of one size each."""
-
-    def __init__(self, folder: Path):
-        self.shards = [load_file(path) for path in sorted(folder.glob("*.safetensors"))]
-        if not self.shards:
-            raise FileNotFoundError(f"{folder} holds no .safetensors shard: write some with training.clips first")
-
-    def batches(self, size: int, seed: int) -> Iterator[list[dict[str, Tensor]]]:
-        """Endless batches of `size` clips of one shard, drawn at random."""
-        rng = np.random.default_rng(seed)
-        while True:
-            shard = self.shards[rng.integers(len(self.shards))]
-            count = len(shard["latents"])
-            rows = rng.choice(count, min(size, count), replace=False)
-            yield [{name: value[row] for name, value in shard.items()} for row in rows]
+def folder_records(
+    encoders: Encoders, clips: RealClips, chunks: int, world: World, cache: Path, tracker: str
+) -> Iterator[Record]:
+    """The records of all pieces of a folder of real clips, with CoTracker3's tracks where it can be had."""
+    length = chunk_bounds(encoders.preset, chunks)[-1][1]
+    for path, start, frames in clips.pieces(length):
+        tracks = cached_tracks(cache, path, start, frames, lambda seeds: open_tracker(tracker, seeds, live=False))
+        yield encoders.record(frames, tracks, caption(path), world, MAX_GRID**2)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="folder for the shards; shards that are there stay")
-    parser.add_argument("--model", type=Path, required=True, help="folder with trained vae/ and motion_prior/")
-    parser.add_argument("--library", type=Path, help="folder of photographs; procedural textures without it")
-    parser.add_argument("--count", type=int, default=4000)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    library = load_library(arguments.library)
-    vae, prior = (load_component(arguments.model / name).eval() for name in ("vae", "motion_prior"))
-    text = EffectTextEncoder(PRESET.transformer["text_dim"])
-    rng = np.random.default_rng([arguments.seed, 1])
-    for number in range(-(-arguments.count // SHARD)):
-        path = arguments.out / f"{arguments.seed:02d}-{number:04d}.safetensors"
-        size = SIZES[rng.choice(len(SIZES), p=SIZE_SHARES)]
-        if path.exists():
-            continue
-        drawn = np.random.default_rng([arguments.seed, 2, number])
-        clips = [make_clip(drawn, library, vae, prior, text, size) for _ in range(SHARD)]
-        unfinished = path.with_suffix(".tmp")
-        save_file({name: torch.stack([clip[name] for clip in clips]) for name in clips[0]}, unfinished)
+def write_stream(folder: Path, records: Iterator[Record]) -> None:
+    """Shards of records as they come; what is in the folder from an earlier run is replaced."""
+    folder.mkdir(parents=True, exist_ok=True)
+    number = 0
+    while shard := list(itertools.islice(records, SHARD)):
+        write_shard(folder / f"clips-{number:05d}.safetensors", shard)
+        number += 1
+    if not number:
+        raise InputError("no clip was good enough: see what was skipped, and why, above")
+
+
+def write_shard(path: Path, records: list[Record]) -> None:
+    """Writes records of one shape; the file is complete or not there. Raises `InputError` on a full disk."""
+    unfinished = path.with_suffix(".tmp")
+    try:
+        columns = {name: torch.stack([_stored(record[name], name) for record in records]) for name in records[0]}
+        columns["null_text"] = columns["null_text"][:1].clone()  # the same for all
+        save_file(columns, unfinished)
         unfinished.replace(path)
-        print(path, size, flush=True)
+    except (OSError, SafetensorError) as error:
+        unfinished.unlink(missing_ok=True)
+        raise InputError(f"cannot write {path}: {error}; make room and run the same command again") from error
 
 
-if __name__ == "__main__":
-    main()
+def _stored(value: Tensor, name: str) -> Tensor:
+    """Half precision is enough for latents, but not for places of points in large frames."""
+    return value.half() if value.is_floating_point() and name != "points" else value
+
+
+def write_shards(
+    folder: Path,
+    count: int,
+    seed: int,
+    make: Callable[[int], Iterator[Record]],
+    each: Callable[[], object],
+    world: World,
+) -> None:
+    """Shards of `SHARD` records until there are `count`; those that are there stay. `each` is called after each shard.
+
+    Every process writes its share.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(world.rank, -(-count // SHARD), world.size):
+        path = folder / f"{seed:02d}-{number:05d}.safetensors"
+        if not path.exists():
+            write_shard(path, list(make(number)))
+        each()
+
+
+# --- reading -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class ClipBatch:
+    """Some clips of one size, with their random numbers; tensors are [clips, ...] and as in `Encoders.record`."""
+
+    latents: Tensor
+    text: Tensor
+    null_text: Tensor
+    tracks: list[Tracks]
+    draws: Draws
+    image: Tensor | None = None
+    image_tokens: Tensor | None = None
+    prior: Tensor | None = None
+    confidence: Tensor | None = None
+    held: Tensor | None = None
+    held_confidence: Tensor | None = None
+    trajectory: Tensor | None = None  # [clips, student's steps, C, t, h, w]: see adaptation.py
+    endpoint: Tensor | None = None  # [clips, C, t, h, w]
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def records(self) -> Iterator[Record]:
+        """The clips one by one, without their tracks."""
+        values = {name: v for name, v in vars(self).items() if isinstance(v, Tensor)}
+        for n in range(len(self)):
+            yield {name: value[n].cpu() for name, value in values.items()}
+
+
+@dataclass(frozen=True)
+class Clips:
+    """All shards of a folder, read as needed. A batch is of one shard, so of one size.
+
+    tracks: (fewest, most) that are drawn of a clip's; None for all. chunks: how many of each clip's to take.
+    """
+
+    folder: Path
+    preset: Preset
+    chunks: int
+    tracks: tuple[int, int] | None = None
+
+    def __post_init__(self):
+        shards = []
+        for path in sorted(self.folder.glob("*.safetensors")):
+            shapes = _shapes(path)
+            if lacking := sorted({"latents", "text", "null_text", "points", "visible"} - shapes.keys()):
+                raise InputError(f"{path} lacks {', '.join(lacking)}: it is no shard of clips of this version")
+            count, channels, length = shapes["latents"][:3]
+            if channels != self.preset.latent_channels:
+                raise InputError(
+                    f"{path} has {channels} latent channels; {self.preset.name} has "
+                    f"{self.preset.latent_channels}: write shards for this preset"
+                )
+            if length < self.chunks * self.preset.chunk_size:
+                raise InputError(
+                    f"{path} has clips of {length // self.preset.chunk_size} chunks; this stage takes "
+                    f"{self.chunks}: write longer ones with train clips --chunks"
+                )
+            shards.append((path, count))
+        if not shards:
+            raise InputError(f"{self.folder} holds no .safetensors shard: write some with train clips")
+        object.__setattr__(self, "shards", shards)
+
+    def data(self, schedule: Schedule, seed: int, world: World) -> Callable[[int], Iterator[list[ClipBatch]]]:
+        """Data of a `Stage`: for every update a shard at random, and clips of it at random."""
+        places = world.places(schedule)
+        weights = np.array([count for _, count in self.shards], float)
+
+        def data(start: int) -> Iterator[list[ClipBatch]]:
+            step = start
+            while True:
+                rng = np.random.default_rng([seed, 4, step])
+                path, count = self.shards[rng.choice(len(weights), p=weights / weights.sum())]
+                rows = rng.choice(count, schedule.batch, replace=count < schedule.batch)
+                yield [
+                    self.read(path, rows[group], Draws(seed, step, group, world.device), world.device)
+                    for group in places
+                ]
+                step += 1
+
+        return data
+
+    def read(self, path: Path, rows: np.ndarray, draws: Draws, device: torch.device) -> ClipBatch:
+        """Clips by their rows in a shard."""
+        with safe_open(path, framework="pt") as shard:
+            slices = {name: shard.get_slice(name) for name in shard.keys()}
+            nothing = slices.pop("null_text")[0]
+            values = {name: torch.stack([one[int(row)] for row in rows]) for name, one in slices.items()}
+        values["null_text"] = nothing.expand(len(rows), *nothing.shape)
+        points, visible = values.pop("points"), values.pop("visible")
+        known = {field.name for field in fields(ClipBatch)}
+        batch = {
+            name: (v.float() if v.is_floating_point() else v).to(device) for name, v in values.items() if name in known
+        }
+        tracks = [self._tracks(*one, rng) for *one, rng in zip(points, visible, draws.own, strict=True)]
+        return self._cut(ClipBatch(tracks=tracks, draws=draws, **batch))
+
+    def has(self, name: str) -> bool:
+        """Whether the clips have this beside what every clip has."""
+        return name in _shapes(self.shards[0][0])
+
+    def most_tracks(self, path: Path) -> int:
+        """How many tracks a clip of this shard has room for."""
+        return _shapes(path)["points"][2]
+
+    def _tracks(self, points: Tensor, visible: Tensor, rng: np.random.Generator) -> Tracks:
+        """A clip's tracks with new random IDs; rows that only pad never show."""
+        used = visible.any(0).nonzero()[:, 0].numpy()
+        if self.tracks is not None:
+            fewest, most = (min(bound, len(used)) for bound in self.tracks)
+            used = np.sort(rng.choice(used, rng.integers(fewest, most + 1), replace=False))
+        stop = chunk_bounds(self.preset, self.chunks)[-1][1]
+        return Tracks(points[:stop, used].float().numpy(), visible[:stop, used].numpy(), draw_ids(len(used), rng))
+
+    def _cut(self, batch: ClipBatch) -> ClipBatch:
+        """The first `chunks` chunks."""
+        length = self.chunks * self.preset.chunk_size
+        cut = {"latents": length, "image": length, "prior": length, "confidence": length}
+        cut |= {"held": self.chunks - 1, "held_confidence": self.chunks - 1}
+        given = {name: getattr(batch, name) for name in cut}
+        return replace(batch, **{name: v[:, :, : cut[name]] for name, v in given.items() if v is not None})
+
+
+def _shapes(path: Path) -> dict[str, list[int]]:
+    """Of all tensors of a shard."""
+    try:
+        with safe_open(path, framework="pt") as shard:
+            return {name: shard.get_slice(name).get_shape() for name in shard.keys()}
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path} is no shard: {error}; remove it and write it again") from error

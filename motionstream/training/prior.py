@@ -1,4 +1,4 @@
-"""Trains the motion prior: `python -m motionstream.training.prior --run DIR --library DIR`.
+"""Trains the motion prior: `python -m motionstream train motion-prior --library DIR --out RUN --minutes 60`.
 
 Only first frames are rendered: the scene knows where every pixel goes. On random windows of cells: the motion error;
 its total variation, so that where the outline is uncertain the picture stretches softly instead of tearing; the
@@ -6,19 +6,13 @@ cross-entropy of following a track of one's own layer (or of staying, where the 
 layers. What moves although no track says so is left out: nobody could know.
 """
 
-import argparse
-from pathlib import Path
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from motionstream.model.checkpoint import load_component
 from motionstream.model.motion_prior import CELL, MotionPrior, cell_centres, least_squares_motion
-from motionstream.training.autoencoder import to_tensor
-from motionstream.training.loop import Schedule, batches, fit, optimisers_for
-from motionstream.training.photos import load_library
+from motionstream.training.clips import to_tensor
 from motionstream.training.scenes import (
     MAX_LAYERS,
     Library,
@@ -33,7 +27,6 @@ SIZE = (256, 160)
 FRAMES = 25
 MAX_TRACKS = 300
 WINDOW, WINDOWS = 16, 4  # the loss looks at this many windows of so many cells squared in each picture
-
 
 def sample(rng: np.random.Generator, library: Library) -> dict[str, Tensor]:
     scene = random_scene(rng, library, *SIZE, FRAMES)
@@ -63,7 +56,6 @@ def sample(rng: np.random.Generator, library: Library) -> dict[str, Tensor]:
         "target": torch.from_numpy(_displacement(scene, centres, layers, time)),
     }
 
-
 def _padded(tracks, owner: np.ndarray) -> dict[str, Tensor]:
     anchors, moved = np.zeros((2, MAX_TRACKS, 2), np.float32)
     valid, group = np.zeros(MAX_TRACKS, bool), np.zeros(MAX_TRACKS, np.int64)
@@ -75,12 +67,10 @@ def _padded(tracks, owner: np.ndarray) -> dict[str, Tensor]:
         for name, value in (("anchors", anchors), ("moved", moved), ("valid", valid), ("group", group))
     }
 
-
 def _staying(scene: Scene) -> Tensor:
     stays = torch.ones(MAX_LAYERS, dtype=torch.bool)
     stays[: len(scene.layers)] = torch.tensor([not layer.moves for layer in scene.layers])
     return stays
-
 
 def _displacement(scene: Scene, points: np.ndarray, layers: np.ndarray, time: int) -> np.ndarray:
     moved = np.zeros(points.shape, np.float32)
@@ -88,7 +78,6 @@ def _displacement(scene: Scene, points: np.ndarray, layers: np.ndarray, time: in
         own = points[layers == layer]
         moved[layers == layer] = scene.positions(layer, own, time) - own
     return moved
-
 
 def motion_loss(prior: MotionPrior, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     image, anchors, valid, cells = batch["image"], batch["anchors"], batch["valid"], batch["cells"]
@@ -122,27 +111,3 @@ def motion_loss(prior: MotionPrior, batch: dict[str, Tensor]) -> dict[str, Tenso
         "chosen": chosen.detach(),
         "in_front": in_front.detach(),
     }
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--run", type=Path, required=True, help="run folder: log, checkpoints, and in the end motion_prior/"
-    )
-    parser.add_argument("--library", type=Path, help="folder of photographs; procedural textures without it")
-    parser.add_argument("--init", type=Path, metavar="DIR", help="a trained motion_prior/ folder to go on from")
-    parser.add_argument("--minutes", type=float, default=30)
-    parser.add_argument("--rate", type=float, default=1.2e-3, help="peak learning rate; a third of it goes well with --init")
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    torch.manual_seed(arguments.seed)
-    library = load_library(arguments.library)
-    schedule = Schedule(minutes=arguments.minutes, learning_rate=arguments.rate, batch=12)
-    data = batches(lambda rng: sample(rng, library), schedule.batch, arguments.seed)
-    prior = load_component(arguments.init) if arguments.init else MotionPrior()
-    trained = fit(prior, data, motion_loss, arguments.run, schedule, optimisers_for(prior, schedule.learning_rate))
-    trained.save_pretrained(arguments.run / "motion_prior")
-
-
-if __name__ == "__main__":
-    main()

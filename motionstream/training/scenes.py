@@ -162,7 +162,7 @@ def _paste(
     frame: tuple[int, int],
     centre: np.ndarray | None = None,
 ) -> np.ndarray:
-    """`picture` drawn at a random size and angle on a canvas (columns, rows); its centre is random, inside the frame."""
+    """`picture` drawn at a random size and angle on a canvas (columns, rows), by default about a place in the frame."""
     rows, columns = picture.shape[:2]
     reach = rng.uniform(0.15, 1.1) * min(frame)
     scale = reach / np.sqrt(rows * columns)

@@ -1,0 +1,434 @@
+"""`python -m motionstream train STAGE ...`: every stage of the paper's pipeline, and of the embedded model's own.
+
+    clips         write training clips as shards of latents: synthetic scenes, or a folder of real clips
+    teacher       bidirectional flow matching, --stage a, then b
+    trajectories  write the guided teacher's ODE trajectories as shards
+    adapt         causal regression on the trajectories
+    distil        Self Forcing with DMD
+    tiny-vae      a small decoder (for the embedded preset: the autoencoder)
+    motion-prior  the embedded preset's motion prior
+
+A run lives in the folder --out and is continued with --resume, which needs nothing else: its settings are there.
+Under `torchrun` the same command trains on many processes. Exit codes as in `motionstream.cli`.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from motionstream.controls.trackers import TRACKERS
+from motionstream.errors import InputError
+from motionstream.machine import parse_resolution, pick_device, pick_dtype, size_for
+from motionstream.model.checkpoint import load_component
+from motionstream.model.motion_prior import MotionPrior
+from motionstream.model.presets import PRESETS, Preset
+from motionstream.model.tiny_vae import TinyVAE
+from motionstream.model.vae import EmbeddedVAE
+from motionstream.training import prior
+from motionstream.training.adaptation import causal_loss, trajectory_records
+from motionstream.training.clips import (
+    SHARD,
+    ClipBatch,
+    Clips,
+    Record,
+    folder_records,
+    load_encoders,
+    scene_records,
+    write_shards,
+    write_stream,
+)
+from motionstream.training.folder import RealClips
+from motionstream.training.guidance import Guidance
+from motionstream.training.network import (
+    Network,
+    load_network,
+    model_folder,
+    new_network,
+    save_network,
+    widened_network,
+)
+from motionstream.training.parallel import World, join_world, shard
+from motionstream.training.photos import load_library
+from motionstream.training.scenes import Library
+from motionstream.training.self_forcing import Distillation, drawn_noise, roll_out
+from motionstream.training.settings import RECIPES, Recipe
+from motionstream.training.teacher import Sampler, clip_sheet, flow_loss, sample_teacher
+from motionstream.training.tiny_vae import (
+    LatentDecoder,
+    Losses,
+    PatchDiscriminator,
+    Pixels,
+    load_lpips,
+    normalise,
+    start_from_pca,
+    vae_optimisers,
+    vae_sheet,
+)
+from motionstream.training.trainer import (
+    Draws,
+    Player,
+    Schedule,
+    Stage,
+    Trainer,
+    made_samples,
+    optimisers_for,
+    write_whole,
+)
+
+SHEET_CLIPS = 3
+LANDSCAPE = (832, 480)  # what real clips are fitted to, as near as the preset's sizes come
+VAE_CLIPS = {"EmbeddedVAE": (128, 9), "WanVAE": (144, 21)}  # pixels a side and frames; Wan's are the paper's
+TINY_VAE_SIZE = (288, 160)  # what real clips are scaled to before a square is cut from them
+SETTINGS = "run.json"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs one stage -> 0."""
+    args = _parser().parse_args(argv)
+    if getattr(args, "resume", None):
+        args = _resumed(args)
+    for name in args.needs:
+        if getattr(args, name) is None:
+            raise InputError(f"train {args.command} needs --{name}")
+    world = join_world(args.device or pick_device(), torch.float32)
+    world = replace(
+        world,
+        dtype={"bf16": torch.bfloat16, "fp32": torch.float32}.get(args.precision) or pick_dtype(world.device.type),
+    )
+    args.run(args, world)
+    return 0
+
+
+def train_teacher(args: argparse.Namespace, world: World) -> None:
+    recipe, preset = _recipe(args, f"teacher-{args.stage}"), PRESETS[args.preset]
+    network, folder = start_network(args, preset, world)
+    prepared(network, recipe, causal=False)
+    clips = Clips(args.data, preset, recipe.chunks, recipe.tracks)
+    schedule = _schedule(args, recipe)
+    player = Player(
+        "teacher", network, lambda batch: flow_loss(network, batch, recipe), network_optimisers(network, recipe)
+    )
+    sheet = sheet_maker(network, folder, clips, args.seed, {"teacher": lambda b: sample_teacher(network, b, recipe)})
+    stage = Stage([player], clips.data(schedule, args.seed, world), sheet)
+    finish(Trainer(stage, args.out, schedule, world), network, folder)
+
+
+def train_adapt(args: argparse.Namespace, world: World) -> None:
+    recipe, preset = _recipe(args, "adapt"), PRESETS[args.preset]
+    folder = model_folder(args.model or preset.name, preset)
+    network = prepared(load_network(folder, preset, world), recipe, causal=True)
+    clips = Clips(args.data, preset, recipe.chunks)
+    if not clips.has("trajectory"):
+        raise InputError(f"{args.data} has no trajectories: write some with train trajectories")
+    schedule = _schedule(args, recipe)
+    player = Player(
+        "student", network, lambda batch: causal_loss(network, batch, recipe), network_optimisers(network, recipe)
+    )
+    samplers = {"teacher": lambda batch: batch.endpoint, "student": student_sampler(network)}
+    sheet = sheet_maker(network, folder, clips, args.seed, samplers)
+    stage = Stage([player], clips.data(schedule, args.seed, world), sheet)
+    finish(Trainer(stage, args.out, schedule, world), network, folder)
+
+
+def train_distil(args: argparse.Namespace, world: World) -> None:
+    recipe, preset = _recipe(args, "distil"), PRESETS[args.preset]
+    folder, taught = model_folder(args.model or preset.name, preset), model_folder(args.teacher, preset)
+    student = prepared(load_network(folder, preset, world), recipe, causal=True)
+    teacher = prepared(load_network(taught, preset, world, skip=True).requires_grad_(False), recipe, causal=False)
+    critic = prepared(load_network(taught, preset, world, skip=True), recipe, causal=False)
+    clips = Clips(args.data, preset, recipe.chunks, recipe.tracks)
+    schedule = _schedule(args, recipe)
+    known = min(recipe.chunks, RECIPES[preset.name]["teacher-a"].chunks)
+    losses = Distillation(student, teacher, critic, load_encoders(folder, preset, world), recipe, known)
+    players = [
+        Player("critic", critic, losses.critic_loss, optimisers_for(critic, recipe.critic_rate), recipe.critic_turns),
+        Player("student", student, losses.generator_loss, optimisers_for(student, recipe.rate)),
+    ]
+    sheet = sheet_maker(student, folder, clips, args.seed, {"student": student_sampler(student)})
+    stage = Stage(players, clips.data(schedule, args.seed, world), sheet)
+    finish(Trainer(stage, args.out, schedule, world), student, folder)
+
+
+def write_trajectories(args: argparse.Namespace, world: World) -> None:
+    preset = PRESETS[args.preset]
+    recipe = _recipe(args, "adapt")
+    teacher = prepared(load_network(model_folder(args.model, preset), preset, world, skip=True), recipe, causal=False)
+    clips = Clips(args.data, preset, recipe.chunks, recipe.tracks)
+    write_with_progress(args, lambda number: trajectory_records(teacher, clips, recipe, args.seed, number), world)
+
+
+def write_clips(args: argparse.Namespace, world: World) -> None:
+    preset = PRESETS[args.preset]
+    encoders = load_encoders(Path(args.model) if args.model else model_folder(preset.name, preset), preset, world)
+    chunks = args.chunks or RECIPES[preset.name]["teacher-a"].chunks
+    if args.folder is None:
+        library = _library(args)
+        write_with_progress(
+            args, lambda number: scene_records(encoders, library, chunks, args.seed, number, world), world
+        )
+        return
+    size = size_for(preset, parse_resolution(args.resolution or str(max(preset.budgets)), preset), *LANDSCAPE)
+    clips = RealClips(args.folder, size, preset.fps)
+    records = folder_records(encoders, clips, chunks, world, args.cache or args.out / "tracks", args.tracker)
+    write_stream(args.out, records)
+
+
+def train_tiny_vae(args: argparse.Namespace, world: World) -> None:
+    recipe, preset = _recipe(args, "tiny-vae"), PRESETS[args.preset]
+    schedule = _schedule(args, recipe)
+    side, frames = VAE_CLIPS[preset.vae]
+    source = _library(args) if args.folder is None else RealClips(args.folder, TINY_VAE_SIZE, preset.fps)
+    data = made_samples(Pixels(source, side, frames), schedule, args.seed, world, args.workers)
+    few = next(data(0))[0]["frames"]
+    if preset.vae == "EmbeddedVAE":
+        vae = trained = load_component(Path(args.model) / "vae") if args.model else EmbeddedVAE()
+        if not args.model:
+            start_from_pca(vae, few)
+    else:
+        full = load_component(model_folder(args.model, preset) / "vae").to(world.device).eval().requires_grad_(False)
+        trained = TinyVAE(**preset.configs["tiny_vae"])
+        vae = LatentDecoder(full, trained)
+    vae.to(world.device)
+    losses = Losses(vae, world, load_lpips(args.lpips, world), adversarial=args.adversarial)
+    players = []
+    if args.adversarial:
+        losses.critic = PatchDiscriminator().to(world.device)
+        players = [
+            Player("discriminator", losses.critic, losses.critic_loss, optimisers_for(losses.critic, recipe.rate))
+        ]
+    players += [Player("vae", trained, losses.decoder_loss, vae_optimisers(trained, recipe.rate))]
+    trainer = Trainer(Stage(players, data, lambda: vae_sheet(vae, few[:SHEET_CLIPS])), args.out, schedule, world)
+    trainer.train()
+    with trainer.averages["vae"].applied():
+        if preset.vae == "EmbeddedVAE":
+            normalise(trained, few)
+        save_part(trained, args.out / "model" / ("vae" if preset.vae == "EmbeddedVAE" else "tiny_vae"), world)
+
+
+def train_motion_prior(args: argparse.Namespace, world: World) -> None:
+    recipe = _recipe(args, "motion-prior")
+    schedule, library = _schedule(args, recipe), _library(args)
+    net = (load_component(Path(args.model) / "motion_prior") if args.model else MotionPrior()).to(world.device)
+    data = made_samples(lambda rng: prior.sample(rng, library), schedule, args.seed, world, args.workers)
+    player = Player("motion prior", net, lambda batch: prior.motion_loss(net, batch), optimisers_for(net, recipe.rate))
+    trainer = Trainer(Stage([player], data), args.out, schedule, world)
+    trainer.train()
+    with trainer.averages["motion prior"].applied():
+        save_part(net, args.out / "model" / "motion_prior", world)
+
+
+def save_part(part: torch.nn.Module, folder: Path, world: World) -> None:
+    if world.leads:
+        part.save_pretrained(folder)
+
+
+def _library(args: argparse.Namespace) -> Library:
+    if args.library is None:
+        raise InputError("name a folder of photographs with --library (training/photos.py makes one)")
+    try:
+        return load_library(args.library)
+    except FileNotFoundError as error:
+        raise InputError(str(error)) from error
+
+
+def write_with_progress(args: argparse.Namespace, make: Callable[[int], Iterator[Record]], world: World) -> None:
+    """All shards, or under `torchrun` this process's share of them."""
+    with tqdm(total=-(-args.count // SHARD), unit="shard", disable=None) as bar:
+        write_shards(args.out, args.count, args.seed, make, bar.update, world)
+
+
+def student_sampler(network: Network) -> Sampler:
+    """Roll-outs as in inference."""
+    preset = network.preset
+
+    def sample(batch: ClipBatch) -> Tensor:
+        chunks, noise = batch.latents.shape[2] // preset.chunk_size, drawn_noise(batch.draws, batch, preset)
+        return roll_out(network, batch, chunks, preset.steps - 1, noise, sink=preset.sink, window=preset.window)
+
+    return sample
+
+
+def start_network(args: argparse.Namespace, preset: Preset, world: World) -> tuple[Network, Path]:
+    """The network a run starts from, and the folder of the model's other parts."""
+    folder = Path(args.model) if args.scratch or args.widen else model_folder(args.model or preset.name, preset)
+    if args.widen:
+        return widened_network(preset, args.widen, world), folder
+    if args.scratch:
+        return new_network(preset, folder, args.seed, world, skip=True), folder
+    return load_network(folder, preset, world, skip=True), folder
+
+
+def prepared(network: Network, recipe: Recipe, causal: bool) -> Network:
+    """Frozen, checkpointed and sharded as the recipe and the world ask."""
+    if recipe.frozen_head:
+        network.track_head.requires_grad_(False)
+    if recipe.checkpointing and causal:
+        network.checkpointing = True
+    elif recipe.checkpointing:
+        network.transformer.enable_gradient_checkpointing()
+    shard(network, network.world)
+    return network
+
+
+def network_optimisers(network: Network, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    return optimisers_for(network, recipe.rate, recipe.muon)
+
+
+def sheet_maker(
+    network: Network, folder: Path, clips: Clips, seed: int, samplers: dict[str, Sampler]
+) -> Callable[[], np.ndarray]:
+    """Draws the same clips every time."""
+    world, preset = network.world, network.preset
+    vae = load_encoders(folder, preset, world).vae
+    path, count = clips.shards[-1]
+
+    def draw() -> np.ndarray:
+        rows = np.arange(min(SHEET_CLIPS, count))
+        batch = clips.read(path, rows, Draws(seed, 0, rows.tolist(), world.device), world.device)
+        return clip_sheet(vae, batch, preset, samplers)
+
+    return draw
+
+
+def finish(trainer: Trainer, network: Network, folder: Path) -> None:
+    """Trains, and writes the averaged weights as a model folder."""
+    trainer.train()
+    with trainer.averages[trainer.stage.players[-1].name].applied():
+        dtype = torch.float16 if network.preset.name == "embedded" else torch.bfloat16
+        save_network(network, folder, trainer.folder / "model", dtype)
+
+
+def _recipe(args: argparse.Namespace, stage: str) -> Recipe:
+    """The preset's settings of the stage, with those the command line changes; written to the run folder."""
+    recipe = RECIPES[args.preset][stage]
+    if getattr(args, "guidance", None):
+        recipe = replace(recipe, guidance=Guidance(*args.guidance))
+    names = ("batch", "rate", "steps", "chunks", "ode_steps")
+    given = {name: getattr(args, name) for name in names if getattr(args, name, None)}
+    if getattr(args, "minutes", None):
+        given["steps"] = None
+    return replace(recipe, **given)
+
+
+def _schedule(args: argparse.Namespace, recipe: Recipe) -> Schedule:
+    schedule = Schedule(recipe.batch, args.minutes, recipe.steps, args.pieces, recipe.warmup, recipe.floor, recipe.ema)
+    _claim(args)
+    return schedule
+
+
+def _claim(args: argparse.Namespace) -> None:
+    """Writes the run's settings; a folder that already holds a run is not begun anew."""
+    settings = {
+        name: str(v) if isinstance(v, Path) else v
+        for name, v in vars(args).items()
+        if name not in ("run", "needs", "resume")
+    }
+    if args.resume is None and (args.out / "last.pt").exists():
+        raise InputError(f"{args.out} holds a run: continue it with --resume {args.out}, or name another folder")
+    args.out.mkdir(parents=True, exist_ok=True)
+    write_whole(
+        args.out / SETTINGS, lambda file: file.write(json.dumps(settings, indent=1).encode()), "before the start"
+    )
+
+
+def _resumed(args: argparse.Namespace) -> argparse.Namespace:
+    """The settings of the run in --resume; --steps or --minutes given now count instead."""
+    path = args.resume / SETTINGS
+    if not path.is_file():
+        raise InputError(f"{args.resume} has no {SETTINGS}: it is no run folder")
+    saved = json.loads(path.read_text())
+    if saved["command"] != args.command:
+        raise InputError(f"{args.resume} is a run of {saved['command']}, not of {args.command}")
+    argv = [args.command]
+    for name, value in saved.items():
+        now = getattr(args, name, None) if name in ("steps", "minutes") else None
+        if name in ("steps", "minutes") and (args.steps or args.minutes):
+            value = now
+        if name == "command" or value is None or value is False:
+            continue
+        values, option = value if isinstance(value, list) else [value], "--" + name.replace("_", "-")
+        argv += [option] if value is True else [option, *map(str, values)]
+    again = _parser().parse_args(argv)
+    again.out, again.resume = args.resume, args.resume
+    return again
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="motionstream train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    stages = parser.add_subparsers(dest="command", metavar="STAGE", required=True)
+    teacher = stages.add_parser("teacher", help="bidirectional flow matching")
+    teacher.add_argument("--stage", choices=("a", "b"), default="a", help="b hides tracks in mid-clip chunks")
+    teacher.set_defaults(run=train_teacher, needs=("data", "out"))
+    _start_options(teacher)
+    clips = stages.add_parser("clips", help="write training clips")
+    clips.add_argument("--count", type=int, default=4000)
+    clips.add_argument("--chunks", type=int, help="length (default: the teacher's)")
+    clips.add_argument("--resolution", metavar="BUDGET|WxH", help="of real clips; default: the preset's largest")
+    clips.add_argument("--cache", type=Path, metavar="DIR", help="for tracks of real clips (default: OUT/tracks)")
+    clips.add_argument("--tracker", choices=TRACKERS, default="auto")
+    clips.set_defaults(run=write_clips, needs=("out",))
+    trajectories = stages.add_parser("trajectories", help="write the guided teacher's ODE trajectories")
+    trajectories.add_argument("--count", type=int, default=4000)
+    trajectories.add_argument("--chunks", type=int)
+    trajectories.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of shards")
+    trajectories.set_defaults(run=write_trajectories, needs=("model", "data", "out"))
+    adapt = stages.add_parser("adapt", help="causal regression on trajectories")
+    adapt.set_defaults(run=train_adapt, needs=("data", "out"))
+    distil = stages.add_parser("distil", help="Self Forcing with DMD")
+    distil.add_argument("--teacher", metavar="DIR", help="model folder of the teacher")
+    distil.set_defaults(run=train_distil, needs=("teacher", "data", "out"))
+    vae = stages.add_parser("tiny-vae", help="a small decoder, or the embedded autoencoder")
+    vae.add_argument("--lpips", type=Path, metavar="FILE", help="LPIPS weights, see motionstream/evaluation/lpips.py")
+    vae.add_argument("--adversarial", type=float, default=0.0, metavar="WEIGHT", help="of the patch discriminator")
+    vae.set_defaults(run=train_tiny_vae, needs=("out",))
+    motion = stages.add_parser("motion-prior", help="dense motion from picture and tracks")
+    motion.set_defaults(run=train_motion_prior, needs=("library", "out"))
+    for command in (clips, vae, motion):
+        command.add_argument("--library", type=Path, metavar="DIR", help="photographs for synthetic scenes")
+    for command in (clips, vae):
+        command.add_argument("--folder", type=Path, metavar="DIR", help="real clips instead")
+    for command in (vae, motion):
+        command.add_argument("--workers", type=int, default=1, help="processes that make samples")
+    for command in (teacher, adapt, distil, vae, motion):
+        _run_options(command)
+    for command in (teacher, trajectories, distil):
+        command.add_argument("--guidance", type=float, nargs=2, metavar=("TEXT", "MOTION"), help="default: 3.0 1.5")
+    for command in (teacher, trajectories):
+        command.add_argument("--ode-steps", type=int, metavar="N", help="of the teacher's sampler; a multiple of 3")
+    for command in stages.choices.values():
+        command.add_argument("--preset", choices=PRESETS, default="embedded")
+        command.add_argument("--model", metavar="DIR", help="model folder (default: weights/PRESET)")
+        command.add_argument("--out", type=Path, metavar="DIR", help="folder to write")
+        command.add_argument("--seed", type=int, default=0)
+        command.add_argument("--device", help="cpu or cuda (default: what is there)")
+        command.add_argument("--precision", choices=("bf16", "fp32"), help="default: the faster one on this machine")
+    return parser
+
+
+def _start_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--scratch", action="store_true", help="start from random weights; --model gives the other parts"
+    )
+    command.add_argument(
+        "--widen", type=Path, metavar="DIR", help="start from a transformer folder without track channels"
+    )
+
+
+def _run_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--data", type=Path, metavar="DIR", help="folder of shards")
+    command.add_argument("--resume", type=Path, metavar="RUN", help="continue the run in this folder")
+    command.add_argument("--steps", type=int, help="updates in all (default: the preset's)")
+    command.add_argument("--minutes", type=float, help="minutes of training in all, instead of steps")
+    command.add_argument("--batch", type=int)
+    command.add_argument("--pieces", type=int, default=1, help="gradient accumulation")
+    command.add_argument("--rate", type=float, help="learning rate")
+    command.add_argument("--chunks", type=int, help="chunks a clip")

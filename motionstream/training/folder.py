@@ -1,0 +1,126 @@
+"""Folders of real clips: their frames, captions and tracks. A bad clip is named and skipped, never fatal.
+
+A clip is a video file or a sub-folder of pictures (at the preset's frame rate). `NAME.txt` beside it is its caption;
+its tracks, of a grid over frame 0, are cached in `NAME.FIRST-LAST.WxH.tracks.npz` in the cache folder, so that the
+tracker runs once. Longer clips are taken in pieces of the length that is asked for.
+"""
+
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from motionstream.controls.trackers import Seeds, Tracker
+from motionstream.errors import InputError
+from motionstream.tracks import Tracks, join
+from motionstream.video import fit_image, read_clip, read_image
+
+VIDEO = {".mp4", ".mov", ".m4v", ".webm", ".mkv", ".avi"}
+PICTURE = {".png", ".jpg", ".jpeg", ".webp"}
+MAX_CAPTION = 4_000  # characters
+GRID = 50  # along the longer side: the paper's 50 x 50 points
+GUESS_FRAMES = 2_000  # most of a clip that is read
+
+
+@dataclass
+class RealClips:
+    """The clips of a folder, fitted to `size` (width, height) at `fps`.
+
+    report: is told of every clip that is skipped, and why.
+    """
+
+    folder: Path
+    size: tuple[int, int]
+    fps: float
+    report: Callable[[str], object] = tqdm.write
+    bad: set[Path] = field(default_factory=set)
+
+    def __post_init__(self):
+        if not self.folder.is_dir():
+            raise InputError(f"{self.folder} is no folder of clips")
+        self.paths = sorted(p for p in self.folder.iterdir() if p.is_dir() or p.suffix.lower() in VIDEO)
+        if not self.paths:
+            raise InputError(
+                f"{self.folder} has no clips: video files ({', '.join(sorted(VIDEO))}) or folders of pictures"
+            )
+
+    def frames(self, path: Path) -> np.ndarray | None:
+        """uint8 [T, H, W, 3], or None where it cannot be read, which is reported once."""
+        try:
+            if not path.is_dir():
+                return read_clip(path, fps=self.fps, size=self.size, max_frames=GUESS_FRAMES)[0]
+            files = sorted(file for file in path.iterdir() if file.suffix.lower() in PICTURE)
+            if not files:
+                raise InputError("there are no pictures in it")
+            return np.stack([fit_image(read_image(file), *self.size) for file in files[:GUESS_FRAMES]])
+        except (InputError, OSError) as error:
+            self.skip(path, str(error))
+            return None
+
+    def skip(self, path: Path, why: str) -> None:
+        if path not in self.bad:
+            self.bad.add(path)
+            self.report(f"skipped {path}: {why}")
+
+    def pieces(self, length: int) -> Iterator[tuple[Path, int, np.ndarray]]:
+        """Every whole piece of `length` frames: (clip, its first frame, frames)."""
+        for path in self.paths:
+            frames = self.frames(path)
+            if frames is None:
+                continue
+            if len(frames) < length:
+                self.skip(path, f"it has {len(frames)} frames at {self.fps:g} a second; {length} are needed")
+                continue
+            for start in range(0, len(frames) - length + 1, length):
+                yield path, start, frames[start : start + length]
+
+    def crop(self, rng: np.random.Generator, side: int, length: int) -> np.ndarray:
+        """A random piece of a random clip: uint8 [length, side, side, 3]."""
+        while len(self.bad) < len(self.paths):
+            path = self.paths[rng.integers(len(self.paths))]
+            frames = self.frames(path)
+            if frames is None:
+                continue
+            if len(frames) < length or min(frames.shape[1:3]) < side:
+                self.skip(path, f"it is {list(frames.shape[:3])}; {length} frames of {side} pixels are cut from it")
+                continue
+            t, y, x = (
+                int(rng.integers(size - part + 1))
+                for size, part in zip(frames.shape[:3], (length, side, side), strict=True)
+            )
+            return frames[t : t + length, y : y + side, x : x + side]
+        raise InputError(f"{self.folder} has no clip of {length} frames and {side} pixels a side")
+
+
+def caption(path: Path) -> str:
+    """What the text file beside a clip says; empty without one."""
+    sidecar = path.with_suffix(".txt")
+    if not sidecar.is_file():
+        return ""
+    return sidecar.read_text(errors="replace")[:MAX_CAPTION].strip()
+
+
+def cached_tracks(
+    cache: Path, path: Path, start: int, frames: np.ndarray, tracker: Callable[[Seeds], Tracker]
+) -> Tracks:
+    """Tracks of a piece of a clip, from the cache if they are there. A cache that cannot be read is made anew."""
+    height, width = frames.shape[1:3]
+    file = cache / f"{path.name}.{start}-{start + len(frames) - 1}.{width}x{height}.tracks.npz"
+    try:
+        with np.load(file, allow_pickle=False) as saved:
+            return Tracks(saved["points"], saved["visible"], saved["ids"])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        pass
+    following = tracker(Seeds(GRID))
+    with torch.inference_mode():
+        tracks = join([following.follow(frames), following.finish()])
+    cache.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_suffix(".tmp")
+    with open(unfinished, "wb") as out:
+        np.savez_compressed(out, points=tracks.points, visible=tracks.visible, ids=tracks.ids)
+    unfinished.replace(file)
+    return tracks

@@ -1,0 +1,36 @@
+"""Joint text and motion guidance (paper section 3.1, equation 2): the one function that steers the teacher.
+
+The teacher's sampler, the writer of its trajectories and the real score of the distillation all call `joint_guidance`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from motionstream.errors import InputError
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """w_t and w_m of equation 2: how strongly to follow the prompt and the tracks. One of them may be 0."""
+
+    text: float = 3.0
+    motion: float = 1.5
+
+    def __post_init__(self):
+        if self.text < 0 or self.motion < 0 or not self.text + self.motion > 0:
+            raise InputError(f"guidance {self.text}, {self.motion}: both at least 0 and not both 0")
+
+
+def joint_guidance(predict: Callable[[bool, bool], Tensor], weights: Guidance) -> Tensor:
+    """v_base + w_t (v(c_t, c_m) - v(0, c_m)) + w_m (v(c_t, c_m) - v(c_t, 0)), where v_base = a v(0, c_m) +
+    (1 - a) v(c_t, 0) and a = w_t / (w_t + w_m).
+
+    predict(text, motion): the prediction with or without each condition; three evaluations. The coefficients sum to 1,
+    so velocities and clean latents may be guided alike.
+    """
+    full, without_text, without_motion = predict(True, True), predict(False, True), predict(True, False)
+    share = weights.text / (weights.text + weights.motion)
+    base = share * without_text + (1 - share) * without_motion
+    return base + weights.text * (full - without_text) + weights.motion * (full - without_motion)

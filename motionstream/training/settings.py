@@ -1,0 +1,71 @@
+"""What each stage is trained with: one row a preset and stage; those of the Wan presets are the paper's appendix D.
+
+Where the appendix says nothing (dropout of text and tracks, warm-up, EMA's decay, clipping) the values are usual ones.
+"""
+
+from dataclasses import dataclass
+
+from motionstream.training.guidance import Guidance
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings of one stage of one preset.
+
+    batch: samples an update, over all processes and pieces; rate: learning rate; steps: updates, for several players
+    those of all (None: the command line says for how many minutes); muon: rate of the transformer's matrices if they
+    are trained with Muon instead of AdamW. warmup, floor, ema: see `Schedule`.
+    chunks: length of the clips; tracks: fewest and most drawn of a clip's (None: all). drop_text, drop_tracks: shares
+    of the clips that are told nothing, for guidance; hide: probability p_mask of a mid-clip chunk without tracks.
+    frozen_head: whether the track head stays as it is. guidance, ode_steps: how the teacher is sampled.
+    sinks, windows: from which the causal masks are drawn, chunks. critic_rate, critic_turns: of the distillation.
+    checkpointing: whether activations are computed again in the backward pass to save memory.
+    """
+
+    batch: int
+    rate: float
+    steps: int | None = None
+    muon: float | None = None
+    warmup: int = 50
+    floor: float = 1.0
+    ema: float = 0.999
+    chunks: int = 7
+    tracks: tuple[int, int] | None = (1_000, 2_500)
+    drop_text: float = 0.1
+    drop_tracks: float = 0.1
+    hide: float = 0.0
+    frozen_head: bool = False
+    guidance: Guidance = Guidance()
+    ode_steps: int = 48
+    sinks: tuple[int, ...] = (0, 1, 2)
+    windows: tuple[int, ...] = (1, 2, 3, 4, 5, 6)
+    critic_rate: float = 4e-7
+    critic_turns: int = 5
+    checkpointing: bool = True
+
+
+def _paper(chunks: int, second_steps: int) -> dict[str, Recipe]:
+    """Appendix D; chunks: 81 frames of Wan 2.1 are 7, 117 of Wan 2.2's 121 are 10. 400 rounds of 1 + 5 updates."""
+    return {
+        "teacher-a": Recipe(batch=128, rate=1e-5, steps=4_800, chunks=chunks),
+        "teacher-b": Recipe(batch=128, rate=1e-6, steps=second_steps, chunks=chunks, hide=0.2, frozen_head=True),
+        "adapt": Recipe(batch=128, rate=2e-6, steps=2_000, chunks=chunks, frozen_head=True),
+        "distil": Recipe(batch=64, rate=2e-6, steps=400 * 6, chunks=chunks, ema=0.99, frozen_head=True),
+        "tiny-vae": Recipe(batch=16, rate=3e-4, steps=200_000),
+    }
+
+
+# A teacher trained for minutes samples cleaner in few steps: with many, what it has not learned comes out as noise.
+_SMALL = dict(floor=0.02, ema=0.995, chunks=3, tracks=None, drop_text=0.05, ode_steps=6, checkpointing=False)
+RECIPES = {
+    "embedded": {
+        "teacher-a": Recipe(batch=8, rate=6e-4, muon=1e-3, **_SMALL),
+        "teacher-b": Recipe(batch=8, rate=2e-4, muon=3e-4, hide=0.2, frozen_head=True, **_SMALL),
+        "adapt": Recipe(batch=8, rate=3e-4, muon=5e-4, sinks=(0, 1), windows=(1, 2), **_SMALL),
+        "distil": Recipe(batch=4, rate=3e-5, critic_rate=6e-5, **(_SMALL | dict(ema=0.98, chunks=5))),
+        "tiny-vae": Recipe(batch=12, rate=1.2e-3, floor=0.02, ema=0.995),
+        "motion-prior": Recipe(batch=12, rate=1.2e-3, floor=0.02, ema=0.995),
+    },
+    "wan2.1-1.3b": _paper(7, 800),
+    "wan2.2-5b": _paper(10, 400),
+}

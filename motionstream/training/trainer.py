@@ -1,0 +1,486 @@
+"""The one training loop: resumable at any step to the bit, on one process or many, with EMA, log, plot and sheets.
+
+A stage (`Stage`) gives players, data and a sheet; `Trainer` does the rest. A player is a module with a loss and
+optimisers; where there are several (generator and critic), they take turns.
+
+Decisions:
+- Every random number of an update comes from `Draws`, that is from the run's seed, the step and the sample's place in
+  the batch. So the step is the data position and the state of all random generators at once, and a batch is the same
+  however it is split over processes and pieces.
+- A checkpoint is written to a temporary name and then renamed: the last good one stays whole whatever happens.
+- What went wrong is an `InputError` that names step and checkpoint, never a bare traceback.
+
+In a run folder: `run.json` (its settings), `log.jsonl`, `loss.png`, `sheet-STEP.png`, `last.pt`, in the end `model/`.
+"""
+
+import contextlib
+import json
+import math
+import os
+import pickle
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from motionstream.errors import InputError
+from motionstream.evaluation.plot import line_plot
+from motionstream.evaluation.sheets import save_png
+from motionstream.training.parallel import World, full_state, load_full_state, total_norm
+
+LOG_EVERY = 10  # rounds: one update of every player, in its turns
+CHECKPOINT_SECONDS = 120.0
+SHEET_SECONDS = 600.0
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast to learn: for so many minutes of training in all, or for so many steps if `steps` is given.
+
+    batch: samples an update, over all processes. pieces: that each process takes its share in, one after the other
+    (gradient accumulation). The rate warms up over `warmup` updates, then falls along a cosine to the share `floor`.
+    ema: decay of the averaged weights an update; clip_norm: of the gradient.
+    """
+
+    batch: int
+    minutes: float | None = None
+    steps: int | None = None
+    pieces: int = 1
+    warmup: int = 100
+    floor: float = 0.02
+    ema: float = 0.995
+    clip_norm: float = 1.0
+
+    def __post_init__(self):
+        if (self.minutes is None) == (self.steps is None):
+            raise InputError("give either the steps or the minutes to train for")
+
+    def gone(self, step: int, seconds: float) -> float:
+        """Share of the schedule behind us, in [0, 1]."""
+        return min(1.0, seconds / (60 * self.minutes) if self.steps is None else step / self.steps)
+
+    def rate(self, step: int, seconds: float) -> float:
+        """Factor on the learning rate, in (0, 1]."""
+        cosine = 0.5 * (1 + math.cos(math.pi * self.gone(step, seconds)))
+        return min(1.0, (step + 1) / self.warmup) * (self.floor + (1 - self.floor) * cosine)
+
+
+class Draws:
+    """All random numbers of one piece of one update, on whichever process it is.
+
+    Numbers of a sample depend on the seed, the step and the sample's place in the batch alone. `shared` is the same for
+    all samples and processes: what decides which computation runs must come from it.
+    """
+
+    def __init__(self, seed: int, step: int, places: Sequence[int], device: torch.device | str = "cpu"):
+        self.shared = np.random.default_rng([seed, step])
+        self.own = [np.random.default_rng([seed, step, place]) for place in places]
+        self.device = device
+
+    def normal(self, *shape: int) -> Tensor:
+        """[samples, *shape]"""
+        return self._stack(lambda rng: rng.standard_normal(shape, np.float32))
+
+    def uniform(self, *shape: int) -> Tensor:
+        """[samples, *shape] in [0, 1)"""
+        return self._stack(lambda rng: rng.random(shape, np.float32))
+
+    def _stack(self, draw: Callable[[np.random.Generator], np.ndarray]) -> Tensor:
+        return torch.from_numpy(np.stack([draw(rng) for rng in self.own])).to(self.device)
+
+
+class Piece(Protocol):
+    """What a loss is given: some samples of a batch, and their random numbers."""
+
+    draws: Draws
+
+
+@dataclass
+class Player:
+    """A module and how it learns.
+
+    loss: piece -> named scalars, means over its samples; "loss" is minimised, all are logged. turns: updates in a row.
+    """
+
+    name: str
+    module: nn.Module
+    loss: Callable[[Any], dict[str, Tensor]]
+    optimisers: list[torch.optim.Optimizer]
+    turns: int = 1
+
+
+@dataclass
+class Stage:
+    """players take turns in their order. data: first step -> endless updates, each a list of pieces.
+
+    sheet: draws what the averaged modules make, uint8 [H, W, 3]; it must not touch the global random generators.
+    """
+
+    players: list[Player]
+    data: Callable[[int], Iterator[list[Any]]]
+    sheet: Callable[[], np.ndarray] | None = None
+
+    def turn(self, step: int) -> Player:
+        """Whose update it is."""
+        step %= sum(player.turns for player in self.players)
+        for player in self.players:
+            if step < player.turns:
+                break
+            step -= player.turns
+        return player
+
+
+class Ema:
+    """Exponential moving average of a module's trained parameters; at first faster, as (1 + n) / (10 + n)."""
+
+    def __init__(self, module: nn.Module, decay: float):
+        self.decay, self.updates = decay, 0
+        self.parameters = [p for p in module.parameters() if p.requires_grad]
+        self.average = [p.detach().clone() for p in self.parameters]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
+        self.updates += 1
+
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[None]:
+        """The module has its averaged weights meanwhile."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for parameter, average in zip(self.parameters, self.average, strict=True):
+            kept = parameter.detach().clone()
+            parameter.copy_(average)
+            average.copy_(kept)
+
+
+class _Rows(Dataset):
+    """Sample number n is `make` with its own generator, whichever worker is asked for it."""
+
+    def __init__(self, make: Callable[[np.random.Generator], dict[str, Tensor]], seed: int):
+        self.make, self.seed = make, seed
+
+    def __getitem__(self, number: int) -> dict[str, Tensor]:
+        return self.make(np.random.default_rng([self.seed, 1, number]))
+
+
+@dataclass
+class _Numbers:
+    """Endless batches of sample numbers: `places` of every update from step `start` on."""
+
+    start: int
+    size: int
+    places: list[list[int]]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        step = self.start
+        while True:
+            yield from ([step * self.size + place for place in places] for places in self.places)
+            step += 1
+
+
+@dataclass
+class Samples:
+    """A piece made of `Player`-independent samples, each a dictionary of tensors: values[name] is [samples, ...]."""
+
+    values: dict[str, Tensor]
+    draws: Draws
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.values[name]
+
+
+def made_samples(
+    make: Callable[[np.random.Generator], dict[str, Tensor]],
+    schedule: Schedule,
+    seed: int,
+    world: World,
+    workers: int = 1,
+) -> Callable[[int], Iterator[list[Samples]]]:
+    """Data of samples that are made as they are needed, in `workers` processes beside this one."""
+    cv2.setNumThreads(0)  # a pool of OpenCV threads does not survive the fork into a worker
+    places = world.places(schedule)
+
+    def data(start: int) -> Iterator[list[Samples]]:
+        numbers = _Numbers(start, schedule.batch, places)
+        loader = iter(
+            DataLoader(
+                _Rows(make, seed),
+                batch_sampler=numbers,
+                num_workers=workers,
+                prefetch_factor=4 if workers else None,
+                worker_init_fn=_single_thread,
+            )
+        )
+        step = start
+        while True:
+            pieces = []
+            for group in places:
+                values = {name: value.to(world.device) for name, value in next(loader).items()}
+                pieces.append(Samples(values, Draws(seed, step, group, world.device)))
+            yield pieces
+            step += 1
+
+    return data
+
+
+def _single_thread(worker: int) -> None:
+    torch.set_num_threads(1)
+
+
+def optimisers_for(
+    module: nn.Module, learning_rate: float, muon: float | None = None, leave_out: Sequence[nn.Parameter] = ()
+) -> list[torch.optim.Optimizer]:
+    """AdamW; with `muon`, the hidden matrices of transformer blocks go to Muon at that rate instead."""
+    others = {id(p) for p in leave_out}
+    parameters = [(name, p) for name, p in module.named_parameters() if p.requires_grad and id(p) not in others]
+    matrices = [p for name, p in parameters if muon and p.ndim == 2 and ".blocks." in f".{name}"]
+    chosen = {id(p) for p in matrices}
+    rest = [p for _, p in parameters if id(p) not in chosen]
+    found = [torch.optim.AdamW(rest, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)]
+    if matrices:
+        found.append(torch.optim.Muon(matrices, lr=muon, weight_decay=0.01))
+    return found
+
+
+@dataclass
+class Trainer:
+    """Trains a stage in `folder` to the end of the schedule, counted over every resumed run.
+
+    Continues from `folder/last.pt` if it is there. checkpoint_seconds, sheet_seconds: how often each is written.
+    """
+
+    stage: Stage
+    folder: Path
+    schedule: Schedule
+    world: World
+    checkpoint_seconds: float = CHECKPOINT_SECONDS
+    sheet_seconds: float = SHEET_SECONDS
+    step: int = 0
+    seconds: float = 0.0
+    saved_step: int | None = None  # of the last whole checkpoint
+    sums: dict[str, list[float]] = field(default_factory=dict)  # per term: sum and number of values since the last row
+
+    def __post_init__(self):
+        self.averages = {player.name: Ema(player.module, self.schedule.ema) for player in self.stage.players}
+        self.rates = {
+            player.name: [[group["lr"] for group in optimiser.param_groups] for optimiser in player.optimisers]
+            for player in self.stage.players
+        }
+        self.round = sum(player.turns for player in self.stage.players)
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "last.pt"
+
+    @property
+    def progress(self) -> str:
+        """For messages: where we are and what is safe."""
+        kept = (
+            "no checkpoint yet" if self.saved_step is None else f"{self.checkpoint} of step {self.saved_step} is whole"
+        )
+        return f"at step {self.step}; {kept}"
+
+    def train(self) -> None:
+        """Raises `InputError` naming the step and the last good checkpoint if the loss is not finite, a data worker
+        dies or the disk is full."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.checkpoint.exists():
+            self._restore()
+        self._shorten_log()
+        data = self.stage.data(self.step)
+        started, before = time.monotonic(), self.seconds
+        saved = drawn = started
+        with tqdm(total=self.schedule.steps, initial=self.step, unit="step", disable=None) as bar:
+            while self.world.agreed(self.schedule.gone(self.step, self.seconds)) < 1:
+                player = self.stage.turn(self.step)
+                terms = self._update(player, self._pieces(data))
+                self.step += 1
+                now = time.monotonic()
+                self.seconds = before + now - started
+                self._note(player, terms)
+                bar.update()
+                bar.set_postfix_str(f"{player.name} {terms['loss']:.4f}", refresh=False)
+                if self.world.agreed(now - drawn) > self.sheet_seconds:
+                    self._draw()
+                    drawn = time.monotonic()
+                if self.world.agreed(now - saved) > self.checkpoint_seconds:
+                    self._save()
+                    saved = time.monotonic()
+        if self.saved_step != self.step:
+            self._save()
+        self._draw()
+
+    def _pieces(self, data: Iterator[list[Piece]]) -> list[Piece]:
+        try:
+            return next(data)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise InputError(f"a data worker died {self.progress}: continue with --resume ({error})") from error
+
+    def _update(self, player: Player, pieces: list[Piece]) -> dict[str, float]:
+        """One update of one player -> its terms, means over the batch."""
+        means: dict[str, float] = {}
+        for piece in pieces:
+            terms = player.loss(piece)
+            (terms["loss"] / len(pieces)).backward()
+            for name, value in terms.items():
+                means[name] = means.get(name, 0.0) + value.detach() / len(pieces)
+        means = self.world.mean(means)
+        if not math.isfinite(means["loss"]):
+            raise InputError(
+                f"the {player.name}'s loss is {means['loss']} {self.progress}: resume it with a lower learning rate"
+            )
+        parameters = [p for group in player.optimisers for g in group.param_groups for p in g["params"]]
+        total_norm(parameters, self.schedule.clip_norm)
+        rate = self.schedule.rate(self.step, self.seconds)
+        for optimiser, rates in zip(player.optimisers, self.rates[player.name], strict=True):
+            for group, base in zip(optimiser.param_groups, rates, strict=True):
+                group["lr"] = base * rate
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+        self.averages[player.name].update()
+        return means
+
+    def _note(self, player: Player, terms: dict[str, float]) -> None:
+        """Adds to the sums, and writes a row of their means now and then."""
+        prefix = f"{player.name}." if len(self.stage.players) > 1 else ""
+        for name, value in terms.items():
+            kept = self.sums.setdefault(prefix + name, [0.0, 0])
+            kept[0], kept[1] = kept[0] + value, kept[1] + 1
+        if self.step % (LOG_EVERY * self.round):
+            return
+        means = {name: round(total / count, 6) for name, (total, count) in self.sums.items()}
+        self.sums = {}
+        if self.world.leads:
+            with open(self.folder / "log.jsonl", "a") as log:
+                log.write(json.dumps({"step": self.step, "minutes": round(self.seconds / 60, 2), **means}) + "\n")
+
+    def _rows(self) -> list[dict[str, float]]:
+        log = self.folder / "log.jsonl"
+        return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+    def _shorten_log(self) -> None:
+        """Rows of steps that are gone for want of a checkpoint will come again."""
+        if self.world.leads and (rows := self._rows()):
+            kept = [json.dumps(row) + "\n" for row in rows if row["step"] <= self.step]
+            write_whole(self.folder / "log.jsonl", lambda file: file.write("".join(kept).encode()), self.progress)
+
+    def _draw(self) -> None:
+        """The loss plot and the sheet of the averaged weights. All processes take part: weights may be sharded."""
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            for average in self.averages.values():
+                stack.enter_context(average.applied())
+            sheet = None if self.stage.sheet is None else self.stage.sheet()
+        if not self.world.leads:
+            return
+        if sheet is not None:
+            save_png(self.folder / f"sheet-{self.step:06d}.png", sheet)
+        if rows := self._rows():
+            names = [name for name in rows[-1] if name not in ("step", "minutes")]
+            curves = {name: [(row["step"], row[name]) for row in rows if name in row] for name in names}
+            save_png(self.folder / "loss.png", line_plot(curves, "step", log=True))
+
+    def _save(self) -> None:
+        players = {}
+        for player in self.stage.players:
+            weights, optimisers = full_state(player.module, player.optimisers)
+            average = self.averages[player.name]
+            with average.applied():
+                averaged, _ = full_state(player.module, [])
+            players[player.name] = {
+                "weights": weights,
+                "averaged": averaged,
+                "optimisers": optimisers,
+                "updates": average.updates,
+            }
+        if self.world.leads:
+            state = {"players": players, "step": self.step, "seconds": self.seconds, "sums": self.sums}
+            write_whole(self.checkpoint, lambda file: torch.save(state, file), self.progress)
+        self.saved_step = self.step
+
+    def _restore(self) -> None:
+        state = read_checkpoint(self.checkpoint)
+        names = [player.name for player in self.stage.players]
+        if list(state["players"]) != names:
+            raise InputError(
+                f"{self.checkpoint} is of {', '.join(state['players'])}; this stage trains {', '.join(names)}"
+            )
+        for player in self.stage.players:
+            saved, average = state["players"][player.name], self.averages[player.name]
+            load_full_state(player.module, [], saved["averaged"], [], self.checkpoint)
+            with torch.no_grad():
+                for kept, parameter in zip(average.average, average.parameters, strict=True):
+                    kept.copy_(parameter)
+            load_full_state(player.module, player.optimisers, saved["weights"], saved["optimisers"], self.checkpoint)
+            average.updates = saved["updates"]
+        self.step, self.seconds, self.sums = state["step"], state["seconds"], state["sums"]
+        self.saved_step = self.step
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint of `Trainer`; `InputError` names the file that is none."""
+    if not zipfile.is_zipfile(path):
+        raise InputError(f"{path} is no checkpoint of a run, or half of one: remove it, or name another folder")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, pickle.UnpicklingError) as error:
+        raise InputError(f"{path} is no checkpoint of a run: {error}") from error
+    if not isinstance(state, dict) or not {"players", "step", "seconds", "sums"} <= state.keys():
+        raise InputError(f"{path} is no checkpoint of a run: it lacks players, step, seconds or sums")
+    return state
+
+
+class _Disk:
+    """A file being written that remembers why that failed: torch.save reports nothing but a wrong position."""
+
+    def __init__(self, file: BinaryIO):
+        self.file, self.error = file, None
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def write_whole(path: Path, write: Callable[[_Disk], object], progress: str) -> None:
+    """Writes to a temporary name, then renames. A full disk: `InputError`, and what was at `path` stays."""
+    unfinished = path.with_name(path.name + ".tmp")
+    try:
+        with open(unfinished, "wb") as file:
+            disk = _Disk(file)
+            try:
+                write(disk)
+            except RuntimeError as error:
+                raise disk.error or error from error
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        raise InputError(
+            f"cannot write {path}: {error.strerror or error}; {progress}; make room, then --resume"
+        ) from error

@@ -140,6 +140,7 @@ if __name__ == "__main__":
         print(f"app.py: {error}", file=sys.stderr)
         sys.exit(2)
     print(engine.describe(), flush=True)
-    threading.Thread(target=depth.fetch, name="depth", daemon=True).start()  # until it is there, planes do
+    if "SPACE_ID" in os.environ:  # elsewhere nothing is downloaded before somebody chooses what needs it
+        threading.Thread(target=depth.fetch, name="depth", daemon=True).start()  # until it is there, planes do
     print(f"MotionStream runs on {serve(demo, live, arguments.port, arguments.share)}", flush=True)
     demo.block_thread()

@@ -1,6 +1,6 @@
 """Speed and memory of the full-size students on this machine's GPU, with random weights: nothing is downloaded.
 
-    python benchmarks/gpu.py [--minutes 25] [--chunks 30] [--write benchmarks/results/NAME.md]
+    python -m benchmarks.gpu [--minutes 25] [--chunks 30] [--write benchmarks/results/NAME.md]
 
 Every setting of `RUNS` for both models, each in a process of its own, so that its peak memory is; those that no longer
 fit into the time are left out and named. The table is written anew after every run, so that one cut short leaves what

@@ -1,6 +1,6 @@
 """Speed of the embedded model over its sizes, number formats and threads.
 
-    python benchmarks/streaming.py [--chunks 40] [--threads 1 2] [--random-weights] [--write benchmarks/results/NAME.md]
+    python -m benchmarks.streaming [--chunks 40] [--threads 1 2] [--random-weights] [--write benchmarks/results/NAME.md]
 
 Prints every run, then a table of all, then one JSON line. Each run is a process of its own, so that its peak memory is.
 """

@@ -321,6 +321,25 @@ def test_motion_command_on_folders_of_frames(tmp_path, capsys):
     assert cv2.imread(str(sheet)).shape[1] == 4 * (256 + sheets.GAP)  # input, the clip, warp, motionless
 
 
+def test_videos_are_compared_at_the_size_that_is_asked_for(tmp_path):
+    (tmp_path / "slide").mkdir()
+    for t in range(5):
+        frame = np.roll(texture(480, 320, grain=6), 8 * t, axis=1)
+        cv2.imwrite(str(tmp_path / "slide" / f"{t}.png"), frame[..., ::-1])
+    (plain,) = motion.real_clips(tmp_path, 5, 16.0, lambda *_: (96, 64))
+    (clip,) = motion.real_clips(tmp_path, 5, 16.0, lambda *_: (96, 64), (208, 120))
+    assert plain.judged is None and np.array_equal(plain.frames, clip.frames)
+    assert clip.judged.frames.shape == (5, 120, 208, 3)
+    np.testing.assert_allclose(clip.judged.tracks.points, clip.tracks.points * (208 / 96, 120 / 64), rtol=1e-5)
+    still = {"motionless": lambda image, tracks, _: baselines.motionless(image, tracks)}
+    figures, _ = motion.evaluate_clips(iter([clip]), still, 0)
+    at_size, _ = motion.evaluate_clips(iter([plain]), {}, 0)
+    assert 20 < figures["slide"]["clip itself"]["psnr"] < at_size["slide"]["clip itself"]["psnr"]
+    assert figures["slide"]["clip itself"]["epe"] < 1 < figures["slide"]["motionless"]["epe"]
+    with pytest.raises(SystemExit):
+        motion.main(["motion", str(tmp_path), "--compare", "832"])
+
+
 def test_what_the_tracker_cannot_follow_in_the_truth_is_not_measured():
     video = np.stack([np.roll(texture(120, 80, grain=3), 2 * t, axis=1) for t in range(5)])
     starts = np.array([[30.0, 40.0], [60.0, 40.0], [90.0, 40.0]], np.float32)

@@ -6,7 +6,8 @@
 
 **motion**: first frame of the clip as image, tracks of a grid over it, and the generated video against the clip itself.
 A real clip's tracks come from Lucas-Kanade with a forward-backward check, which stands in for the paper's CoTracker3;
-a synthetic clip's are exact. Longer clips are sampled evenly to `--frames`, first and last frame kept.
+a synthetic clip's are exact. Longer clips are sampled evenly to `--frames`, first and last frame kept. The
+paper's protocol is `--frames 81 --compare 832x480`: both videos are resized before they are compared.
 
 **drags**: DRAGS_DIR holds JSON files like those in `examples/`, one a run: {"image": path from the file, "paths":
 [{"points": [[x, y], ...], "seconds": 2}], "pins": [[x, y], ...], "grid": {"spacing": px, "size": n}}, all in pixels of
@@ -22,11 +23,13 @@ import argparse
 import contextlib
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 
@@ -106,26 +109,41 @@ def chunk_span(preset: Preset, index: int) -> range:
 
 @dataclass(frozen=True)
 class Clip:
-    """frames: uint8 [T, H, W, 3], the truth; tracks: of a grid over frame 0, `spacing` px apart."""
+    """frames: uint8 [T, H, W, 3], the truth at the generated size; tracks: of a grid over frame 0, `spacing` px apart.
+
+    judged: the same at the size in which videos are compared; None: at the generated one.
+    """
 
     name: str
     frames: np.ndarray
     tracks: Tracks
     spacing: float
+    judged: Clip | None = None
 
 
-def real_clips(folder: Path, frames: int, spacing: float, fit: Fit) -> Iterator[Clip]:
-    """Every clip in `folder`, or the one that it is: video files and folders of pictures."""
+def real_clips(
+    folder: Path, frames: int, spacing: float, fit: Fit, compare: tuple[int, int] | None = None
+) -> Iterator[Clip]:
+    """Every clip in `folder`, or the one that it is: video files and folders of pictures.
+
+    compare: (width, height) that videos are resized to before they are compared, as the paper does.
+    """
     found = [folder] if _is_clip(folder) else sorted(path for path in folder.glob("*") if _is_clip(path))
     if not found:
         raise InputError(f"{folder} has no clips; expected video files or folders of pictures")
     for path in found:
-        video = _read(path, frames)
-        size = fit(video.shape[2], video.shape[1])
-        video = np.stack([fit_image(frame, *size) for frame in video])
+        source = _read(path, frames)
+        size = fit(source.shape[2], source.shape[1])
+        video = np.stack([fit_image(frame, *size) for frame in source])
         points = grid(*size, spacing)
-        tracks = metrics.lucas_kanade(video, points)
-        yield Clip(path.stem, video, Tracks(tracks.points, tracks.visible, _ids(len(points))), spacing)
+        found = metrics.lucas_kanade(video, points)
+        tracks, judged = Tracks(found.points, found.visible, _ids(len(points))), None
+        if compare is not None:
+            times = math.ceil(max(compare[0] / size[0], compare[1] / size[1]))
+            large = np.stack([fit_image(frame, times * size[0], times * size[1]) for frame in source])
+            scaled = tracks.scale(size, compare)
+            judged = Clip(path.stem, resized(large, compare), scaled, spacing * max(np.divide(compare, size)))
+        yield Clip(path.stem, video, tracks, spacing, judged)
 
 
 def synthetic_clips(
@@ -142,6 +160,15 @@ def synthetic_clips(
         points = grid(*size, spacing)
         tracks = track_points(scene, clip.owner, range(frames), points, _ids(len(points)))
         yield Clip(f"scene {index}", clip.frames, tracks, spacing)
+
+
+def resized(video: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Every frame at `size` (width, height), whatever its shape."""
+    height, width = video.shape[1:3]
+    if (width, height) == size:
+        return video
+    smaller = size[0] <= width and size[1] <= height
+    return np.stack([cv2.resize(f, size, interpolation=cv2.INTER_AREA if smaller else cv2.INTER_CUBIC) for f in video])
 
 
 def grid(width: int, height: int, spacing: float) -> np.ndarray:
@@ -180,14 +207,18 @@ def evaluate_clips(
 ) -> tuple[dict, list]:
     """-> ({clip: {method: figures}}, rows of the contact sheet: middle and last frame of every clip).
 
-    The method "clip itself" is the truth. Tracks that the tracker loses there are not measured.
+    The method "clip itself" is the truth at the generated size. Tracks that the tracker loses in the truth are not
+    measured.
     """
     figures, rows = {}, []
     for clip in clips:
         videos = {"clip itself": clip.frames}
         videos |= {name: method(clip.frames[0], clip.tracks, seed) for name, method in compared.items()}
-        wanted = metrics.measurable(clip.frames, clip.tracks)
-        figures[clip.name] = {name: score_clip(video, clip, wanted, lpips) for name, video in videos.items()}
+        truth = clip.judged or clip
+        wanted, size = metrics.measurable(truth.frames, truth.tracks), truth.frames.shape[2:0:-1]
+        figures[clip.name] = {
+            name: score_clip(resized(video, size), truth, wanted, lpips) for name, video in videos.items()
+        }
         for t in (len(clip.frames) // 2, len(clip.frames) - 1):
             moments = [clip.frames[0], *(video[t] for video in videos.values())]
             rows.append((f"{clip.name}, frame {t}", [moment.copy() for moment in moments]))  # not the whole videos
@@ -375,7 +406,14 @@ def _clips(args: argparse.Namespace, fit: Fit) -> Iterator[Clip]:
         return synthetic_clips(args.library, args.synthetic, args.frames, args.spacing, fit(*SCENE), args.seed)
     if args.folder is None:
         raise InputError("name a folder of clips, or ask for --synthetic ones")
-    return real_clips(args.folder, args.frames, args.spacing, fit)
+    return real_clips(args.folder, args.frames, args.spacing, fit, args.compare)
+
+
+def _pixels(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"([1-9]\d{1,3})x([1-9]\d{1,3})", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text} is not WIDTHxHEIGHT in pixels, such as 832x480")
+    return int(match[1]), int(match[2])
 
 
 def _without_nan(value):
@@ -394,6 +432,9 @@ def _parser() -> argparse.ArgumentParser:
     motion.add_argument("--library", type=Path, metavar="DIR", help="pictures for the synthetic clips")
     motion.add_argument("--frames", type=int, default=49, help="frames a clip (default: %(default)s)")
     motion.add_argument("--spacing", type=float, default=8.0, help="px between tracks (default: %(default)s)")
+    motion.add_argument(
+        "--compare", type=_pixels, metavar="WxH", help="size of the comparison (default: as generated; paper: 832x480)"
+    )
     motion.add_argument("--lpips", type=Path, metavar="FILE", help="weights for LPIPS, see evaluation/lpips.py")
     drags = tables.add_parser("drags", help="photographs driven by one to five drags")
     drags.add_argument("folder", type=Path, metavar="DRAGS_DIR", help="JSON files like those in examples/")

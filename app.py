@@ -9,14 +9,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import gradio as gr
 import numpy as np
 
-from motionstream.controls import depth
 from motionstream.errors import InputError
 from motionstream.machine import Choice, parse_resolution, pick_device, pick_dtype, pick_size, tune
 from motionstream.model.checkpoint import Model, load_model
@@ -140,7 +138,5 @@ if __name__ == "__main__":
         print(f"app.py: {error}", file=sys.stderr)
         sys.exit(2)
     print(engine.describe(), flush=True)
-    if "SPACE_ID" in os.environ:  # elsewhere nothing is downloaded before somebody chooses what needs it
-        threading.Thread(target=depth.fetch, name="depth", daemon=True).start()  # until it is there, planes do
     print(f"MotionStream runs on {serve(demo, live, arguments.port, arguments.share)}", flush=True)
     demo.block_thread()

@@ -26,6 +26,7 @@ import torch
 from websockets.sync.client import ClientConnection, connect
 
 import app
+from motionstream.controls.depth import Learned
 from motionstream.machine import Choice
 from motionstream.model.checkpoint import load_model
 from motionstream.model.presets import PRESETS
@@ -205,6 +206,7 @@ def cache(tmp_path_factory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("cache")))
         patch.delenv("GRADIO_SERVER_PORT", raising=False)
+        patch.setattr(Learned, "fetch", lambda self: False)  # tests have no network
         yield Path(os.environ["GRADIO_TEMP_DIR"])
 
 

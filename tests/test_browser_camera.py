@@ -3,7 +3,9 @@
 import base64
 import io
 import json
+import threading
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -14,6 +16,8 @@ from websockets.sync.client import connect
 
 from motionstream.controls.paths import Keyframes
 from motionstream.controls.pinhole import Camera
+from motionstream.controls.planes import ScenePlanes
+from motionstream.ui import camera
 from motionstream.ui.live import SUBPROTOCOL
 
 PLAN = {"route": "truck", "ends": "on", "speed": 1.0, "focal": 28.0}
@@ -86,6 +90,46 @@ def test_the_depth_follows_the_handles_and_the_uploads(guest):
     guest.say(png(np.zeros((50, 70, 3), np.uint8)))  # a picture again: its depth begins anew
     assert guest.expect("picture", binary=True)[0]["width"] > 0
     assert guest.depth()[0]["method"] == "planes"
+
+
+class Coming(ScenePlanes):
+    """Depth whose weights are not there before `arrived` is set."""
+
+    arrived = threading.Event()
+    fetches: ClassVar[list[str]] = []
+    package = "numpy"
+
+    def ready(self):
+        return self.arrived.is_set()
+
+    def fetch(self):
+        self.fetches.append(threading.current_thread().name)
+        return self.arrived.wait(20)
+
+
+@pytest.fixture
+def coming(monkeypatch):
+    monkeypatch.setattr(Coming, "arrived", threading.Event())
+    monkeypatch.setattr(Coming, "fetches", [])
+    monkeypatch.setitem(camera.LEARNED, camera.BEST, Coming())
+    yield Coming
+    Coming.arrived.set()
+
+
+def test_weights_are_fetched_when_the_tab_is_first_opened(coming, site):
+    visitors = [Guest(site) for _ in range(2)]
+    for visitor in visitors:
+        assert visitor.depth()[0]["method"] == "planes" and visitor.quiet(0.3)
+    coming.arrived.set()
+    for visitor in visitors:
+        assert visitor.expect("ready")["method"] == camera.BEST
+    assert len(coming.fetches) == 1  # for both of them
+    visitors[0].say({"kind": "depth", "method": camera.BEST, "bright_is_near": False})
+    assert visitors[0].depth()[0]["method"] == camera.BEST
+    late = Guest(site)
+    assert late.depth()[0]["method"] == camera.BEST and late.quiet(0.3)
+    for visitor in (*visitors, late):
+        visitor.close()
 
 
 def test_the_fan_shows_where_the_tracks_will_go(guest):
@@ -272,6 +316,24 @@ def test_handles_fan_path_keys_and_drag(page, site):
     part(page, "start").click()
     in_state(page, "idle")
     expect(part(page, "strip")).not_to_have_attribute("data-tone", "error")
+
+
+def test_a_better_depth_is_taken_once_it_is_there_unless_one_was_chosen(coming, page, site, tmp_path):
+    page.goto(site.url)
+    in_state(page, "idle")
+    assert not coming.fetches  # the other tabs need nothing of it
+    open_camera(page, site)
+    expect(part(page, "method")).to_have_value("planes")
+    coming.arrived.set()
+    expect(part(page, "method")).to_have_value(camera.BEST)
+    coming.arrived.clear()
+    open_camera(page, site)
+    (tmp_path / "depth.png").write_bytes(png(np.tile(np.linspace(0, 255, 160).astype(np.uint8), (96, 1))))
+    part(page, "depth-file").set_input_files(tmp_path / "depth.png")
+    expect(part(page, "method")).to_have_value("upload")
+    coming.arrived.set()
+    page.wait_for_timeout(500)
+    expect(part(page, "method")).to_have_value("upload")
 
 
 def test_files_in_and_out(page, site, tmp_path):

@@ -315,8 +315,9 @@ def test_motion_command_on_folders_of_frames(tmp_path, capsys):
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     scores = result["methods"]
     assert result["runs"] == 1 and result["each"]["slide"].keys() == scores.keys()
-    assert scores["clip itself"]["epe"] < 0.01 < 6 < scores["motionless"]["epe"]
-    assert scores["warp"]["epe"] < 0.5 and scores["warp"]["psnr"] > scores["motionless"]["psnr"] + 5
+    assert scores["clip itself"]["epe"] < 0.5 < 40 < scores["motionless"]["epe"]  # in pixels of 832x480
+    assert scores["clip itself"]["psnr"] < motion.metrics.PSNR_CAP  # the truth is sharper there
+    assert scores["warp"]["epe"] < 4 and scores["warp"]["psnr"] > scores["motionless"]["psnr"] + 5
     assert scores["warp"]["psnr_visible"] > scores["warp"]["psnr_uncovered"]
     assert cv2.imread(str(sheet)).shape[1] == 4 * (256 + sheets.GAP)  # input, the clip, warp, motionless
 

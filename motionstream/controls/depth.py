@@ -75,6 +75,10 @@ class Learned:
         """Whether it can run without fetching anything."""
         return importlib.util.find_spec(self.package) is not None and _folder(self.name, local=True) is not None
 
+    def fetch(self) -> bool:
+        """Has the weights brought into the Hub's cache -> whether they are there now. May take minutes."""
+        return _folder(self.name, local=False) is not None
+
 
 @dataclass(frozen=True)
 class DepthAnything(Learned):
@@ -220,11 +224,6 @@ def depth_picture(depth: np.ndarray) -> np.ndarray:
     low, high = np.quantile(nearness, (0.02, 0.98))
     share = np.clip((nearness - low) / (high - low), 0, 1) if high > low else np.full(depth.shape, 0.5)
     return cv2.applyColorMap(np.round(share * 255).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1].copy()
-
-
-def fetch(name: str = DEPTH_ANYTHING) -> bool:
-    """Has the weights brought into the Hub's cache -> whether they are there now. May take minutes."""
-    return _folder(name, local=False) is not None
 
 
 def _folder(name: str, local: bool) -> Path | None:

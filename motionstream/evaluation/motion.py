@@ -6,8 +6,8 @@
 
 **motion**: first frame of the clip as image, tracks of a grid over it, and the generated video against the clip itself.
 A real clip's tracks come from Lucas-Kanade with a forward-backward check, which stands in for the paper's CoTracker3;
-a synthetic clip's are exact. Longer clips are sampled evenly to `--frames`, first and last frame kept. The
-paper's protocol is `--frames 81 --compare 832x480`: both videos are resized before they are compared.
+a synthetic clip's are exact. As in the paper (appendix E), longer clips are sampled evenly to 81 frames, first and last
+kept, and both videos are resized to 832x480 before they are compared; synthetic clips are compared as generated.
 
 **drags**: DRAGS_DIR holds JSON files like those in `examples/`, one a run: {"image": path from the file, "paths":
 [{"points": [[x, y], ...], "seconds": 2}], "pins": [[x, y], ...], "grid": {"spacing": px, "size": n}}, all in pixels of
@@ -50,6 +50,7 @@ Fit = Callable[[int, int], tuple[int, int]]  # (width, height) of a picture -> (
 
 VIDEO = {".mp4", ".mov", ".m4v", ".webm", ".mkv", ".avi", ".gif"}
 PICTURE = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+FRAMES, COMPARED = 81, (832, 480)  # the paper's: frames a clip, (width, height) in which real clips are compared
 LAST_CHUNK = 20
 SCENE = (832, 480)  # aspect of the synthetic scenes
 
@@ -139,10 +140,10 @@ def real_clips(
         found = metrics.lucas_kanade(video, points)
         tracks, judged = Tracks(found.points, found.visible, _ids(len(points))), None
         if compare is not None:
-            times = math.ceil(max(compare[0] / size[0], compare[1] / size[1]))
+            times = math.ceil(max(np.divide(compare, size)))
             large = np.stack([fit_image(frame, times * size[0], times * size[1]) for frame in source])
-            scaled = tracks.scale(size, compare)
-            judged = Clip(path.stem, resized(large, compare), scaled, spacing * max(np.divide(compare, size)))
+            wide = spacing * max(np.divide(compare, size))
+            judged = Clip(path.stem, resized(large, compare), tracks.scale(size, compare), wide)
         yield Clip(path.stem, video, tracks, spacing, judged)
 
 
@@ -430,10 +431,10 @@ def _parser() -> argparse.ArgumentParser:
     motion.add_argument("folder", type=Path, nargs="?", metavar="CLIP_DIR", help="clips, or folders of frames")
     motion.add_argument("--synthetic", type=int, default=0, metavar="N", help="N synthetic clips instead")
     motion.add_argument("--library", type=Path, metavar="DIR", help="pictures for the synthetic clips")
-    motion.add_argument("--frames", type=int, default=49, help="frames a clip (default: %(default)s)")
+    motion.add_argument("--frames", type=int, default=FRAMES, help="frames a clip (default: %(default)s)")
     motion.add_argument("--spacing", type=float, default=8.0, help="px between tracks (default: %(default)s)")
     motion.add_argument(
-        "--compare", type=_pixels, metavar="WxH", help="size of the comparison (default: as generated; paper: 832x480)"
+        "--compare", type=_pixels, default=COMPARED, metavar="WxH", help="px, of real clips (default: %dx%d)" % COMPARED
     )
     motion.add_argument("--lpips", type=Path, metavar="FILE", help="weights for LPIPS, see evaluation/lpips.py")
     drags = tables.add_parser("drags", help="photographs driven by one to five drags")

@@ -24,6 +24,7 @@ const held = new Set();                  // codes of keys that are down
 const sticks = { move: [0, 0], look: [0, 0] };
 let ends = 'swing', method = 'planes', planes = null, vanishing = [0.5, 0.5], bright = false, lines = [];
 let handle = -1, steered = '', settling = null, depthUrl = null;
+let chosen = false, offered = null;      // whether the visitor chose the depth; a better one that has come meanwhile
 
 const number = name => Number(part(name).value);
 const plan = () => ({ route: part('route').value, ends, speed: number('speed'), focal: number('focal') });
@@ -87,10 +88,20 @@ function saveCameras({ text }) {
   URL.revokeObjectURL(url);
 }
 
+function chooseDepth(message) {
+  chosen = true;
+  link.send(message);
+}
+
+function takeOffer() {
+  if (offered && !chosen && state === 'idle') chooseDepth({ kind: 'depth', method: offered, bright_is_near: bright });
+}
+
 function upload(what, file) {
   if (!file) return;
   const [size, limit] = [Math.ceil(file.size / 2 ** 20), Math.floor(facts.max_bytes / 2 ** 20)];
   if (file.size > facts.max_bytes) return say(`The file has ${size} MB; at most ${limit} MB: shrink it`, 'error');
+  chosen ||= what === 'depth';
   whenStopped(() => { link.send({ kind: 'upload', what }); link.socket.send(file); });
 }
 
@@ -206,8 +217,8 @@ addStick('look');
 part('route').onchange = changed;
 for (const name of ['speed', 'focal']) part(name).oninput = changed;
 onEach('button[data-ends]', button => { ends = button.dataset.ends; changed(); });
-part('method').onchange = () => link.send({ kind: 'depth', method: part('method').value, bright_is_near: bright });
-part('bright').onclick = () => link.send({ kind: 'depth', method, bright_is_near: !bright });
+part('method').onchange = () => chooseDepth({ kind: 'depth', method: part('method').value, bright_is_near: bright });
+part('bright').onclick = () => chooseDepth({ kind: 'depth', method, bright_is_near: !bright });
 for (const [name, what] of [['depth', 'depth'], ['cameras', 'cameras']]) {
   part(`${name}-load`).onclick = () => part(`${name}-file`).click();
   part(`${name}-file`).onchange = event => { upload(what, event.target.files[0]); event.target.value = ''; };
@@ -225,13 +236,14 @@ panel.hear = message => {
   if (message.kind === 'fan') { lines = message.lines; dirty = true; }
   if (message.kind === 'keyframes') showKeyframes(message);
   if (message.kind === 'cameras') saveCameras(message);
+  if (message.kind === 'ready') { offered = message.method; takeOffer(); }
 };
 panel.see = (header, blob) => { if (header.kind === 'depth') showDepth(header, blob); };
 panel.shown = () => { lines = []; };
 panel.entered = now => {
   for (const name of ['focal', 'method', 'depth-load', 'cameras-load', 'bright']) part(name).disabled = now !== 'idle';
   if (now === 'starting') steered = '';
-  if (now === 'idle') { release(); askFan(); }
+  if (now === 'idle') { release(); askFan(); takeOffer(); }
 };
 panel.starting = plan;
 panel.file = file => {
@@ -254,7 +266,7 @@ panel.move = sample => { dragHandle(sample); };
 panel.lift = sample => {
   dragHandle(sample);
   handle = -1;
-  link.send({ kind: 'planes', sides: planes.map(side => Math.round(side * 1000) / 1000) });
+  chooseDepth({ kind: 'planes', sides: planes.map(side => Math.round(side * 1000) / 1000) });
 };
 panel.key = (event, down) => {
   if (!(event.code in AXES)) return false;

@@ -1,7 +1,8 @@
 """The Camera tab: a camera moves through the picture, on a path or steered live.
 
 What the visitor sees of the depth, and of the way that the tracks will take, is made when a setting changes; a stream
-then starts from the same depth. Commands of the panel:
+then starts from the same depth. Where the weights of Depth Anything, the default, are not there yet, they are fetched
+when the first visitor opens the tab, and planes do until then. Commands of the panel:
 
     {"kind": "depth", "method": "planes" | "depth-anything" | "moge" | "upload", "bright_is_near": bool}
     {"kind": "planes", "sides": [left, top, right, bottom]}      the back wall, as shares of the picture's sides
@@ -15,6 +16,7 @@ Live messages go to the stream itself, see `motionstream.controls.camera`.
 from __future__ import annotations
 
 import importlib.util
+import threading
 from collections import defaultdict
 from dataclasses import dataclass, field, fields
 
@@ -38,12 +40,13 @@ from motionstream.controls.planes import ScenePlanes, guess_planes
 from motionstream.errors import InputError
 from motionstream.tracks import ChunkRequest
 from motionstream.ui.clip import ClipEncoder, jpeg
-from motionstream.ui.engine import News
+from motionstream.ui.engine import Engine, News
 from motionstream.ui.live import Seat
-from motionstream.ui.tab import CanvasTab
+from motionstream.ui.tab import CanvasTab, Example
 from motionstream.video import fit_image
 
-PLANES, LEARNED, UPLOAD = "planes", {"depth-anything": DepthAnything(), "moge": MoGe()}, "upload"
+PLANES, UPLOAD, BEST = "planes", "upload", "depth-anything"
+LEARNED = {BEST: DepthAnything(), "moge": MoGe()}
 FAN_TRACKS, FAN_POINTS, FAN_FPS = 96, 17, 4.0  # tracks that show the way, their points, points a second
 SHOWN_SIDE = 320  # pixels of the depth's picture
 
@@ -52,7 +55,7 @@ SHOWN_SIDE = 320  # pixels of the depth's picture
 class View:
     """One visitor's scene: the depth of the picture and what it comes from; the cameras of their newest stream."""
 
-    method: str = ""  # none: the best that needs nothing to be fetched
+    method: str = ""  # none: the best that is there
     planes: ScenePlanes = field(default_factory=ScenePlanes)
     uploaded: np.ndarray | None = None  # as `read_depth` gave it, fitted to the picture
     bright_is_near: bool = False
@@ -72,6 +75,11 @@ class CameraTab(CanvasTab):
     seat = panel = "camera"
     commands = (*CanvasTab.commands, "depth", "planes", "upload", "fan", "save")
 
+    def __init__(self, engine: Engine, examples: list[Example]):
+        super().__init__(engine, examples)
+        self._lock = threading.Lock()
+        self._waiting: list[Seat] = []  # for the weights that are being fetched
+
     def facts(self) -> dict:
         methods = {PLANES: ScenePlanes.label}
         methods |= {name: m.label for name, m in LEARNED.items() if importlib.util.find_spec(m.package) is not None}
@@ -83,6 +91,8 @@ class CameraTab(CanvasTab):
         if shown:
             self._send_depth(seat)
             self._send_cameras(seat)
+        elif self._view(seat).method != BEST:
+            self._await_weights(seat)
 
     def show(self, seat: Seat, *args) -> None:
         view = self._view(seat)
@@ -175,7 +185,7 @@ class CameraTab(CanvasTab):
         """Makes the depth of the seat's picture, and shows it."""
         view = self._view(seat)
         if not view.method:
-            view.method = "depth-anything" if LEARNED["depth-anything"].ready() else PLANES
+            view.method = BEST if LEARNED[BEST].ready() else PLANES
         if view.method == UPLOAD:
             depth: Depth = DepthMap(depth_from_values(view.uploaded, view.bright_is_near))
         else:
@@ -185,6 +195,21 @@ class CameraTab(CanvasTab):
         view.map = depth.estimate(seat.picture, camera, camera, None)
         view.depth = depth
         self._send_depth(seat)
+
+    def _await_weights(self, seat: Seat) -> None:
+        """Has the weights of the best depth fetched, once for all who wait; their panels then ask for that depth, unless
+        they chose one of their own."""
+        with self._lock:
+            self._waiting.append(seat)
+            if len(self._waiting) == 1:
+                threading.Thread(target=self._fetch, name="depth", daemon=True).start()
+
+    def _fetch(self) -> None:
+        there = LEARNED[BEST].fetch()
+        with self._lock:
+            waiting, self._waiting = self._waiting, []
+        for seat in waiting if there else []:
+            seat.send({"kind": "ready", "method": BEST})
 
     def _send_depth(self, seat: Seat) -> None:
         view = self._view(seat)

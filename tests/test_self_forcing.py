@@ -17,8 +17,9 @@ from motionstream.model.vae import EmbeddedVAE
 from motionstream.streaming import add_noise, chunk_noise, sampling_timesteps, stream
 from motionstream.tracks import StaticTracks, Tracks
 from motionstream.training import self_forcing
-from motionstream.training.adaptation import causal_loss, kept_steps
+from motionstream.training.adaptation import causal_loss, kept_steps, own_loss, telling_noise
 from motionstream.training.clips import ClipBatch, Encoders, chunk_bounds
+from motionstream.training.effects import clip_noise
 from motionstream.training.parallel import World
 from motionstream.training.self_forcing import Distillation, dmd_gradient, drawn_noise, roll_out, stretch
 from motionstream.training.trainer import Draws
@@ -330,6 +331,29 @@ def test_the_causal_student_learns_a_batch():
         return causal_loss(net, fixed, RECIPE)["loss"]
 
     assert falls(loss, net)
+
+
+def test_without_a_teacher_the_student_learns_the_clips_on_its_own_roll_out():
+    net, fixed = network(), clip_batch()
+
+    def loss():
+        fixed.draws = clip_batch().draws
+        return own_loss(net, fixed, RECIPE)["loss"]
+
+    assert falls(loss, net)
+
+
+@pytest.mark.parametrize("last", range(STEPS))
+def test_the_noise_tells_in_the_last_step_that_does_not_show(last):
+    batch = clip_batch(clips=2)
+    batch.noise = torch.tensor([3, 4])
+    noise, step = telling_noise(batch, TINY, last), min(last, 1)  # timesteps 1, 0.857, 0.6
+    for index in (0, 2):
+        source = noise(index)
+        drawn = [source() for _ in range(last + 1)]
+        for n, seed in enumerate((3, 4)):
+            told = clip_noise(seed, batch.latents.shape[1:])[:, 3 * index : 3 * index + 3]
+            assert [torch.equal(z[n], told) for z in drawn] == [i == step for i in range(last + 1)]
 
 
 def test_adaptation_attends_to_clean_chunks_through_sinks_and_windows_of_all_sizes():

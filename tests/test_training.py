@@ -29,7 +29,17 @@ from motionstream.training.clips import (
     write_shard,
     write_stream,
 )
-from motionstream.training.effects import EFFECTS, Effect
+from motionstream.training.effects import (
+    EFFECTS,
+    RAIN,
+    SNOW,
+    STRIDE,
+    Effect,
+    Fallen,
+    Sky,
+    clip_noise,
+    likeness,
+)
 from motionstream.training.folder import RealClips, cached_tracks, caption
 from motionstream.training.parallel import World
 from motionstream.training.scenes import choose_tracks, noise_texture, random_scene, render_clip
@@ -87,18 +97,53 @@ def test_objects_are_cut_from_photographs_in_their_place():
     assert 0.02 < np.mean(shares) < 0.7
 
 
-def test_effects_change_what_they_should_and_fade_in():
+@pytest.fixture(scope="module")
+def sky():
+    torch.manual_seed(0)
+    return Sky(small_vae())
+
+
+def test_effects_change_what_they_should_and_fade_in(sky):
     frames = render_clip(random_scene(np.random.default_rng(1), EMPTY, *SIZE, 9)).frames
+    noise = sky.noise(3, frames)
     for name in EFFECTS:
         effect = Effect((name,))
-        assert np.array_equal(effect.apply(frames, np.zeros(9)), frames), name
-        changed = effect.apply(frames, np.ones(9))
+        assert np.array_equal(effect.apply(frames, np.zeros(9), sky, noise), frames), name
+        changed = effect.apply(frames, np.ones(9), sky, noise)
         assert changed.dtype == np.uint8 and changed.shape == frames.shape
         assert np.abs(changed.astype(int) - frames).mean() > 1, name
     for seed in range(8):
-        shown, prompt = with_effect(np.random.default_rng(seed), frames)
+        shown, prompt = with_effect(np.random.default_rng(seed), frames, sky, noise)
         assert np.array_equal(shown[0], frames[0])
         assert bool(prompt) != np.array_equal(shown, frames)
+
+
+@pytest.mark.parametrize("drop", [SNOW, RAIN])
+def test_noise_says_where_things_fall(sky, drop):
+    frames = np.full((17, 96, 128, 3), 90, np.uint8)
+    noise = sky.noise(5, frames)
+    fallen = sky.fall(drop, noise)
+    look, cells = sky.looks[drop], 5 * 12 * 16
+    alike = likeness(noise, look)
+    assert abs(alike.mean()) < 0.1 and abs(alike.std() - 1) < 0.1  # so drops are as frequent as they should be
+    assert 0.5 * drop.share * cells < len(fallen.x) < 1.5 * drop.share * cells * (1 + drop.reach / 12)
+    inside = (fallen.y > 0) & (fallen.x > STRIDE) & (fallen.x < 120) & (fallen.y < 96 - STRIDE * drop.reach)
+    threshold = torch.special.ndtri(torch.tensor(1 - drop.share))
+    for t, x, y in zip(fallen.latent[inside], fallen.x[inside], fallen.y[inside], strict=True):
+        row, column = y // STRIDE, x // STRIDE
+        seen = noise[:, t, row : row + drop.reach, column - 1 : column + 2]
+        assert (seen * look).sum() > threshold * 0.999  # there the noise does look like one
+    one = Fallen(*(v[:1] for v in vars(fallen).values()))
+    nothing = Fallen(*[np.zeros(0)] * 4)
+    painted, still = (drop.paint(frames.astype(np.float32), lambda _, fallen=seen: fallen) for seen in (one, nothing))
+    changed = np.abs(painted - still).max((1, 2, 3))
+    assert set(changed.nonzero()[0]) <= set(range(4 * one.latent[0] - 3, 4 * one.latent[0] + 1))
+
+
+def test_the_noise_of_a_shorter_clip_is_the_beginning_of_a_longer_ones(sky):
+    long = clip_noise(9, (4, 6, 3, 5))
+    torch.testing.assert_close(clip_noise(9, (4, 2, 3, 5)), long[:, :2], rtol=0, atol=0)
+    assert sky.noise(9, np.zeros((9, 16, 24, 3), np.uint8)).shape == (24, 3, 2, 3)
 
 
 def samples(make, count=3):
@@ -196,17 +241,18 @@ def encoders():
 
 
 @pytest.fixture(scope="module")
-def scene():
-    return make_scene(np.random.default_rng(5), EMPTY, (64, 64), 33)
+def scene(encoders):
+    return make_scene(np.random.default_rng(5), EMPTY, (64, 64), 33, Sky(encoders.vae))
 
 
 @pytest.fixture(scope="module")
 def record(encoders, scene):
-    return encoders.record(*scene, World(), 300)
+    frames, tracks, prompt, seed = scene
+    return encoders.record(frames, tracks, prompt, World(), 300, seed)
 
 
 def test_a_record_holds_what_a_stream_would_have_met(encoders, scene, record):
-    frames, tracks, prompt = scene
+    frames, tracks, prompt, seed = scene
     assert chunk_bounds(PRESET, 3) == [(0, 9), (9, 21), (21, 33)]
     assert record["latents"].shape == record["prior"].shape == (48, 9, 8, 8) and record["confidence"].shape == (
         4,
@@ -218,7 +264,7 @@ def test_a_record_holds_what_a_stream_would_have_met(encoders, scene, record):
         record["latents"][:, 0], record["prior"][:, 0], atol=1e-4, rtol=1e-4
     )  # frame 0 is the image
     assert record["text"].tolist()[: len(prompt.split())] == encoders.text_encoder.tokens(prompt)
-    assert not record["null_text"].any()
+    assert not record["null_text"].any() and record["noise"] == seed
     with torch.inference_mode():
         state, stream = encoders.motion_prior.start(to_tensor(frames[:1])[:, 0]), encoders.vae.encoder_stream()
         for index, (start, stop) in enumerate(chunk_bounds(PRESET, 3)):

@@ -434,7 +434,7 @@ def _parser() -> argparse.ArgumentParser:
     motion.add_argument("--frames", type=int, default=FRAMES, help="frames a clip (default: %(default)s)")
     motion.add_argument("--spacing", type=float, default=8.0, help="px between tracks (default: %(default)s)")
     motion.add_argument(
-        "--compare", type=_pixels, default=COMPARED, metavar="WxH", help="px, of real clips (default: %dx%d)" % COMPARED
+        "--compare", type=_pixels, default=COMPARED, metavar="WxH", help="for real clips (default: the paper's 832x480)"
     )
     motion.add_argument("--lpips", type=Path, metavar="FILE", help="weights for LPIPS, see evaluation/lpips.py")
     drags = tables.add_parser("drags", help="photographs driven by one to five drags")

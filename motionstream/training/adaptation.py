@@ -7,9 +7,14 @@ The guided teacher's ODE is solved for whole clips; z at the student's timesteps
 then predicts the end from z, chunk by chunk, while it attends to the clean chunks before in the `RollingCache` that
 inference uses: so its attention is sparse and causal without a mask. Sink and window are drawn anew for every batch,
 which is the paper's "diverse sparse causal masks".
+
+Clips without trajectories serve as well (`--data SHARDS`), for a small student whose teacher would be no better than
+its motion prior: it then rolls out on its own, and its clip is drawn to the true one. That teaches the mean of what
+might come next, which is all there is to know but for what falls: of that, noise tells where (see effects.py).
 """
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -19,10 +24,14 @@ from motionstream.errors import InputError
 from motionstream.model.presets import Preset
 from motionstream.streaming import sampling_timesteps
 from motionstream.training.clips import SHARD, ClipBatch, Clips, Record, padded
+from motionstream.training.effects import clip_noise
 from motionstream.training.network import Network
+from motionstream.training.self_forcing import Noise, drawn_noise, roll_out
 from motionstream.training.settings import Recipe
 from motionstream.training.teacher import guided, sample_ode
 from motionstream.training.trainer import Draws
+
+SHOWS = 0.7  # timestep from which on downwards noisy latents show what falls, so that their noise need not tell
 
 
 def kept_steps(ode_steps: int, preset: Preset) -> list[int]:
@@ -68,3 +77,29 @@ def causal_loss(network: Network, batch: ClipBatch, recipe: Recipe) -> dict[str,
         errors.append((x0 - target).square().mean())
         network.write(target, condition, context, cache)
     return {"loss": torch.stack(errors).mean(), "first": errors[0].detach(), "last": errors[-1].detach()}
+
+
+def own_loss(network: Network, batch: ClipBatch, recipe: Recipe) -> dict[str, Tensor]:
+    """Regression of the clips on the student's own roll-out, which ends with a denoising step drawn at random."""
+    preset, draws = network.preset, batch.draws
+    last = int(draws.shared.integers(preset.steps))
+    noise = telling_noise(batch, preset, last)
+    x = roll_out(network, batch, recipe.chunks, last, noise, sink=preset.sink, window=preset.window)
+    return {"loss": (x - batch.latents).square().mean()}
+
+
+def telling_noise(batch: ClipBatch, preset: Preset, last: int) -> Noise:
+    """Noise of a roll-out that ends with step `last`: drawn, but in the last step before what falls is to be seen it is
+    that which tells where it falls in these clips."""
+    shape, drawn = batch.latents.shape[1:], drawn_noise(batch.draws, batch, preset)
+    if batch.noise is None:
+        return drawn
+    telling = torch.stack([clip_noise(seed, shape) for seed in batch.noise.tolist()]).to(batch.latents)
+    hidden = [t for t in sampling_timesteps(preset.steps, preset.shift)[: last + 1] if t > SHOWS]
+
+    def noise(index: int) -> Callable[[], Tensor]:
+        steps = itertools.count(1)
+        part = telling[:, :, index * preset.chunk_size : (index + 1) * preset.chunk_size]
+        return lambda: part if next(steps) == len(hidden) else drawn(index)()
+
+    return noise

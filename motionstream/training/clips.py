@@ -29,7 +29,7 @@ from motionstream.model.presets import Preset
 from motionstream.model.text import EffectTextEncoder
 from motionstream.streaming import pack_confidence
 from motionstream.tracks import Tracks, draw_ids
-from motionstream.training.effects import random_effect
+from motionstream.training.effects import Sky, random_effect
 from motionstream.training.folder import RealClips, cached_tracks, caption
 from motionstream.training.parallel import World
 from motionstream.training.scenes import Library, choose_tracks, random_scene, render_clip
@@ -69,13 +69,22 @@ class Encoders:
     image_encoder: torch.nn.Module | None = None
 
     @torch.inference_mode()
-    def record(self, frames: np.ndarray, tracks: Tracks, prompt: str, world: World, max_tracks: int) -> Record:
+    def record(
+        self,
+        frames: np.ndarray,
+        tracks: Tracks,
+        prompt: str,
+        world: World,
+        max_tracks: int,
+        seed: int | None = None,
+    ) -> Record:
         """One clip (uint8 [T, H, W, 3], whole chunks) as its parts see it; all tensors on the CPU.
 
         latents [C, t, h, w]; text: token numbers or embeddings, null_text: those of no prompt; points [T, max_tracks,
         2] and visible [T, max_tracks]; with channel conditioning image [C, t, h, w]; with CLIP image_tokens;
         with a motion prior: prior [C, t, h, w] and confidence [4, t, h, w], and held [C, chunks - 1, h, w] and
-        held_confidence: what the prior shows in each later chunk if no track is given in it.
+        held_confidence: what the prior shows in each later chunk if no track is given in it; with a
+        seed, noise: the number that effects.py knows it by.
         """
         video = to_tensor(frames).to(world.device)
         with world.autocast():
@@ -88,6 +97,8 @@ class Encoders:
                 made["image_tokens"] = self.image_encoder.encode(video[:, 0])[0]
             if self.motion_prior is not None:
                 made |= self._prior(video[:, 0], tracks)
+        if seed is not None:
+            made["noise"] = torch.tensor(seed)
         made |= padded(tracks, max_tracks)
         return {name: value.cpu().contiguous() for name, value in made.items()}
 
@@ -138,24 +149,25 @@ def padded(tracks: Tracks, most: int) -> Record:
     return {"points": points, "visible": visible}
 
 
-def with_effect(rng: np.random.Generator, frames: np.ndarray) -> tuple[np.ndarray, str]:
+def with_effect(rng: np.random.Generator, frames: np.ndarray, sky: Sky, noise: Tensor) -> tuple[np.ndarray, str]:
     """Half of the clips fade into an effect just after frame 0, as when a visitor types a prompt."""
     if rng.random() < 0.5:
         return frames, ""
     effect = random_effect(rng)
     strength = np.clip(np.arange(len(frames)) / 6, 0, 1)
-    return effect.apply(frames, strength), effect.prompt
+    return effect.apply(frames, strength, sky, noise), effect.prompt
 
 
 def make_scene(
-    rng: np.random.Generator, library: Library, size: tuple[int, int], count: int
-) -> tuple[np.ndarray, Tracks, str]:
-    """A synthetic clip: frames, the tracks that a visitor might have given, prompt."""
+    rng: np.random.Generator, library: Library, size: tuple[int, int], count: int, sky: Sky
+) -> tuple[np.ndarray, Tracks, str, int]:
+    """A synthetic clip: frames, the tracks that a visitor might have given, prompt, and the seed of its noise."""
     scene = random_scene(rng, library, *size, count)
     clip = render_clip(scene)
     tracks = choose_tracks(rng, scene, clip, rng.choice(list(MODES), p=list(MODES.values())))
-    frames, prompt = with_effect(rng, clip.frames)
-    return frames, tracks, prompt
+    seed = int(rng.integers(2**62))
+    frames, prompt = with_effect(rng, clip.frames, sky, sky.noise(seed, clip.frames))
+    return frames, tracks, prompt, seed
 
 
 def scene_records(
@@ -164,12 +176,12 @@ def scene_records(
     """The records of synthetic shard `number`, all of one size."""
     rng = np.random.default_rng([seed, 2, number])
     size = SIZES[rng.choice(len(SIZES), p=SIZE_SHARES)]
-    frames = chunk_bounds(encoders.preset, chunks)[-1][1]
+    frames, sky = chunk_bounds(encoders.preset, chunks)[-1][1], Sky(encoders.vae)
     for _ in range(SHARD):
-        clip, tracks, prompt = make_scene(rng, library, size, frames)
+        clip, tracks, prompt, clip_seed = make_scene(rng, library, size, frames, sky)
         # What the motion prior is told must be what is stored: the first MAX_TRACKS.
         kept = Tracks(tracks.points[:, :MAX_TRACKS], tracks.visible[:, :MAX_TRACKS], tracks.ids[:MAX_TRACKS])
-        yield encoders.record(clip, kept, prompt, world, MAX_TRACKS)
+        yield encoders.record(clip, kept, prompt, world, MAX_TRACKS, clip_seed)
 
 
 def folder_records(
@@ -251,6 +263,7 @@ class ClipBatch:
     held_confidence: Tensor | None = None
     trajectory: Tensor | None = None  # [clips, student's steps, C, t, h, w]: see adaptation.py
     endpoint: Tensor | None = None  # [clips, C, t, h, w]
+    noise: Tensor | None = None  # [clips]: seeds of the noise that the clips belong to, see effects.py
 
     def __len__(self) -> int:
         return len(self.latents)

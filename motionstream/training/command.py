@@ -3,7 +3,7 @@
     clips         write training clips as shards of latents: synthetic scenes, or a folder of real clips
     teacher       bidirectional flow matching, --stage a, then b
     trajectories  write the guided teacher's ODE trajectories as shards
-    adapt         causal regression on the trajectories
+    adapt         causal regression on the trajectories, or without a teacher on clips
     distil        Self Forcing with DMD
     tiny-vae      a small decoder (for the embedded preset: the autoencoder)
     motion-prior  the embedded preset's motion prior
@@ -32,7 +32,7 @@ from motionstream.model.presets import PRESETS, Preset
 from motionstream.model.tiny_vae import TinyVAE
 from motionstream.model.vae import EmbeddedVAE
 from motionstream.training import prior
-from motionstream.training.adaptation import causal_loss, trajectory_records
+from motionstream.training.adaptation import causal_loss, own_loss, trajectory_records
 from motionstream.training.clips import (
     SHARD,
     ClipBatch,
@@ -125,13 +125,11 @@ def train_adapt(args: argparse.Namespace, world: World) -> None:
     folder = model_folder(args.model or preset.name, preset)
     network = prepared(load_network(folder, preset, world), recipe, causal=True)
     clips = Clips(args.data, preset, recipe.chunks)
-    if not clips.has("trajectory"):
-        raise InputError(f"{args.data} has no trajectories: write some with train trajectories")
+    loss, samplers = own_loss, {"student": student_sampler(network)}
+    if clips.has("trajectory"):
+        loss, samplers = causal_loss, {"teacher": lambda batch: batch.endpoint} | samplers
     schedule = _schedule(args, recipe)
-    player = Player(
-        "student", network, lambda batch: causal_loss(network, batch, recipe), network_optimisers(network, recipe)
-    )
-    samplers = {"teacher": lambda batch: batch.endpoint, "student": student_sampler(network)}
+    player = Player("student", network, lambda batch: loss(network, batch, recipe), network_optimisers(network, recipe))
     sheet = sheet_maker(network, folder, clips, args.seed, samplers)
     stage = Stage([player], clips.data(schedule, args.seed, world), sheet)
     finish(Trainer(stage, args.out, schedule, world), network, folder)
@@ -381,7 +379,7 @@ def _parser() -> argparse.ArgumentParser:
     trajectories.add_argument("--chunks", type=int)
     trajectories.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of shards")
     trajectories.set_defaults(run=write_trajectories, needs=("model", "data", "out"))
-    adapt = stages.add_parser("adapt", help="causal regression on trajectories")
+    adapt = stages.add_parser("adapt", help="causal regression on trajectories or clips")
     adapt.set_defaults(run=train_adapt, needs=("data", "out"))
     distil = stages.add_parser("distil", help="Self Forcing with DMD")
     distil.add_argument("--teacher", metavar="DIR", help="model folder of the teacher")

@@ -197,8 +197,8 @@ class CameraTab(CanvasTab):
         self._send_depth(seat)
 
     def _await_weights(self, seat: Seat) -> None:
-        """Has the weights of the best depth fetched, once for all who wait; their panels then ask for that depth, unless
-        they chose one of their own."""
+        """Has the weights of the best depth fetched, once for all who wait; their panels then ask for that depth,
+        unless they chose one of their own."""
         with self._lock:
             self._waiting.append(seat)
             if len(self._waiting) == 1:

@@ -39,7 +39,6 @@ from motionstream.tracks import ChunkRequest, Tracks, TrackSource
 
 TIMESTEPS = 1000  # the network counts t in [0, 1] in thousandths
 HISTORY_CHUNKS = 4
-STRONG = 0.3  # of [-1, 1]: fine detail beyond it is meant
 BLANK_CHUNKS = 10  # until Wan's encoder, which sees 112 frames back, has forgotten the picture before the blank frames
 
 
@@ -109,8 +108,7 @@ def composite(decoded: Tensor, unchanged: Tensor, warped: Tensor, confidence: Te
 
     decoded: the student's frames [1, 3, T, H, W] in [-1, 1]; unchanged: what they would be had it changed nothing;
     warped: the moved picture; confidence: [1, 1, T, H, W]. Light is the mean of what is sure over about `cell` pixels:
-    where the student darkens, the picture is dimmed; where it brightens, the difference is added. What it adds finer
-    than that counts only where it is strong, as flakes of snow are: a small student's fine detail is otherwise noise.
+    where the student darkens, the picture is dimmed; where it brightens, the difference is added.
     """
     decoded, unchanged, warped, confidence = (x[0].transpose(0, 1) for x in (decoded, unchanged, warped, confidence))
     share = F.avg_pool2d(confidence, cell).clamp_min(1e-3)
@@ -121,8 +119,7 @@ def composite(decoded: Tensor, unchanged: Tensor, warped: Tensor, confidence: Te
 
     wanted, given = light(decoded), light(unchanged)
     relit = (warped + 1) * ((wanted + 0.02) / (given + 0.02)).clamp(0, 1) + (wanted - given).clamp(min=0) - 1
-    fine = F.softshrink(decoded - unchanged - (wanted - given), STRONG)
-    return torch.lerp(decoded, relit + fine, confidence).transpose(0, 1)[None]
+    return torch.lerp(decoded, relit, confidence).transpose(0, 1)[None]
 
 
 def predict_x0(

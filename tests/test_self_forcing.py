@@ -17,7 +17,7 @@ from motionstream.model.vae import EmbeddedVAE
 from motionstream.streaming import add_noise, chunk_noise, sampling_timesteps, stream
 from motionstream.tracks import StaticTracks, Tracks
 from motionstream.training import self_forcing
-from motionstream.training.adaptation import causal_loss, kept_steps, own_loss, telling_noise
+from motionstream.training.adaptation import causal_loss, kept_steps, straight_start
 from motionstream.training.clips import ClipBatch, Encoders, chunk_bounds
 from motionstream.training.effects import clip_noise
 from motionstream.training.parallel import World
@@ -333,27 +333,39 @@ def test_the_causal_student_learns_a_batch():
     assert falls(loss, net)
 
 
-def test_without_a_teacher_the_student_learns_the_clips_on_its_own_roll_out():
+def test_without_a_teacher_the_student_learns_the_clips_themselves():
     net, fixed = network(), clip_batch()
 
     def loss():
         fixed.draws = clip_batch().draws
-        return own_loss(net, fixed, RECIPE)["loss"]
+        return causal_loss(net, fixed, RECIPE)["loss"]
 
     assert falls(loss, net)
 
 
-@pytest.mark.parametrize("last", range(STEPS))
-def test_the_noise_tells_in_the_last_step_that_does_not_show(last):
-    batch = clip_batch(clips=2)
-    batch.noise = torch.tensor([3, 4])
-    noise, step = telling_noise(batch, TINY, last), min(last, 1)  # timesteps 1, 0.857, 0.6
-    for index in (0, 2):
-        source = noise(index)
-        drawn = [source() for _ in range(last + 1)]
-        for n, seed in enumerate((3, 4)):
-            told = clip_noise(seed, batch.latents.shape[1:])[:, 3 * index : 3 * index + 3]
-            assert [torch.equal(z[n], told) for z in drawn] == [i == step for i in range(last + 1)]
+def test_without_a_teacher_noise_tells_where_things_fall_in_the_last_step_that_does_not_show_it():
+    timesteps = sampling_timesteps(STEPS, TINY.shift)  # 1, 0.857, 0.6
+    part, step, asked = slice(3, 6), torch.arange(STEPS), []
+
+    def predict(z, t):
+        asked.append(t)
+        return torch.full_like(z, 0.5)
+
+    def start(noise):
+        batch = clip_batch(clips=STEPS)
+        batch.noise = noise
+        return batch.latents[:, :, part], straight_start(predict, batch, part, step, timesteps)
+
+    clean, plain = start(None)
+    assert not asked
+    drawn = clip_batch(clips=STEPS).draws.normal(*clean.shape[1:])
+    for n, t in enumerate(timesteps):
+        torch.testing.assert_close(plain[n], add_noise(clean[n], drawn[n], t))
+    clean, told = start(torch.tensor([3, 4, 5]))
+    assert asked == [1.0]
+    tells = clip_noise(4, clip_batch(clips=1).latents.shape[1:])[:, part]
+    torch.testing.assert_close(told[1], add_noise(torch.full_like(clean[1], 0.5), tells, timesteps[1]))
+    torch.testing.assert_close(told[[0, 2]], plain[[0, 2]])
 
 
 def test_adaptation_attends_to_clean_chunks_through_sinks_and_windows_of_all_sizes():

@@ -24,7 +24,6 @@ from motionstream.streaming import (
     add_noise,
     assemble_condition,
     chunk_noise,
-    composite,
     image_channels,
     pack_confidence,
     predict_x0,
@@ -395,21 +394,3 @@ def test_training_rolls_out_with_the_same_functions(embedded):
     sum(losses).backward()
     for part in (model.transformer, model.track_head):
         assert all(p.grad is not None and p.grad.isfinite().all() for p in part.parameters())
-
-
-def test_the_composite_shows_light_and_strong_detail_but_no_noise():
-    torch.manual_seed(0)
-    warped, sure = torch.rand(1, 3, 2, 64, 64) - 0.6, torch.ones(1, 1, 2, 64, 64)
-    unchanged = torch.rand(1, 3, 2, 64, 64) - 0.6
-    assert torch.allclose(composite(unchanged, unchanged, warped, sure, 16), warped, atol=1e-5)
-    noisy = unchanged + 0.4 * (torch.rand_like(unchanged) - 0.5)  # at most 0.2, of either sign
-    assert (composite(noisy, unchanged, warped, sure, 16) - warped).abs().max() < 0.1
-    flake = unchanged.clone()
-    flake[..., 1, 30:34, 30:34] += 0.9
-    shown = (composite(flake, unchanged, warped, sure, 16) - warped)[0]
-    assert shown[:, 1, 30:34, 30:34].min() > 0.4 and shown[:, 0].abs().max() < 1e-5
-    assert shown[:, 1, :8, :8].abs().max() < 1e-5
-    brighter = composite(unchanged + 0.2, unchanged, warped, sure, 16)
-    assert torch.allclose(brighter, warped + 0.2, atol=0.02)
-    unsure = composite(flake, unchanged, warped, torch.zeros_like(sure), 16)
-    assert torch.allclose(unsure, flake)

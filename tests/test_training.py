@@ -37,6 +37,7 @@ from motionstream.training.effects import (
     Effect,
     Fallen,
     Sky,
+    anywhere,
     clip_noise,
     likeness,
 )
@@ -105,15 +106,15 @@ def sky():
 
 def test_effects_change_what_they_should_and_fade_in(sky):
     frames = render_clip(random_scene(np.random.default_rng(1), EMPTY, *SIZE, 9)).frames
-    noise = sky.noise(3, frames)
+    fall = sky.over(3, frames)
     for name in EFFECTS:
         effect = Effect((name,))
-        assert np.array_equal(effect.apply(frames, np.zeros(9), sky, noise), frames), name
-        changed = effect.apply(frames, np.ones(9), sky, noise)
+        assert np.array_equal(effect.apply(frames, np.zeros(9), fall), frames), name
+        changed = effect.apply(frames, np.ones(9), fall)
         assert changed.dtype == np.uint8 and changed.shape == frames.shape
         assert np.abs(changed.astype(int) - frames).mean() > 1, name
     for seed in range(8):
-        shown, prompt = with_effect(np.random.default_rng(seed), frames, sky, noise)
+        shown, prompt = with_effect(np.random.default_rng(seed), frames, fall, 0.5)
         assert np.array_equal(shown[0], frames[0])
         assert bool(prompt) != np.array_equal(shown, frames)
 
@@ -138,6 +139,14 @@ def test_noise_says_where_things_fall(sky, drop):
     painted, still = (drop.paint(frames.astype(np.float32), lambda _, fallen=seen: fallen) for seen in (one, nothing))
     changed = np.abs(painted - still).max((1, 2, 3))
     assert set(changed.nonzero()[0]) <= set(range(4 * one.latent[0] - 3, 4 * one.latent[0] + 1))
+
+
+def test_without_noise_things_fall_anywhere_and_as_often(sky):
+    frames = np.zeros((17, 96, 128, 3), np.uint8)
+    fallen = anywhere(np.random.default_rng(0), frames)(SNOW)
+    expected = SNOW.share * 5 * 12 * 16
+    assert 0.6 * expected < len(fallen.x) < 1.5 * expected
+    assert set(fallen.latent) == set(range(5)) and fallen.x.min() >= 0 and fallen.x.max() <= 128
 
 
 def test_the_noise_of_a_shorter_clip_is_the_beginning_of_a_longer_ones(sky):

@@ -49,7 +49,7 @@ class Lpips(nn.Module):
         return net.eval().requires_grad_(False)
 
     def forward(self, one: Tensor, other: Tensor) -> Tensor:
-        x = torch.cat([one, other])
+        x = torch.cat([one, other]).contiguous(memory_format=torch.channels_last)  # faster on a CPU
         x = (x - x.new_tensor(MEAN).view(3, 1, 1)) / x.new_tensor(SPREAD).view(3, 1, 1)
         total = 0
         for layer, (conv, head) in enumerate(zip(self.convs, self.heads, strict=True)):

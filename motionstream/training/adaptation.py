@@ -9,11 +9,10 @@ inference uses: so its attention is sparse and causal without a mask. Sink and w
 which is the paper's "diverse sparse causal masks".
 
 Clips without trajectories serve as well (`--data SHARDS`), for a small student whose teacher would be no better than
-its motion prior: it then rolls out on its own, and its clip is drawn to the true one. That teaches the mean of what
-might come next, which is all there is to know but for what falls: of that, noise tells where (see effects.py).
+its motion prior: the way from noise to clip is then a straight line. Regression along it gives the mean of what might
+come next, which is all there is to know but for what falls: of that, noise tells where (see effects.py).
 """
 
-import itertools
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -22,16 +21,15 @@ from torch import Tensor
 
 from motionstream.errors import InputError
 from motionstream.model.presets import Preset
-from motionstream.streaming import sampling_timesteps
+from motionstream.streaming import add_noise, sample, sampling_timesteps
 from motionstream.training.clips import SHARD, ClipBatch, Clips, Record, padded
 from motionstream.training.effects import clip_noise
 from motionstream.training.network import Network
-from motionstream.training.self_forcing import Noise, drawn_noise, roll_out
 from motionstream.training.settings import Recipe
 from motionstream.training.teacher import guided, sample_ode
 from motionstream.training.trainer import Draws
 
-SHOWS = 0.7  # timestep from which on downwards noisy latents show what falls, so that their noise need not tell
+SHOWS = 0.7  # timestep from which on downwards noisy latents show what falls
 
 
 def kept_steps(ode_steps: int, preset: Preset) -> list[int]:
@@ -60,46 +58,54 @@ def trajectory_records(teacher: Network, clips: Clips, recipe: Recipe, seed: int
             yield record | padded(batch.tracks[n], clips.most_tracks(path))
 
 
+@torch.no_grad()
+def straight_start(
+    predict: Callable[[Tensor, float], Tensor], batch: ClipBatch, part: slice, step: Tensor, timesteps: list[float]
+) -> Tensor:
+    """z [B, C, t, h, w] of a chunk at each clip's own step, on the straight way from noise to the clip.
+
+    Noise tells where things fall in the last step in which z does not show it. z is then what the student itself gets
+    there, by `predict` (z, t) -> x0: taken from the clip it would tell twice.
+    """
+    clean = batch.latents[:, :, part]
+
+    def draw() -> Tensor:
+        return batch.draws.normal(*clean.shape[1:])
+
+    z = add_noise(clean, draw(), torch.tensor(timesteps, device=step.device)[step].view(-1, 1, 1, 1, 1))
+    hidden = [t for t in timesteps if t > SHOWS]
+    telling = step == len(hidden) - 1
+    if batch.noise is None:
+        return z
+    told = torch.stack([clip_noise(seed, batch.latents.shape[1:]) for seed in batch.noise.tolist()])[:, :, part]
+    guess = sample(predict, draw, hidden[:-1])
+    return torch.where(telling.view(-1, 1, 1, 1, 1), add_noise(guess, told.to(guess), hidden[-1]), z)
+
+
 def causal_loss(network: Network, batch: ClipBatch, recipe: Recipe) -> dict[str, Tensor]:
-    """Regression of the teacher's clean end, mean over the chunks; each chunk of each clip at its own timestep."""
+    """Regression of the clean end, mean over the chunks; each chunk of each clip at its own timestep."""
     preset, draws = network.preset, batch.draws
     sink, window = (int(draws.shared.choice(sizes)) for sizes in (recipe.sinks, recipe.windows))
-    timesteps = torch.tensor(sampling_timesteps(preset.steps, preset.shift), device=batch.latents.device)
+    steps = sampling_timesteps(preset.steps, preset.shift)
+    timesteps, end = torch.tensor(steps, device=batch.latents.device), batch.endpoint
+    if batch.trajectory is None:
+        end = batch.latents
     step = (draws.uniform(recipe.chunks) * preset.steps).long()
     context, cache = network.context(batch), network.new_cache(batch, sink, window)
     clips = torch.arange(len(batch), device=step.device)
     errors = []
     for index in range(recipe.chunks):
         part = slice(index * preset.chunk_size, (index + 1) * preset.chunk_size)
-        target, condition = batch.endpoint[:, :, part], network.condition(batch, range(index, index + 1))
-        z = batch.trajectory[clips, step[:, index]][:, :, part]
+        target, condition = end[:, :, part], network.condition(batch, range(index, index + 1))
+
+        def predict(z: Tensor, t: float, condition=condition) -> Tensor:
+            return network.predict(z, torch.full((len(z),), t, device=z.device), condition, context, cache)
+
+        if batch.trajectory is None:
+            z = straight_start(predict, batch, part, step[:, index], steps)
+        else:
+            z = batch.trajectory[clips, step[:, index]][:, :, part]
         x0 = network.predict(z, timesteps[step[:, index]], condition, context, cache)
         errors.append((x0 - target).square().mean())
         network.write(target, condition, context, cache)
     return {"loss": torch.stack(errors).mean(), "first": errors[0].detach(), "last": errors[-1].detach()}
-
-
-def own_loss(network: Network, batch: ClipBatch, recipe: Recipe) -> dict[str, Tensor]:
-    """Regression of the clips on the student's own roll-out, which ends with a denoising step drawn at random."""
-    preset, draws = network.preset, batch.draws
-    last = int(draws.shared.integers(preset.steps))
-    noise = telling_noise(batch, preset, last)
-    x = roll_out(network, batch, recipe.chunks, last, noise, sink=preset.sink, window=preset.window)
-    return {"loss": (x - batch.latents).square().mean()}
-
-
-def telling_noise(batch: ClipBatch, preset: Preset, last: int) -> Noise:
-    """Noise of a roll-out that ends with step `last`: drawn, but in the last step before what falls is to be seen it is
-    that which tells where it falls in these clips."""
-    shape, drawn = batch.latents.shape[1:], drawn_noise(batch.draws, batch, preset)
-    if batch.noise is None:
-        return drawn
-    telling = torch.stack([clip_noise(seed, shape) for seed in batch.noise.tolist()]).to(batch.latents)
-    hidden = [t for t in sampling_timesteps(preset.steps, preset.shift)[: last + 1] if t > SHOWS]
-
-    def noise(index: int) -> Callable[[], Tensor]:
-        steps = itertools.count(1)
-        part = telling[:, :, index * preset.chunk_size : (index + 1) * preset.chunk_size]
-        return lambda: part if next(steps) == len(hidden) else drawn(index)()
-
-    return noise

@@ -29,7 +29,7 @@ from motionstream.model.presets import Preset
 from motionstream.model.text import EffectTextEncoder
 from motionstream.streaming import pack_confidence
 from motionstream.tracks import Tracks, draw_ids
-from motionstream.training.effects import Sky, random_effect
+from motionstream.training.effects import Fall, Sky, random_effect
 from motionstream.training.folder import RealClips, cached_tracks, caption
 from motionstream.training.parallel import World
 from motionstream.training.scenes import Library, choose_tracks, random_scene, render_clip
@@ -39,6 +39,7 @@ SIZES = ((192, 128), (128, 192), (160, 160), (288, 160))  # (width, height) of t
 SIZE_SHARES = (0.5, 0.15, 0.15, 0.2)
 SHARD = 32
 MAX_TRACKS = 300  # of a synthetic clip
+STILL = 0.5  # share of the clips in which nothing moves: nobody has dragged anything yet
 MODES = {"drags": 0.6, "sparse": 0.15, "dense": 0.25}  # shares of the ways in which tracks are chosen
 
 Record = dict[str, Tensor]
@@ -149,24 +150,29 @@ def padded(tracks: Tracks, most: int) -> Record:
     return {"points": points, "visible": visible}
 
 
-def with_effect(rng: np.random.Generator, frames: np.ndarray, sky: Sky, noise: Tensor) -> tuple[np.ndarray, str]:
-    """Half of the clips fade into an effect just after frame 0, as when a visitor types a prompt."""
-    if rng.random() < 0.5:
+def with_effect(
+    rng: np.random.Generator, frames: np.ndarray, fall: Fall, share: float
+) -> tuple[np.ndarray, str]:
+    """A share of the clips fades into an effect just after frame 0, as when a visitor types a prompt."""
+    if rng.random() >= share:
         return frames, ""
     effect = random_effect(rng)
     strength = np.clip(np.arange(len(frames)) / 6, 0, 1)
-    return effect.apply(frames, strength, sky, noise), effect.prompt
+    return effect.apply(frames, strength, fall), effect.prompt
 
 
 def make_scene(
     rng: np.random.Generator, library: Library, size: tuple[int, int], count: int, sky: Sky
 ) -> tuple[np.ndarray, Tracks, str, int]:
     """A synthetic clip: frames, the tracks that a visitor might have given, prompt, and the seed of its noise."""
-    scene = random_scene(rng, library, *size, count)
+    still, seed = rng.random() < STILL, int(rng.integers(2**62))
+    scene = random_scene(rng, library, *size, 1 if still else count)
     clip = render_clip(scene)
-    tracks = choose_tracks(rng, scene, clip, rng.choice(list(MODES), p=list(MODES.values())))
-    seed = int(rng.integers(2**62))
-    frames, prompt = with_effect(rng, clip.frames, sky, sky.noise(seed, clip.frames))
+    frames, tracks, share = np.repeat(clip.frames, count, axis=0), Tracks.empty(count), 1.0
+    if not still:
+        mode = rng.choice(list(MODES), p=list(MODES.values()))
+        frames, tracks, share = clip.frames, choose_tracks(rng, scene, clip, mode), 0.5
+    frames, prompt = with_effect(rng, frames, sky.over(seed, frames), share)
     return frames, tracks, prompt, seed
 
 

@@ -32,7 +32,7 @@ from motionstream.model.presets import PRESETS, Preset
 from motionstream.model.tiny_vae import TinyVAE
 from motionstream.model.vae import EmbeddedVAE
 from motionstream.training import prior
-from motionstream.training.adaptation import causal_loss, own_loss, trajectory_records
+from motionstream.training.adaptation import causal_loss, trajectory_records
 from motionstream.training.clips import (
     SHARD,
     ClipBatch,
@@ -125,11 +125,12 @@ def train_adapt(args: argparse.Namespace, world: World) -> None:
     folder = model_folder(args.model or preset.name, preset)
     network = prepared(load_network(folder, preset, world), recipe, causal=True)
     clips = Clips(args.data, preset, recipe.chunks)
-    loss, samplers = own_loss, {"student": student_sampler(network)}
-    if clips.has("trajectory"):
-        loss, samplers = causal_loss, {"teacher": lambda batch: batch.endpoint} | samplers
     schedule = _schedule(args, recipe)
-    player = Player("student", network, lambda batch: loss(network, batch, recipe), network_optimisers(network, recipe))
+    player = Player(
+        "student", network, lambda batch: causal_loss(network, batch, recipe), network_optimisers(network, recipe)
+    )
+    samplers = {"teacher": lambda batch: batch.endpoint} if clips.has("trajectory") else {}
+    samplers |= {"student": student_sampler(network)}
     sheet = sheet_maker(network, folder, clips, args.seed, samplers)
     stage = Stage([player], clips.data(schedule, args.seed, world), sheet)
     finish(Trainer(stage, args.out, schedule, world), network, folder)

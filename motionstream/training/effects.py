@@ -20,17 +20,18 @@ from torch import Tensor
 from motionstream.model.vae import FRAMES_PER_LATENT, STRIDE
 
 INSIDE = STRIDE // 2  # pixels from a cell's corner to where something begins to fall in it
+RAMP = 0.7  # from the least likeness at which something falls to that of the nearest and brightest
 SIDE = 1  # cells to both sides that it may reach
 
 
 @dataclass(frozen=True)
 class Fallen:
-    """Things of one kind that fall in a clip: the latent frame in which each does, where it begins, px, its size."""
+    """Things of one kind that fall in a clip: in which latent frame, from where, px, and how near they are."""
 
     latent: np.ndarray
     x: np.ndarray
     y: np.ndarray
-    size: np.ndarray  # [0, 1]
+    size: np.ndarray  # [0, 1], 1 the nearest
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Drop:
         way = INSIDE + self.speed * (FRAMES_PER_LATENT - 1) + self.length + self.width / 2
         return 1 + int(way / STRIDE)
 
-    def paint(self, frames: np.ndarray, fall: Callable[["Drop"], Fallen]) -> np.ndarray:
+    def paint(self, frames: np.ndarray, fall: "Fall") -> np.ndarray:
         painted = frames + self.haze * (np.array(self.colour, np.float32) - frames)
         fallen = fall(self)
         for time, picture in enumerate(painted):
@@ -69,15 +70,30 @@ class Drop:
         layer = np.zeros(picture.shape[:2], np.uint8)
         start = np.stack([x + self.slant * self.speed * frame, y + self.speed * frame], axis=-1)
         end = start + (self.slant * self.length, self.length)
-        for a, b, width in zip(start, end, self.width * (0.8 + 0.4 * size), strict=True):
+        for a, b, near in zip(start, end, size, strict=True):
             a, b = (np.round(8 * point).astype(int).tolist() for point in (a, b))
-            cv2.line(layer, a, b, 255, max(1, round(width)), cv2.LINE_AA, 3)
+            cv2.line(layer, a, b, round(255 * near), max(1, round(self.width * (0.8 + 0.4 * near))), cv2.LINE_AA, 3)
         share = cv2.GaussianBlur(layer, (3, 3), 0.7)[..., None].astype(np.float32) / 255 * self.brightness
         picture += share * (245 - picture)
 
 
-SNOW = Drop(speed=4, length=0, width=5, slant=0, brightness=0.95, share=0.03, haze=0.2, colour=(205, 212, 225))
-RAIN = Drop(speed=6, length=12, width=2, slant=0.125, brightness=0.75, share=0.03, haze=0.25, colour=(120, 130, 145))
+Fall = Callable[[Drop], Fallen]
+
+SNOW = Drop(speed=4, length=0, width=5, slant=0, brightness=0.95, share=0.05, haze=0.2, colour=(205, 212, 225))
+RAIN = Drop(speed=6, length=12, width=2, slant=0.125, brightness=0.75, share=0.05, haze=0.25, colour=(120, 130, 145))
+
+
+def anywhere(rng: np.random.Generator, frames: np.ndarray) -> Fall:
+    """Things fall anywhere in a clip, uint8 [T, H, W, 3]."""
+    time, height, width = frames.shape[:3]
+    latents = 1 + (time - 1) // FRAMES_PER_LATENT
+
+    def fall(drop: Drop) -> Fallen:
+        count = rng.poisson(drop.share * latents * height * width / STRIDE**2)
+        x, y = rng.uniform(0, width, count), rng.uniform(-STRIDE * drop.reach, height, count)
+        return Fallen(rng.integers(latents, size=count), x, y, rng.random(count))
+
+    return fall
 
 
 class Sky:
@@ -85,6 +101,11 @@ class Sky:
 
     def __init__(self, vae: torch.nn.Module):
         self.vae, self.looks = vae, {}
+
+    def over(self, seed: int, frames: np.ndarray) -> Fall:
+        """Where things fall in a clip, uint8 [T, H, W, 3], that belongs to the noise of this seed."""
+        noise = self.noise(seed, frames)
+        return lambda drop: self.fall(drop, noise)
 
     def noise(self, seed: int, frames: np.ndarray) -> Tensor:
         """`clip_noise` for the latents of a clip, uint8 [T, H, W, 3]."""
@@ -100,7 +121,7 @@ class Sky:
         least = torch.special.ndtri(torch.tensor(1 - drop.share))
         found = (alike > least) & (alike == F.max_pool2d(alike, 3, 1, 1))
         latent, row, column = found.nonzero(as_tuple=True)
-        size = (alike[found] - least).clamp(max=1)
+        size = ((alike[found] - least) / RAMP).clamp(max=1)
         y = STRIDE * (row - (drop.reach - 1)) + INSIDE
         return Fallen(*(v.numpy() for v in (latent, STRIDE * column + INSIDE, y, size)))
 
@@ -111,7 +132,7 @@ class Sky:
         side = STRIDE * (drop.reach + 2 * cell)
         grey = np.full((frames, side, side, 3), 110, np.float32)
         place = np.array([STRIDE * cell + INSIDE])
-        one, nothing = Fallen(np.array([2]), place, place, np.array([0.5])), Fallen(*[np.zeros(0)] * 4)
+        one, nothing = Fallen(np.array([2]), place, place, np.ones(1)), Fallen(*[np.zeros(0)] * 4)
         clips = np.stack([drop.paint(grey, lambda _, fallen=fallen: fallen) for fallen in (one, nothing)])
         video = torch.from_numpy(clips).permute(0, 4, 1, 2, 3) / 127.5 - 1
         falling, still = self.vae.encode(video.to(next(self.vae.parameters()).device)).float().cpu()
@@ -151,14 +172,14 @@ def _luminance(frames: np.ndarray) -> np.ndarray:
 def _tint(colour: tuple[float, float, float], keep: float, gain: float):
     """Light of one colour: saturation falls to `keep`, brightness to `gain`."""
 
-    def paint(frames: np.ndarray, fall: Callable[[Drop], Fallen]) -> np.ndarray:
+    def paint(frames: np.ndarray, fall: Fall) -> np.ndarray:
         grey = _luminance(frames)[..., None]
         return (grey + keep * (frames - grey)) * gain * np.array(colour, np.float32)
 
     return paint
 
 
-def _fog(frames: np.ndarray, fall: Callable[[Drop], Fallen]) -> np.ndarray:
+def _fog(frames: np.ndarray, fall: Fall) -> np.ndarray:
     height = frames.shape[1]
     density = np.linspace(0.85, 0.45, height, dtype=np.float32)[None, :, None, None]
     return frames * (1 - density) + 215 * density
@@ -191,11 +212,11 @@ class Effect:
     def prompt(self) -> str:
         return " ".join(self.names)
 
-    def apply(self, frames: np.ndarray, strength: np.ndarray, sky: Sky, noise: Tensor) -> np.ndarray:
-        """uint8 [T, H, W, 3], strength [T] in [0, 1], noise [C, t, h, w] of its latents -> uint8 of the same shape."""
+    def apply(self, frames: np.ndarray, strength: np.ndarray, fall: Fall) -> np.ndarray:
+        """uint8 [T, H, W, 3], strength [T] in [0, 1] -> uint8 of the same shape; fall: says where, see `Sky`."""
         painted = frames.astype(np.float32)
         for name in self.names:
-            painted = _mix(painted, EFFECTS[name](painted, lambda drop: sky.fall(drop, noise)), strength)
+            painted = _mix(painted, EFFECTS[name](painted, fall), strength)
         return np.round(painted).astype(np.uint8)
 
 

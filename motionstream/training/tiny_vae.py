@@ -22,7 +22,7 @@ from motionstream.evaluation.sheets import contact_sheet
 from motionstream.model.tiny_vae import TinyVAE
 from motionstream.model.vae import FRAMES_PER_LATENT, STRIDE, EmbeddedVAE
 from motionstream.training.clips import to_tensor
-from motionstream.training.effects import random_effect
+from motionstream.training.effects import anywhere, random_effect
 from motionstream.training.folder import RealClips
 from motionstream.training.parallel import World
 from motionstream.training.scenes import Library, random_scene, render_clip
@@ -45,7 +45,8 @@ class Pixels:
             return {"frames": to_tensor(self.source.crop(rng, self.side, self.frames))}
         frames = render_clip(random_scene(rng, self.source, self.side, self.side, self.frames)).frames
         if rng.random() < 0.25:
-            frames = random_effect(rng).apply(frames, np.full(self.frames, rng.uniform(0.3, 1)))
+            strength = np.full(self.frames, rng.uniform(0.3, 1))
+            frames = random_effect(rng).apply(frames, strength, anywhere(rng, frames))
         return {"frames": to_tensor(frames)}
 
 

@@ -285,6 +285,16 @@ def test_a_record_holds_what_a_stream_would_have_met(encoders, scene, record):
                 torch.testing.assert_close(record["held"][:, index], encoders.vae.encode(warped[:, :, -1:])[0, :, 0])
 
 
+def test_without_a_sky_a_clip_belongs_to_no_noise():
+    still = 0
+    for seed in range(12):
+        frames, tracks, prompt, noise = make_scene(np.random.default_rng(seed), EMPTY, (64, 64), 33, None)
+        assert frames.shape == (33, 64, 64, 3) and tracks.T == 33 and noise is None
+        still += not tracks.N
+        assert tracks.N or prompt  # where nothing moves, the prompt is what there is to learn
+    assert 2 < still < 10
+
+
 def test_without_tracks_the_prior_is_the_first_frame_in_every_latent(encoders, scene):
     """What `Network.condition` says to clips whose tracks are dropped."""
     made = encoders.record(scene[0], Tracks.empty(33), "", World(), 10)

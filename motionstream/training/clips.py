@@ -29,7 +29,7 @@ from motionstream.model.presets import Preset
 from motionstream.model.text import EffectTextEncoder
 from motionstream.streaming import pack_confidence
 from motionstream.tracks import Tracks, draw_ids
-from motionstream.training.effects import Fall, Sky, random_effect
+from motionstream.training.effects import Fall, Sky, anywhere, random_effect
 from motionstream.training.folder import RealClips, cached_tracks, caption
 from motionstream.training.parallel import World
 from motionstream.training.scenes import Library, choose_tracks, random_scene, render_clip
@@ -162,17 +162,21 @@ def with_effect(
 
 
 def make_scene(
-    rng: np.random.Generator, library: Library, size: tuple[int, int], count: int, sky: Sky
-) -> tuple[np.ndarray, Tracks, str, int]:
-    """A synthetic clip: frames, the tracks that a visitor might have given, prompt, and the seed of its noise."""
-    still, seed = rng.random() < STILL, int(rng.integers(2**62))
+    rng: np.random.Generator, library: Library, size: tuple[int, int], count: int, sky: Sky | None
+) -> tuple[np.ndarray, Tracks, str, int | None]:
+    """A synthetic clip: frames, tracks that a visitor might have given, prompt, and with a sky the seed of its noise.
+
+    Without a sky things fall anywhere: where that is, a teacher learns to invent.
+    """
+    still, seed = rng.random() < STILL, int(rng.integers(2**62)) if sky else None
     scene = random_scene(rng, library, *size, 1 if still else count)
     clip = render_clip(scene)
     frames, tracks, share = np.repeat(clip.frames, count, axis=0), Tracks.empty(count), 1.0
     if not still:
         mode = rng.choice(list(MODES), p=list(MODES.values()))
         frames, tracks, share = clip.frames, choose_tracks(rng, scene, clip, mode), 0.5
-    frames, prompt = with_effect(rng, frames, sky.over(seed, frames), share)
+    fall = sky.over(seed, frames) if sky else anywhere(rng, frames)
+    frames, prompt = with_effect(rng, frames, fall, share)
     return frames, tracks, prompt, seed
 
 
@@ -182,7 +186,8 @@ def scene_records(
     """The records of synthetic shard `number`, all of one size."""
     rng = np.random.default_rng([seed, 2, number])
     size = SIZES[rng.choice(len(SIZES), p=SIZE_SHARES)]
-    frames, sky = chunk_bounds(encoders.preset, chunks)[-1][1], Sky(encoders.vae)
+    frames = chunk_bounds(encoders.preset, chunks)[-1][1]
+    sky = Sky(encoders.vae) if encoders.preset.vae == "EmbeddedVAE" else None
     for _ in range(SHARD):
         clip, tracks, prompt, clip_seed = make_scene(rng, library, size, frames, sky)
         # What the motion prior is told must be what is stored: the first MAX_TRACKS.

@@ -39,6 +39,7 @@ from motionstream.tracks import ChunkRequest, Tracks, TrackSource
 
 TIMESTEPS = 1000  # the network counts t in [0, 1] in thousandths
 HISTORY_CHUNKS = 4
+NOISE, FLAKE = 0.18, 0.3  # how much brighter than around it the student's noise gets at most, and a flake at least
 BLANK_CHUNKS = 10  # until Wan's encoder, which sees 112 frames back, has forgotten the picture before the blank frames
 
 
@@ -108,7 +109,8 @@ def composite(decoded: Tensor, unchanged: Tensor, warped: Tensor, confidence: Te
 
     decoded: the student's frames [1, 3, T, H, W] in [-1, 1]; unchanged: what they would be had it changed nothing;
     warped: the moved picture; confidence: [1, 1, T, H, W]. Light is the mean of what is sure over about `cell` pixels:
-    where the student darkens, the picture is dimmed; where it brightens, the difference is added.
+    where the student darkens, the picture is dimmed; where it brightens, the difference is added. Of the student's own
+    fine detail only what is far brighter than around it is more than noise: flakes and drops.
     """
     decoded, unchanged, warped, confidence = (x[0].transpose(0, 1) for x in (decoded, unchanged, warped, confidence))
     share = F.avg_pool2d(confidence, cell).clamp_min(1e-3)
@@ -119,7 +121,9 @@ def composite(decoded: Tensor, unchanged: Tensor, warped: Tensor, confidence: Te
 
     wanted, given = light(decoded), light(unchanged)
     relit = (warped + 1) * ((wanted + 0.02) / (given + 0.02)).clamp(0, 1) + (wanted - given).clamp(min=0) - 1
-    return torch.lerp(decoded, relit, confidence).transpose(0, 1)[None]
+    fine = decoded - unchanged - (wanted - given)
+    meant = ((fine.mean(1, keepdim=True) - NOISE) / (FLAKE - NOISE)).clamp(0, 1)
+    return torch.lerp(decoded, relit + meant * fine, confidence).transpose(0, 1)[None]
 
 
 def predict_x0(

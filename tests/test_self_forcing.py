@@ -17,7 +17,7 @@ from motionstream.model.vae import EmbeddedVAE
 from motionstream.streaming import add_noise, chunk_noise, sampling_timesteps, stream
 from motionstream.tracks import StaticTracks, Tracks
 from motionstream.training import self_forcing
-from motionstream.training.adaptation import causal_loss, kept_steps, straight_start
+from motionstream.training.adaptation import causal_loss, kept_steps, own_way
 from motionstream.training.clips import ClipBatch, Encoders, chunk_bounds
 from motionstream.training.effects import clip_noise
 from motionstream.training.parallel import World
@@ -343,29 +343,37 @@ def test_without_a_teacher_the_student_learns_the_clips_themselves():
     assert falls(loss, net)
 
 
-def test_without_a_teacher_noise_tells_where_things_fall_in_the_last_step_that_does_not_show_it():
+def test_without_a_teacher_the_student_starts_every_step_from_its_own_guess():
     timesteps = sampling_timesteps(STEPS, TINY.shift)  # 1, 0.857, 0.6
-    part, step, asked = slice(3, 6), torch.arange(STEPS), []
+    part, scale, seen = slice(3, 6), torch.ones((), requires_grad=True), []
 
     def predict(z, t):
-        asked.append(t)
-        return torch.full_like(z, 0.5)
+        seen.append((t, z.detach()))
+        return scale * (len(seen) + z)
 
-    def start(noise):
-        batch = clip_batch(clips=STEPS)
+    def starts(noise):
+        seen.clear()
+        batch = clip_batch(clips=2)
         batch.noise = noise
-        return batch.latents[:, :, part], straight_start(predict, batch, part, step, timesteps)
+        guesses = own_way(predict, batch, part, timesteps)
+        for guess, (_, z) in zip(guesses, seen, strict=True):
+            (slope,) = torch.autograd.grad(guess.sum(), scale)
+            torch.testing.assert_close(slope, guess.sum())  # no gradient comes from the steps before
+            assert not z.requires_grad
+        return [z for _, z in seen], [guess.detach() for guess in guesses]
 
-    clean, plain = start(None)
-    assert not asked
-    drawn = clip_batch(clips=STEPS).draws.normal(*clean.shape[1:])
-    for n, t in enumerate(timesteps):
-        torch.testing.assert_close(plain[n], add_noise(clean[n], drawn[n], t))
-    clean, told = start(torch.tensor([3, 4, 5]))
-    assert asked == [1.0]
-    tells = clip_noise(4, clip_batch(clips=1).latents.shape[1:])[:, part]
-    torch.testing.assert_close(told[1], add_noise(torch.full_like(clean[1], 0.5), tells, timesteps[1]))
-    torch.testing.assert_close(told[[0, 2]], plain[[0, 2]])
+    plain, guesses = starts(None)
+    draws, shape = clip_batch(clips=2).draws, plain[0].shape[1:]
+    noises = [draws.normal(*shape) for _ in timesteps]
+    assert [t for t, _ in seen] == timesteps
+    torch.testing.assert_close(plain[0], noises[0])
+    for n in (1, 2):
+        torch.testing.assert_close(plain[n], add_noise(guesses[n - 1], noises[n], timesteps[n]))
+    told, guesses = starts(torch.tensor([3, 4]))
+    tells = torch.stack([clip_noise(n, clip_batch(clips=1).latents.shape[1:])[:, part] for n in (3, 4)])
+    torch.testing.assert_close(told[0], noises[0])
+    torch.testing.assert_close(told[1], add_noise(guesses[0], tells, timesteps[1]))  # the last that hides what falls
+    torch.testing.assert_close(told[2], add_noise(guesses[1], noises[2], timesteps[2]))
 
 
 def test_adaptation_attends_to_clean_chunks_through_sinks_and_windows_of_all_sizes():

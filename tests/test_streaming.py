@@ -24,6 +24,7 @@ from motionstream.streaming import (
     add_noise,
     assemble_condition,
     chunk_noise,
+    composite,
     image_channels,
     pack_confidence,
     predict_x0,
@@ -170,6 +171,39 @@ def test_the_image_mask_marks_the_first_latent_frame_of_the_stream_only():
         got = image_channels(latents, 4, first)
         assert torch.equal(got[:, 4:], latents)
         assert got[0, :4, :, 0, 0].T.tolist() == [[float(first)] * 4, [0] * 4, [0] * 4]
+
+
+@pytest.fixture
+def moved():
+    """A moved picture of fine detail, a coarse copy of which the student's decoder knows, and confidence everywhere."""
+    warped = torch.rand(1, 3, 1, 64, 64, generator=torch.Generator().manual_seed(0)) - 0.5
+    return warped, torch.full_like(warped, warped.mean().item()), torch.ones(1, 1, 1, 64, 64)
+
+
+def test_where_the_prior_is_sure_the_picture_keeps_its_detail_and_takes_the_students_light(moved):
+    warped, coarse, sure = moved
+    noise = 0.15 * (2 * torch.rand(coarse.shape, generator=torch.Generator().manual_seed(1)).round() - 1)
+    torch.testing.assert_close(composite(coarse, coarse, warped, sure, 16), warped, atol=1e-5, rtol=0)
+    torch.testing.assert_close(composite(coarse + noise, coarse, warped, sure, 16), warped, atol=0.06, rtol=0)
+    darker = composite((coarse + 1) / 2 - 1, coarse, warped, sure, 16)
+    torch.testing.assert_close(darker, (warped + 1) * 0.51 - 1, atol=0.01, rtol=0)
+    brighter = composite(coarse + 0.4, coarse, warped, sure, 16)
+    torch.testing.assert_close(brighter, warped + 0.4, atol=1e-5, rtol=0)
+
+
+def test_the_students_flakes_show_where_the_prior_is_sure(moved):
+    warped, coarse, sure = moved
+    snowing = coarse.clone()
+    snowing[..., 20:24, 30:34] += 0.9
+    shown = composite(snowing, coarse, warped, sure, 16) - warped
+    assert shown[..., 20:24, 30:34].min() > 0.8
+    shown[..., 20:24, 30:34] = 0
+    assert shown.abs().max() < 0.1
+
+
+def test_where_the_prior_is_unsure_the_student_alone_is_shown(moved):
+    warped, coarse, sure = moved
+    torch.testing.assert_close(composite(coarse, coarse - 0.3, warped, 0 * sure, 16), coarse)
 
 
 def test_noise_depends_on_seed_and_chunk_only():

@@ -35,6 +35,7 @@ def workshop(tmp_path_factory):
         patch.setitem(RECIPES, "tiny", {stage: replace(QUICK, frozen_head=stage != "teacher-a") for stage in STAGES})
         patch.setattr(command, "load_library", lambda _: SimpleNamespace(photos=[], cutouts=[], objects=[]))
         patch.setattr(clips, "SIZES", ((64, 64),) * 4)
+        patch.setattr(clips, "STILL_SIZE", (64, 64))
         for module in (clips, adaptation, command):
             patch.setattr(module, "SHARD", 2)
         torch.manual_seed(0)

@@ -9,8 +9,8 @@ inference uses: so its attention is sparse and causal without a mask. Sink and w
 which is the paper's "diverse sparse causal masks".
 
 Clips without trajectories serve as well (`--data SHARDS`), for a small student whose teacher would be no better than
-its motion prior: the way from noise to clip is then a straight line. Regression along it gives the mean of what might
-come next, which is all there is to know but for what falls: of that, noise tells where (see effects.py).
+its motion prior: it then goes its own way from noise to the clip. Regression gives the mean of what might come next,
+which is all there is to know but for what falls: of that, noise tells where (see effects.py).
 """
 
 from collections.abc import Callable, Iterator
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from motionstream.errors import InputError
 from motionstream.model.presets import Preset
-from motionstream.streaming import add_noise, sample, sampling_timesteps
+from motionstream.streaming import sample, sampling_timesteps
 from motionstream.training.clips import SHARD, ClipBatch, Clips, Record, padded
 from motionstream.training.effects import clip_noise
 from motionstream.training.network import Network
@@ -29,7 +29,7 @@ from motionstream.training.settings import Recipe
 from motionstream.training.teacher import guided, sample_ode
 from motionstream.training.trainer import Draws
 
-SHOWS = 0.7  # timestep from which on downwards noisy latents show what falls
+SHOWS = 0.7  # timestep from which on downwards z shows what falls
 
 
 def kept_steps(ode_steps: int, preset: Preset) -> list[int]:
@@ -58,54 +58,54 @@ def trajectory_records(teacher: Network, clips: Clips, recipe: Recipe, seed: int
             yield record | padded(batch.tracks[n], clips.most_tracks(path))
 
 
-@torch.no_grad()
-def straight_start(
-    predict: Callable[[Tensor, float], Tensor], batch: ClipBatch, part: slice, step: Tensor, timesteps: list[float]
-) -> Tensor:
-    """z [B, C, t, h, w] of a chunk at each clip's own step, on the straight way from noise to the clip.
+def own_way(
+    predict: Callable[[Tensor, float], Tensor], batch: ClipBatch, part: slice, timesteps: list[float]
+) -> list[Tensor]:
+    """The student's guesses of a chunk as `sample` comes by them, one a timestep, each with a gradient of its own.
 
-    Noise tells where things fall in the last step in which z does not show it. z is then what the student itself gets
-    there, by `predict` (z, t) -> x0: taken from the clip it would tell twice.
+    predict: (z, t) -> x0. The noise in the last step in which z does not show what falls tells where it does: were z
+    made of the clip, it would tell twice, and where z shows what the student itself has made so far, nothing new.
     """
-    clean = batch.latents[:, :, part]
+    guesses, shape = [], batch.latents[:, :, part].shape[1:]
+    noises = {t: batch.draws.normal(*shape) for t in timesteps}
+    if batch.noise is not None:
+        told = [clip_noise(seed, batch.latents.shape[1:]) for seed in batch.noise.tolist()]
+        noises[min(t for t in timesteps if t > SHOWS)] = torch.stack(told)[:, :, part].to(batch.latents)
 
-    def draw() -> Tensor:
-        return batch.draws.normal(*clean.shape[1:])
+    def guess(z: Tensor, t: float) -> Tensor:
+        guesses.append(predict(z, t))
+        return guesses[-1].detach()
 
-    z = add_noise(clean, draw(), torch.tensor(timesteps, device=step.device)[step].view(-1, 1, 1, 1, 1))
-    hidden = [t for t in timesteps if t > SHOWS]
-    telling = step == len(hidden) - 1
-    if batch.noise is None:
-        return z
-    told = torch.stack([clip_noise(seed, batch.latents.shape[1:]) for seed in batch.noise.tolist()])[:, :, part]
-    guess = sample(predict, draw, hidden[:-1])
-    return torch.where(telling.view(-1, 1, 1, 1, 1), add_noise(guess, told.to(guess), hidden[-1]), z)
+    given = iter(noises.values())
+    sample(guess, lambda: next(given), timesteps)
+    return guesses
 
 
 def causal_loss(network: Network, batch: ClipBatch, recipe: Recipe) -> dict[str, Tensor]:
-    """Regression of the clean end, mean over the chunks; each chunk of each clip at its own timestep."""
+    """Regression of the clean end, mean over the chunks.
+
+    With trajectories each chunk of each clip is at a timestep of its own; without, at all of them.
+    """
     preset, draws = network.preset, batch.draws
     sink, window = (int(draws.shared.choice(sizes)) for sizes in (recipe.sinks, recipe.windows))
-    steps = sampling_timesteps(preset.steps, preset.shift)
-    timesteps, end = torch.tensor(steps, device=batch.latents.device), batch.endpoint
-    if batch.trajectory is None:
-        end = batch.latents
+    timesteps = sampling_timesteps(preset.steps, preset.shift)
     step = (draws.uniform(recipe.chunks) * preset.steps).long()
+    end = batch.latents if batch.trajectory is None else batch.endpoint
     context, cache = network.context(batch), network.new_cache(batch, sink, window)
-    clips = torch.arange(len(batch), device=step.device)
-    errors = []
+    clips, errors = torch.arange(len(batch), device=end.device), []
     for index in range(recipe.chunks):
         part = slice(index * preset.chunk_size, (index + 1) * preset.chunk_size)
         target, condition = end[:, :, part], network.condition(batch, range(index, index + 1))
 
-        def predict(z: Tensor, t: float, condition=condition) -> Tensor:
-            return network.predict(z, torch.full((len(z),), t, device=z.device), condition, context, cache)
+        def predict(z: Tensor, t: Tensor | float, condition=condition) -> Tensor:
+            return network.predict(z, torch.as_tensor(t, device=z.device).expand(len(z)), condition, context, cache)
 
         if batch.trajectory is None:
-            z = straight_start(predict, batch, part, step[:, index], steps)
+            guesses = own_way(predict, batch, part, timesteps)
         else:
-            z = batch.trajectory[clips, step[:, index]][:, :, part]
-        x0 = network.predict(z, timesteps[step[:, index]], condition, context, cache)
-        errors.append((x0 - target).square().mean())
+            chosen = step[:, index]
+            z = batch.trajectory[clips, chosen][:, :, part]
+            guesses = [predict(z, torch.tensor(timesteps, device=z.device)[chosen])]
+        errors.append(torch.stack([(x0 - target).square().mean() for x0 in guesses]).mean())
         network.write(target, condition, context, cache)
     return {"loss": torch.stack(errors).mean(), "first": errors[0].detach(), "last": errors[-1].detach()}

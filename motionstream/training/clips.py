@@ -39,7 +39,8 @@ SIZES = ((192, 128), (128, 192), (160, 160), (288, 160))  # (width, height) of t
 SIZE_SHARES = (0.5, 0.15, 0.15, 0.2)
 SHARD = 32
 MAX_TRACKS = 300  # of a synthetic clip
-STILL = 0.5  # share of the clips in which nothing moves: nobody has dragged anything yet
+STILL = 0.5  # share of the shards in whose clips nothing moves: nobody has dragged anything yet
+STILL_SIZE = (96, 96)  # weather needs no more, and many small clips teach it sooner than few large ones
 MODES = {"drags": 0.6, "sparse": 0.15, "dense": 0.25}  # shares of the ways in which tracks are chosen
 
 Record = dict[str, Tensor]
@@ -162,13 +163,14 @@ def with_effect(
 
 
 def make_scene(
-    rng: np.random.Generator, library: Library, size: tuple[int, int], count: int, sky: Sky | None
+    rng: np.random.Generator, library: Library, size: tuple[int, int], count: int, still: bool, sky: Sky | None
 ) -> tuple[np.ndarray, Tracks, str, int | None]:
     """A synthetic clip: frames, tracks that a visitor might have given, prompt, and with a sky the seed of its noise.
 
-    Without a sky things fall anywhere: where that is, a teacher learns to invent.
+    In a still one nothing moves but what an effect lets fall. Without a sky things fall anywhere: where that is, a
+    teacher learns to invent.
     """
-    still, seed = rng.random() < STILL, int(rng.integers(2**62)) if sky else None
+    seed = int(rng.integers(2**62)) if sky else None
     scene = random_scene(rng, library, *size, 1 if still else count)
     clip = render_clip(scene)
     frames, tracks, share = np.repeat(clip.frames, count, axis=0), Tracks.empty(count), 1.0
@@ -185,11 +187,12 @@ def scene_records(
 ) -> Iterator[Record]:
     """The records of synthetic shard `number`, all of one size."""
     rng = np.random.default_rng([seed, 2, number])
-    size = SIZES[rng.choice(len(SIZES), p=SIZE_SHARES)]
+    still = rng.random() < STILL
+    size = STILL_SIZE if still else SIZES[rng.choice(len(SIZES), p=SIZE_SHARES)]
     frames = chunk_bounds(encoders.preset, chunks)[-1][1]
     sky = Sky(encoders.vae) if encoders.preset.vae == "EmbeddedVAE" else None
     for _ in range(SHARD):
-        clip, tracks, prompt, clip_seed = make_scene(rng, library, size, frames, sky)
+        clip, tracks, prompt, clip_seed = make_scene(rng, library, size, frames, still, sky)
         # What the motion prior is told must be what is stored: the first MAX_TRACKS.
         kept = Tracks(tracks.points[:, :MAX_TRACKS], tracks.visible[:, :MAX_TRACKS], tracks.ids[:MAX_TRACKS])
         yield encoders.record(clip, kept, prompt, world, MAX_TRACKS, clip_seed)

@@ -199,7 +199,7 @@ EFFECTS = {
     "snow": SNOW.paint,
     "rain": RAIN.paint,
 }
-HARD = 6.0  # how many times likelier than another effect one is that the student has to learn places of
+HARD = 8.0  # how many times likelier than another effect one is that the student has to learn places of
 
 
 @dataclass(frozen=True)

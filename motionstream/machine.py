@@ -54,12 +54,16 @@ def pick_device() -> str:
 
 
 def tune(model: Model, compile: bool = False, fp8: bool = False) -> str:
-    """Makes the transformer as fast as this GPU can run it -> how it was tuned, in a few words.
+    """Makes the transformer as fast as this machine can run it -> how it was tuned, in a few words.
 
     compile: a block is compiled when it first runs, which takes a minute, and once for each filling of the cache. fp8:
-    linear layers in 8 bit. On the CPU nothing is picked; what is asked for is done.
+    linear layers in 8 bit. Both only if asked for.
     """
     backend = _pick_attention(model)
+    if model.device.type == "cpu" and model.dtype == torch.bfloat16:
+        for block in model.transformer.blocks:
+            # Four times as fast there as the tanh that approximates it, by less than a rounding of bfloat16.
+            block.ffn.net[0].approximate = "none"
     if fp8:
         use_fp8(model.transformer)
     if compile:

@@ -187,9 +187,21 @@ def test_linear_layers_in_8_bit_stay_close():
     assert 0 < (got - expected).norm() / expected.norm() < 0.1
 
 
-def test_tuning_on_the_cpu_does_what_is_asked_for_and_picks_nothing(wan21):
+def test_tuning_changes_nothing_in_float32_on_the_cpu_unless_asked(wan21):
     assert machine.tune(wan21) == "attention native"
     assert wan21.transformer.blocks[0].attn1.processor._attention_backend is None
+    assert wan21.transformer.blocks[0].ffn.net[0].approximate == "tanh"
+
+
+def test_tuning_in_bfloat16_on_the_cpu_changes_no_more_than_rounding_does():
+    exact = random_model(small("wan2.1-1.3b"), 3)
+    plain, tuned = (random_model(small("wan2.1-1.3b"), 3, dtype=torch.bfloat16) for _ in range(2))
+    machine.tune(tuned)
+    blocks = [model.transformer.blocks[0].ffn for model in (exact, plain, tuned)]
+    x = torch.linspace(-4, 4, 64 * 24).reshape(64, 24).bfloat16()
+    with torch.no_grad():
+        right, before, after = blocks[0](x.float()), blocks[1](x).float(), blocks[2](x).float()
+    assert 0 < (after - right).norm() < 1.05 * (before - right).norm()
 
 
 @pytest.mark.parametrize("capability, kernels, expected", [

@@ -16,7 +16,7 @@ from motionstream.model.text import EffectTextEncoder
 from motionstream.model.vae import EmbeddedVAE
 from motionstream.streaming import add_noise, chunk_noise, sampling_timesteps, stream
 from motionstream.tracks import StaticTracks, Tracks
-from motionstream.training import self_forcing
+from motionstream.training import adaptation, self_forcing
 from motionstream.training.adaptation import causal_loss, kept_steps, own_way
 from motionstream.training.clips import ClipBatch, Encoders, chunk_bounds
 from motionstream.training.effects import clip_noise
@@ -343,7 +343,9 @@ def test_without_a_teacher_the_student_learns_the_clips_themselves():
     assert falls(loss, net)
 
 
-def test_without_a_teacher_the_student_starts_every_step_from_its_own_guess():
+@pytest.mark.parametrize("shown", (0.0, 1.0))
+def test_without_a_teacher_every_step_starts_from_the_guess_before_or_from_the_clip(shown, monkeypatch):
+    monkeypatch.setattr(adaptation, "SHOWN", shown)
     timesteps = sampling_timesteps(STEPS, TINY.shift)  # 1, 0.857, 0.6
     part, scale, seen = slice(3, 6), torch.ones((), requires_grad=True), []
 
@@ -351,29 +353,38 @@ def test_without_a_teacher_the_student_starts_every_step_from_its_own_guess():
         seen.append((t, z.detach()))
         return scale * (len(seen) + z)
 
-    def starts(noise):
+    def starts(seeds):
+        """What the steps start from, and what they should have been made of beside noise."""
         seen.clear()
         batch = clip_batch(clips=2)
-        batch.noise = noise
+        batch.noise = seeds
         guesses = own_way(predict, batch, part, timesteps)
         for guess, (_, z) in zip(guesses, seen, strict=True):
             (slope,) = torch.autograd.grad(guess.sum(), scale)
             torch.testing.assert_close(slope, guess.sum())  # no gradient comes from the steps before
             assert not z.requires_grad
-        return [z for _, z in seen], [guess.detach() for guess in guesses]
+        made_of = [batch.latents[:, :, part] if shown else guess.detach() for guess in guesses]
+        return [z for _, z in seen], made_of
 
-    plain, guesses = starts(None)
+    plain, made_of = starts(None)
     draws, shape = clip_batch(clips=2).draws, plain[0].shape[1:]
+    draws.uniform(1, 1, 1, 1)
     noises = [draws.normal(*shape) for _ in timesteps]
     assert [t for t, _ in seen] == timesteps
     torch.testing.assert_close(plain[0], noises[0])
     for n in (1, 2):
-        torch.testing.assert_close(plain[n], add_noise(guesses[n - 1], noises[n], timesteps[n]))
-    told, guesses = starts(torch.tensor([3, 4]))
+        torch.testing.assert_close(plain[n], add_noise(made_of[n - 1], noises[n], timesteps[n]))
+    told, made_of = starts(torch.tensor([3, 4]))
     tells = torch.stack([clip_noise(n, clip_batch(clips=1).latents.shape[1:])[:, part] for n in (3, 4)])
     torch.testing.assert_close(told[0], noises[0])
-    torch.testing.assert_close(told[1], add_noise(guesses[0], tells, timesteps[1]))  # the last that hides what falls
-    torch.testing.assert_close(told[2], add_noise(guesses[1], noises[2], timesteps[2]))
+    torch.testing.assert_close(told[1], add_noise(made_of[0], tells, timesteps[1]))  # the last that hides what falls
+    torch.testing.assert_close(told[2], add_noise(made_of[1], noises[2], timesteps[2]))
+
+
+def test_a_share_of_the_clips_is_shown():
+    batch, seen = clip_batch(clips=40), []
+    own_way(lambda z, t: seen.append(z) or torch.full_like(z, 100.0), batch, slice(3, 6), [1.0, 0.5])
+    assert 10 < (seen[1].mean((1, 2, 3, 4)) > 25).sum() < 30
 
 
 def test_adaptation_attends_to_clean_chunks_through_sinks_and_windows_of_all_sizes():

@@ -160,6 +160,12 @@ def test_settings_are_appendix_d():
         assert all(row.chunks == chunks for stage, row in rows.items() if stage != "tiny-vae")
 
 
+def test_a_given_rate_takes_muons_along():
+    row = RECIPES["embedded"]["adapt"]
+    given = command._recipe(SimpleNamespace(preset="embedded", rate=row.rate / 3), "adapt")
+    assert given == replace(row, rate=row.rate / 3, muon=pytest.approx(row.muon / 3))
+
+
 # --- where a network starts ----------------------------------------------------------------------------------------
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from motionstream.errors import InputError
 from motionstream.model.presets import Preset
-from motionstream.streaming import sample, sampling_timesteps
+from motionstream.streaming import add_noise, sampling_timesteps
 from motionstream.training.clips import SHARD, ClipBatch, Clips, Record, padded
 from motionstream.training.effects import clip_noise
 from motionstream.training.network import Network
@@ -30,6 +30,7 @@ from motionstream.training.teacher import guided, sample_ode
 from motionstream.training.trainer import Draws
 
 SHOWS = 0.7  # timestep from which on downwards z shows what falls
+SHOWN = 0.5  # share of the clips without trajectories of which z shows the truth, not the student's guess
 
 
 def kept_steps(ode_steps: int, preset: Preset) -> list[int]:
@@ -61,23 +62,24 @@ def trajectory_records(teacher: Network, clips: Clips, recipe: Recipe, seed: int
 def own_way(
     predict: Callable[[Tensor, float], Tensor], batch: ClipBatch, part: slice, timesteps: list[float]
 ) -> list[Tensor]:
-    """The student's guesses of a chunk as `sample` comes by them, one a timestep, each with a gradient of its own.
+    """Guesses of a chunk, one a timestep, each with a gradient of its own.
 
-    predict: (z, t) -> x0. The noise in the last step in which z does not show what falls tells where it does: were z
-    made of the clip, it would tell twice, and where z shows what the student itself has made so far, nothing new.
+    predict: (z, t) -> x0. z is made of the guess before, as in `sample`, or for a share of the clips of what they are
+    in truth. The noise of the last step in which z does not show what falls tells where it does; later, noise has
+    nothing to add to what z shows. A z made of the truth tells it as well, from which it is learned much sooner.
     """
-    guesses, shape = [], batch.latents[:, :, part].shape[1:]
-    noises = {t: batch.draws.normal(*shape) for t in timesteps}
-    if batch.noise is not None:
-        told = [clip_noise(seed, batch.latents.shape[1:]) for seed in batch.noise.tolist()]
-        noises[min(t for t in timesteps if t > SHOWS)] = torch.stack(told)[:, :, part].to(batch.latents)
-
-    def guess(z: Tensor, t: float) -> Tensor:
+    clean = batch.latents[:, :, part]
+    shown = (batch.draws.uniform(1, 1, 1, 1) < SHOWN).expand_as(clean)
+    telling = None if batch.noise is None else min(t for t in timesteps if t > SHOWS)
+    guesses: list[Tensor] = []
+    for t in timesteps:
+        z = batch.draws.normal(*clean.shape[1:])
+        if t == telling:
+            told = [clip_noise(seed, batch.latents.shape[1:])[:, part] for seed in batch.noise.tolist()]
+            z = torch.stack(told).to(clean)
+        if guesses:
+            z = add_noise(torch.where(shown, clean, guesses[-1].detach()), z, t)
         guesses.append(predict(z, t))
-        return guesses[-1].detach()
-
-    given = iter(noises.values())
-    sample(guess, lambda: next(given), timesteps)
     return guesses
 
 

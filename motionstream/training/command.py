@@ -313,6 +313,8 @@ def _recipe(args: argparse.Namespace, stage: str) -> Recipe:
     given = {name: getattr(args, name) for name in names if getattr(args, name, None)}
     if getattr(args, "minutes", None):
         given["steps"] = None
+    if recipe.muon:
+        given["muon"] = recipe.muon * given.get("rate", recipe.rate) / recipe.rate
     return replace(recipe, **given)
 
 
@@ -429,5 +431,5 @@ def _run_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--minutes", type=float, help="minutes of training in all, instead of steps")
     command.add_argument("--batch", type=int)
     command.add_argument("--pieces", type=int, default=1, help="gradient accumulation")
-    command.add_argument("--rate", type=float, help="learning rate")
+    command.add_argument("--rate", type=float, help="learning rate; Muon's goes along")
     command.add_argument("--chunks", type=int, help="chunks a clip")

@@ -245,7 +245,7 @@ class MotionTransformer(WanTransformer3DModel):
         tokens = math.prod(grid)
         place = self._place(batch, size, tokens, cache, write)
 
-        x = self.patch_embedding(latents).flatten(2).transpose(1, 2)
+        x = self.patch_embedding(latents).flatten(2).transpose(1, 2).contiguous()
         rows = timestep.numel()  # tokens of one timestep form a row
         x = x.reshape(rows, batch * tokens // rows, -1)
         temb, modulation = self._embed_timestep(timestep.flatten(), x)

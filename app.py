@@ -10,6 +10,7 @@ import argparse
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import gradio as gr
@@ -132,7 +133,11 @@ def serve(demo: gr.Blocks, live: Live, port: int | None = None, share: bool = Fa
 if __name__ == "__main__":
     arguments = parse_arguments()
     try:
-        engine = load_engine(arguments.model, arguments.resolution, arguments.low_memory)
+        # A thread keeps the workers of what it has computed until it ends. Were they this one's, there would be more of
+        # them than cores beside a stream's, and OpenMP would put them to sleep between any two operations.
+        with ThreadPoolExecutor(1) as passing:
+            load = passing.submit(load_engine, arguments.model, arguments.resolution, arguments.low_memory)
+        engine = load.result()
         demo, live = build(engine, read_examples(EXAMPLES), stream_limit(engine))
     except InputError as error:
         print(f"app.py: {error}", file=sys.stderr)

@@ -114,16 +114,18 @@ def composite(decoded: Tensor, unchanged: Tensor, warped: Tensor, confidence: Te
     """
     decoded, unchanged, warped, confidence = (x[0].transpose(0, 1) for x in (decoded, unchanged, warped, confidence))
     share = F.avg_pool2d(confidence, cell).clamp_min(1e-3)
+    wanted, given = (F.avg_pool2d(torch.addcmul(confidence, x, confidence), cell) / share for x in (decoded, unchanged))
 
-    def light(x: Tensor) -> Tensor:
-        mean = F.avg_pool2d((x + 1) * confidence, cell) / share
-        return F.interpolate(mean, size=x.shape[-2:], mode="bilinear", align_corners=False)
+    def everywhere(light: Tensor) -> Tensor:
+        return F.interpolate(light, size=decoded.shape[-2:], mode="bilinear", align_corners=False)
 
-    wanted, given = light(decoded), light(unchanged)
-    relit = (warped + 1) * ((wanted + 0.02) / (given + 0.02)).clamp(0, 1) + (wanted - given).clamp(min=0) - 1
-    fine = decoded - unchanged - (wanted - given)
-    meant = ((fine.mean(1, keepdim=True) - NOISE) / (FLAKE - NOISE)).clamp(0, 1)
-    return torch.lerp(decoded, relit + meant * fine, confidence).transpose(0, 1)[None]
+    # In place from here on: memory for whole pictures costs more than what is computed in it.
+    change = everywhere(wanted - given)
+    fine = (decoded - unchanged).sub_(change)
+    meant = ((fine.mean(1, keepdim=True) - NOISE) / (FLAKE - NOISE)).clamp_(0, 1)
+    relit = (warped + 1).mul_(everywhere(((wanted + 0.02) / (given + 0.02)).clamp(0, 1)))
+    relit.add_(change.clamp_(min=0)).sub_(1).addcmul_(meant, fine)
+    return torch.lerp(decoded, relit, confidence).transpose(0, 1)[None]
 
 
 def predict_x0(
@@ -363,7 +365,8 @@ class _Stream:
         else:
             frames, unchanged = self.decoder.step(torch.cat([x0, condition.prior])).float().chunk(2)
             frames = composite(frames, unchanged, warped, confidence, self.model.preset.cell)
-        return ((frames[0] + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 3, 0).contiguous()
+        pixels = (frames[0] + 1).mul_(127.5).round_().clamp_(0, 255)
+        return pixels.byte().permute(1, 2, 3, 0).contiguous()
 
     def remember(self, frames: np.ndarray) -> None:
         """Moves on to the next chunk; the newest frames are kept for sources that look at them."""

@@ -3,6 +3,9 @@
 import contextlib
 import dataclasses
 import json
+import platform
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -202,6 +205,30 @@ def test_tuning_in_bfloat16_on_the_cpu_changes_no_more_than_rounding_does():
     with torch.no_grad():
         right, before, after = blocks[0](x.float()), blocks[1](x).float(), blocks[2](x).float()
     assert 0 < (after - right).norm() < 1.05 * (before - right).norm()
+
+
+FREED = """
+import numpy as np
+from motionstream.machine import keep_memory
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+
+def kept():
+    before, picture = resident(), np.ones(2**23)
+    del picture
+    return resident() - before
+
+print(kept(), keep_memory(), kept())
+"""
+
+
+def test_freed_memory_is_kept_once_asked_for():
+    done = subprocess.run([sys.executable, "-c", FREED], capture_output=True, text=True, check=True)
+    before, _, after = done.stdout.split()
+    assert int(before) < 2**24
+    assert (int(after) > 2**25) == (platform.libc_ver()[0] == "glibc")  # others cannot be told
 
 
 @pytest.mark.parametrize("capability, kernels, expected", [

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from motionstream.controls.trackers import TRACKERS
 from motionstream.errors import InputError
-from motionstream.machine import parse_resolution, pick_device, pick_dtype, size_for
+from motionstream.machine import keep_memory, parse_resolution, pick_device, pick_dtype, size_for
 from motionstream.model.checkpoint import load_component
 from motionstream.model.motion_prior import MotionPrior
 from motionstream.model.presets import PRESETS, Preset
@@ -98,6 +98,8 @@ def main(argv: Sequence[str]) -> int:
         if getattr(args, name) is None:
             raise InputError(f"train {args.command} needs --{name}")
     world = join_world(args.device or pick_device(), torch.float32)
+    if world.device.type == "cpu":
+        keep_memory()
     world = replace(
         world,
         dtype={"bf16": torch.bfloat16, "fp32": torch.float32}.get(args.precision) or pick_dtype(world.device.type),

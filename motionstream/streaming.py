@@ -39,7 +39,7 @@ from motionstream.tracks import ChunkRequest, Tracks, TrackSource
 
 TIMESTEPS = 1000  # the network counts t in [0, 1] in thousandths
 HISTORY_CHUNKS = 4
-NOISE, FLAKE = 0.18, 0.3  # how much brighter than around it the student's noise gets at most, and a flake at least
+NOISE, FLAKE = 0.14, 0.24  # how much brighter than its surroundings the student makes noise at most, a flake at least
 BLANK_CHUNKS = 10  # until Wan's encoder, which sees 112 frames back, has forgotten the picture before the blank frames
 
 
@@ -104,13 +104,16 @@ def image_channels(latents: Tensor, temporal_stride: int, first: bool) -> Tensor
     return torch.cat([mask, latents], dim=1)
 
 
-def composite(decoded: Tensor, unchanged: Tensor, warped: Tensor, confidence: Tensor, cell: int) -> Tensor:
+def composite(
+    decoded: Tensor, unchanged: Tensor, warped: Tensor, confidence: Tensor, cell: int, falling: bool = False
+) -> Tensor:
     """Fine detail from the moved picture where it is sure; light and colour, and all the rest, from the student.
 
     decoded: the student's frames [1, 3, T, H, W] in [-1, 1]; unchanged: what they would be had it changed nothing;
     warped: the moved picture; confidence: [1, 1, T, H, W]. Light is the mean of what is sure over about `cell` pixels:
-    where the student darkens, the picture is dimmed; where it brightens, the difference is added. Of the student's own
-    fine detail only what is far brighter than around it is more than noise: flakes and drops.
+    where the student darkens, the picture is dimmed; where it brightens, the difference is added. If something falls,
+    what the student makes brighter than that, by more than its noise, is added too: flakes and drops, twice as bright
+    as it dares, since regression halves what it is not sure of.
     """
     decoded, unchanged, warped, confidence = (x[0].transpose(0, 1) for x in (decoded, unchanged, warped, confidence))
     share = F.avg_pool2d(confidence, cell).clamp_min(1e-3)
@@ -119,13 +122,18 @@ def composite(decoded: Tensor, unchanged: Tensor, warped: Tensor, confidence: Te
     def everywhere(light: Tensor) -> Tensor:
         return F.interpolate(light, size=decoded.shape[-2:], mode="bilinear", align_corners=False)
 
-    # In place from here on: memory for whole pictures costs more than what is computed in it.
-    change = everywhere(wanted - given)
-    fine = (decoded - unchanged).sub_(change)
-    meant = ((fine.mean(1, keepdim=True) - NOISE) / (FLAKE - NOISE)).clamp_(0, 1)
-    relit = (warped + 1).mul_(everywhere(((wanted + 0.02) / (given + 0.02)).clamp(0, 1)))
-    relit.add_(change.clamp_(min=0)).sub_(1).addcmul_(meant, fine)
-    return torch.lerp(decoded, relit, confidence).transpose(0, 1)[None]
+    dimmed = everywhere(((wanted + 0.02) / (given + 0.02)).clamp(0, 1))
+    added = everywhere((wanted - given).clamp(min=0)).sub_(1)
+
+    def relit(x: Tensor) -> Tensor:  # in place: memory for whole pictures costs more than what is computed in it
+        return (x + 1).mul_(dimmed).add_(added)
+
+    shown = relit(warped)
+    if falling:
+        fine = decoded - relit(unchanged)
+        meant = (F.avg_pool2d(fine.mean(1, keepdim=True), 3, 1, 1) - NOISE) / (FLAKE - NOISE)
+        shown.addcmul_(meant.clamp_(0, 1), fine.clamp_(min=0), value=2)
+    return torch.lerp(decoded, shown, confidence).transpose(0, 1)[None]
 
 
 def predict_x0(
@@ -364,7 +372,8 @@ class _Stream:
             frames = self.decoder.step(x0).float()
         else:
             frames, unchanged = self.decoder.step(torch.cat([x0, condition.prior])).float().chunk(2)
-            frames = composite(frames, unchanged, warped, confidence, self.model.preset.cell)
+            falling = self.model.text_encoder.falling(self.prompt)
+            frames = composite(frames, unchanged, warped, confidence, self.model.preset.cell, falling)
         pixels = (frames[0] + 1).mul_(127.5).round_().clamp_(0, 255)
         return pixels.byte().permute(1, 2, 3, 0).contiguous()
 

@@ -180,25 +180,29 @@ def moved():
     return warped, torch.full_like(warped, warped.mean().item()), torch.ones(1, 1, 1, 64, 64)
 
 
-def test_where_the_prior_is_sure_the_picture_keeps_its_detail_and_takes_the_students_light(moved):
+@pytest.mark.parametrize("falling", (False, True))
+def test_where_the_prior_is_sure_the_picture_keeps_its_detail_and_takes_the_students_light(falling, moved):
     warped, coarse, sure = moved
+
+    def shown(decoded):
+        return composite(decoded, coarse, warped, sure, 16, falling)
+
+    torch.testing.assert_close(shown(coarse), warped, atol=1e-5, rtol=0)
+    torch.testing.assert_close(shown((coarse + 1) / 2 - 1), (warped + 1) * 0.51 - 1, atol=0.01, rtol=0)
+    torch.testing.assert_close(shown(coarse + 0.4), warped + 0.4, atol=1e-5, rtol=0)
     noise = 0.15 * (2 * torch.rand(coarse.shape, generator=torch.Generator().manual_seed(1)).round() - 1)
-    torch.testing.assert_close(composite(coarse, coarse, warped, sure, 16), warped, atol=1e-5, rtol=0)
-    torch.testing.assert_close(composite(coarse + noise, coarse, warped, sure, 16), warped, atol=0.06, rtol=0)
-    darker = composite((coarse + 1) / 2 - 1, coarse, warped, sure, 16)
-    torch.testing.assert_close(darker, (warped + 1) * 0.51 - 1, atol=0.01, rtol=0)
-    brighter = composite(coarse + 0.4, coarse, warped, sure, 16)
-    torch.testing.assert_close(brighter, warped + 0.4, atol=1e-5, rtol=0)
+    torch.testing.assert_close(shown(coarse + noise), warped, atol=0.06, rtol=0)
 
 
-def test_the_students_flakes_show_where_the_prior_is_sure(moved):
+def test_the_students_flakes_show_where_the_prior_is_sure_if_they_were_asked_for(moved):
     warped, coarse, sure = moved
     snowing = coarse.clone()
-    snowing[..., 20:24, 30:34] += 0.9
-    shown = composite(snowing, coarse, warped, sure, 16) - warped
-    assert shown[..., 20:24, 30:34].min() > 0.8
-    shown[..., 20:24, 30:34] = 0
-    assert shown.abs().max() < 0.1
+    snowing[..., 20:25, 30:35] += 0.5
+    unasked, asked = (composite(snowing, coarse, warped, sure, 16, falling) - warped for falling in (False, True))
+    assert unasked.abs().max() < 0.1
+    assert asked[..., 21:24, 31:34].min() > 0.8 and asked[..., 20:25, 30:35].min() > 0.5
+    asked[..., 20:25, 30:35] = 0
+    assert asked.abs().max() < 0.1
 
 
 def test_where_the_prior_is_unsure_the_student_alone_is_shown(moved):

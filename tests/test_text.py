@@ -26,3 +26,8 @@ def test_every_prompt_has_the_same_shape_and_effects_differ(encoder):
     assert shapes == {(1, 4, 8)}
     assert not torch.equal(encoder.encode("fog"), encoder.encode("night"))
     assert torch.equal(encoder.encode("blorp"), encoder.encode(""))
+
+
+def test_what_falls_is_told_from_light(encoder):
+    assert encoder.falling("a Snowy night") and encoder.falling("drizzle")
+    assert not any(encoder.falling(word) for word in ("", "night fog", "sepia", "blorp"))

@@ -25,6 +25,7 @@ VOCABULARY = {  # effect -> other words for it
     "snow": ("snowy", "snowing", "snowfall", "flakes", "blizzard"),
     "rain": ("rainy", "raining", "rainfall", "drizzle", "shower"),
 }
+FALLING = ("snow", "rain")  # effects of fine detail; the others are of light alone
 FILLERS = frozenset(
     "a an and at by day falling heavy in it its light of on scene the to under very weather with".split()
 )
@@ -53,6 +54,10 @@ class EffectTextEncoder(ModelMixin, ConfigMixin):
     def unknown(self, prompt: str) -> list[str]:
         """The words of `prompt` that mean nothing to this model."""
         return [word for word in dict.fromkeys(_words(prompt)) if word not in FILLERS and not self._effect(word)]
+
+    def falling(self, prompt: str) -> bool:
+        """Whether something falls in what the prompt asks for."""
+        return any(self.vocabulary[number - 1] in FALLING for number in self.tokens(prompt))
 
     def encode(self, prompt: str) -> Tensor:
         tokens = self.tokens(prompt)

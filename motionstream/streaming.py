@@ -33,6 +33,7 @@ from motionstream.model.cache import RollingCache
 from motionstream.model.checkpoint import Model
 from motionstream.model.device import GIB, Download, beside, stream_bytes, upload, visiting, weight_bytes
 from motionstream.model.presets import fit_size
+from motionstream.model.text import FALLING
 from motionstream.model.track_head import pack_time, track_map
 from motionstream.model.transformer import Context, MotionTransformer
 from motionstream.tracks import ChunkRequest, Tracks, TrackSource
@@ -105,22 +106,31 @@ def image_channels(latents: Tensor, temporal_stride: int, first: bool) -> Tensor
 
 
 def composite(
-    decoded: Tensor, unchanged: Tensor, warped: Tensor, confidence: Tensor, cell: int, falling: bool = False
+    decoded: Tensor,
+    unchanged: Tensor,
+    warped: Tensor,
+    confidence: Tensor,
+    cell: int,
+    light: bool = True,
+    falling: bool = False,
 ) -> Tensor:
     """Fine detail from the moved picture where it is sure; light and colour, and all the rest, from the student.
 
     decoded: the student's frames [1, 3, T, H, W] in [-1, 1]; unchanged: what they would be had it changed nothing;
     warped: the moved picture; confidence: [1, 1, T, H, W]. Light is the mean of what is sure over about `cell` pixels:
-    where the student darkens, the picture is dimmed; where it brightens, the difference is added. If something falls,
-    what the student makes brighter than that, by more than its noise, is added too: flakes and drops, twice as bright
-    as it dares, since regression halves what it is not sure of.
+    where the student darkens, the picture is dimmed; where it brightens, the difference is added. If no other light was
+    asked for, that would be noise, and the picture keeps its own. If something falls, what the student makes brighter
+    than that, by more than its noise, is added too: flakes and drops, twice as bright as it dares, since regression
+    halves what it is not sure of.
     """
     decoded, unchanged, warped, confidence = (x[0].transpose(0, 1) for x in (decoded, unchanged, warped, confidence))
+    if not light:
+        return torch.lerp(decoded, warped, confidence).transpose(0, 1)[None]
     share = F.avg_pool2d(confidence, cell).clamp_min(1e-3)
     wanted, given = (F.avg_pool2d(torch.addcmul(confidence, x, confidence), cell) / share for x in (decoded, unchanged))
 
-    def everywhere(light: Tensor) -> Tensor:
-        return F.interpolate(light, size=decoded.shape[-2:], mode="bilinear", align_corners=False)
+    def everywhere(x: Tensor) -> Tensor:
+        return F.interpolate(x, size=decoded.shape[-2:], mode="bilinear", align_corners=False)
 
     dimmed = everywhere(((wanted + 0.02) / (given + 0.02)).clamp(0, 1))
     added = everywhere((wanted - given).clamp(min=0)).sub_(1)
@@ -372,8 +382,9 @@ class _Stream:
             frames = self.decoder.step(x0).float()
         else:
             frames, unchanged = self.decoder.step(torch.cat([x0, condition.prior])).float().chunk(2)
-            falling = self.model.text_encoder.falling(self.prompt)
-            frames = composite(frames, unchanged, warped, confidence, self.model.preset.cell, falling)
+            asked = self.model.text_encoder.effects(self.prompt)
+            light, falling = bool(asked), not FALLING.isdisjoint(asked)
+            frames = composite(frames, unchanged, warped, confidence, self.model.preset.cell, light, falling)
         pixels = (frames[0] + 1).mul_(127.5).round_().clamp_(0, 255)
         return pixels.byte().permute(1, 2, 3, 0).contiguous()
 

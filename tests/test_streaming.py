@@ -185,7 +185,7 @@ def test_where_the_prior_is_sure_the_picture_keeps_its_detail_and_takes_the_stud
     warped, coarse, sure = moved
 
     def shown(decoded):
-        return composite(decoded, coarse, warped, sure, 16, falling)
+        return composite(decoded, coarse, warped, sure, 16, True, falling)
 
     torch.testing.assert_close(shown(coarse), warped, atol=1e-5, rtol=0)
     torch.testing.assert_close(shown((coarse + 1) / 2 - 1), (warped + 1) * 0.51 - 1, atol=0.01, rtol=0)
@@ -198,11 +198,26 @@ def test_the_students_flakes_show_where_the_prior_is_sure_if_they_were_asked_for
     warped, coarse, sure = moved
     snowing = coarse.clone()
     snowing[..., 20:25, 30:35] += 0.5
-    unasked, asked = (composite(snowing, coarse, warped, sure, 16, falling) - warped for falling in (False, True))
+    unasked, asked = (composite(snowing, coarse, warped, sure, 16, True, falling) - warped for falling in (False, True))
     assert unasked.abs().max() < 0.1
     assert asked[..., 21:24, 31:34].min() > 0.8 and asked[..., 20:25, 30:35].min() > 0.5
     asked[..., 20:25, 30:35] = 0
     assert asked.abs().max() < 0.1
+
+
+def test_where_no_light_was_asked_for_the_picture_keeps_its_own(moved):
+    warped, coarse, sure = moved
+    torch.testing.assert_close(composite(coarse - 0.2, coarse, warped, sure, 16, light=False), warped)
+
+
+def test_what_the_composite_takes_from_the_student_follows_the_prompt(embedded, image, monkeypatch):
+    asked = []
+    monkeypatch.setattr(streaming, "composite", lambda *a: asked.append(a[5:]) or composite(*a))
+    prompts = iter(["", "a dragon", "fog", "snow at night"])
+    with contextlib.closing(stream(embedded, image, Recorder(), prompt=lambda: next(prompts))) as chunks:
+        for _ in range(4):
+            next(chunks)
+    assert asked == [(False, False), (False, False), (True, False), (True, True)]
 
 
 def test_where_the_prior_is_unsure_the_student_alone_is_shown(moved):

@@ -28,6 +28,6 @@ def test_every_prompt_has_the_same_shape_and_effects_differ(encoder):
     assert torch.equal(encoder.encode("blorp"), encoder.encode(""))
 
 
-def test_what_falls_is_told_from_light(encoder):
-    assert encoder.falling("a Snowy night") and encoder.falling("drizzle")
-    assert not any(encoder.falling(word) for word in ("", "night fog", "sepia", "blorp"))
+def test_the_effects_of_a_prompt_are_named_once_and_in_order(encoder):
+    assert encoder.effects("Snowy night, snow and drizzle!") == ["snow", "night", "rain"]
+    assert encoder.effects("a dragon") == []

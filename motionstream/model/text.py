@@ -25,7 +25,7 @@ VOCABULARY = {  # effect -> other words for it
     "snow": ("snowy", "snowing", "snowfall", "flakes", "blizzard"),
     "rain": ("rainy", "raining", "rainfall", "drizzle", "shower"),
 }
-FALLING = ("snow", "rain")  # effects of fine detail; the others are of light alone
+FALLING = frozenset(("snow", "rain"))  # effects of fine detail; the others are of light alone
 FILLERS = frozenset(
     "a an and at by day falling heavy in it its light of on scene the to under very weather with".split()
 )
@@ -46,18 +46,17 @@ class EffectTextEncoder(ModelMixin, ConfigMixin):
     def vocabulary(self) -> tuple[str, ...]:
         return tuple(self.config.vocabulary)
 
+    def effects(self, prompt: str) -> list[str]:
+        """The effects named, in order, each once."""
+        return list(dict.fromkeys(effect for word in _words(prompt) if (effect := self._effect(word))))
+
     def tokens(self, prompt: str) -> list[int]:
-        """Numbers of the effects named, 1 and up, at most `length`, each once."""
-        found = dict.fromkeys(effect for word in _words(prompt) if (effect := self._effect(word)))
-        return [1 + self.vocabulary.index(effect) for effect in found][: self.config.length]
+        """Their numbers, 1 and up, at most `length`."""
+        return [1 + self.vocabulary.index(effect) for effect in self.effects(prompt)][: self.config.length]
 
     def unknown(self, prompt: str) -> list[str]:
         """The words of `prompt` that mean nothing to this model."""
         return [word for word in dict.fromkeys(_words(prompt)) if word not in FILLERS and not self._effect(word)]
-
-    def falling(self, prompt: str) -> bool:
-        """Whether something falls in what the prompt asks for."""
-        return any(self.vocabulary[number - 1] in FALLING for number in self.tokens(prompt))
 
     def encode(self, prompt: str) -> Tensor:
         tokens = self.tokens(prompt)

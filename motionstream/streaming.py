@@ -32,6 +32,7 @@ from motionstream.errors import InputError
 from motionstream.model.cache import RollingCache
 from motionstream.model.checkpoint import Model
 from motionstream.model.device import GIB, Download, beside, stream_bytes, upload, visiting, weight_bytes
+from motionstream.model.motion_prior import fill_holes
 from motionstream.model.presets import fit_size
 from motionstream.model.text import FALLING
 from motionstream.model.track_head import pack_time, track_map
@@ -119,19 +120,20 @@ def composite(
     decoded: the student's frames [1, 3, T, H, W] in [-1, 1]; unchanged: what they would be had it changed nothing;
     warped: the moved picture; confidence: [1, 1, T, H, W]. Light is the mean of what is sure over about `cell` pixels:
     where the student darkens, the picture is dimmed; where it brightens, the difference is added. If no other light was
-    asked for, that would be noise, and the picture keeps its own. If something falls, what the student makes brighter
-    than that, by more than its noise, is added too: flakes and drops, twice as bright as it dares, since regression
-    halves what it is not sure of.
+    asked for, that difference is the student's error, which is taken off beside what is sure as well. If something
+    falls, what the student makes brighter than the light, by more than its noise, is added too: flakes and drops, twice
+    as bright as it dares, since regression halves what it is not sure of.
     """
     decoded, unchanged, warped, confidence = (x[0].transpose(0, 1) for x in (decoded, unchanged, warped, confidence))
-    if not light:
-        return torch.lerp(decoded, warped, confidence).transpose(0, 1)[None]
     share = F.avg_pool2d(confidence, cell).clamp_min(1e-3)
     wanted, given = (F.avg_pool2d(torch.addcmul(confidence, x, confidence), cell) / share for x in (decoded, unchanged))
 
     def everywhere(x: Tensor) -> Tensor:
         return F.interpolate(x, size=decoded.shape[-2:], mode="bilinear", align_corners=False)
 
+    if not light:
+        error = fill_holes(wanted - given, (share > 0.5).to(share))
+        return torch.lerp(decoded - everywhere(error), warped, confidence).transpose(0, 1)[None]
     dimmed = everywhere(((wanted + 0.02) / (given + 0.02)).clamp(0, 1))
     added = everywhere((wanted - given).clamp(min=0)).sub_(1)
 

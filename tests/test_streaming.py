@@ -208,6 +208,11 @@ def test_the_students_flakes_show_where_the_prior_is_sure_if_they_were_asked_for
 def test_where_no_light_was_asked_for_the_picture_keeps_its_own(moved):
     warped, coarse, sure = moved
     torch.testing.assert_close(composite(coarse - 0.2, coarse, warped, sure, 16, light=False), warped)
+    sure = sure.clone()
+    sure[..., :32] = 0  # where all is the student's, its light is corrected by how wrong it is beside
+    made = composite(coarse - 0.2, coarse, warped, sure, 16, light=False)
+    torch.testing.assert_close(made[..., 32:], warped[..., 32:])
+    torch.testing.assert_close(made[..., :32], coarse[..., :32], atol=1e-4, rtol=0)
 
 
 def test_what_the_composite_takes_from_the_student_follows_the_prompt(embedded, image, monkeypatch):

@@ -66,9 +66,8 @@ def tune(model: Model, compile: bool = False, fp8: bool = False) -> str:
     backend = _pick_attention(model)
     if model.device.type == "cpu":
         keep_memory()
-    if model.device.type == "cpu" and model.dtype == torch.bfloat16:
-        for block in model.transformer.blocks:
-            # Four times as fast there as the tanh that approximates it, by less than a rounding of bfloat16.
+        # In bfloat16 exact GELU is four times as fast as with the tanh that differs from it by less than rounding does.
+        for block in model.transformer.blocks if model.dtype == torch.bfloat16 else ():
             block.ffn.net[0].approximate = "none"
     if fp8:
         use_fp8(model.transformer)

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from motionstream.model.text import FALLING
 from motionstream.model.vae import FRAMES_PER_LATENT, STRIDE
 
 INSIDE = STRIDE // 2  # pixels from a cell's corner to where something begins to fall in it
@@ -222,6 +223,6 @@ class Effect:
 
 def random_effect(rng: np.random.Generator) -> Effect:
     names = list(EFFECTS)
-    chances = np.array([HARD if name in ("snow", "rain") else 1.0 for name in names])
+    chances = np.array([HARD if name in FALLING else 1.0 for name in names])
     chosen = rng.choice(len(names), 2 if rng.random() < 0.2 else 1, replace=False, p=chances / chances.sum())
     return Effect(tuple(names[i] for i in chosen))

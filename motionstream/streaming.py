@@ -42,6 +42,8 @@ from motionstream.tracks import ChunkRequest, Tracks, TrackSource
 TIMESTEPS = 1000  # the network counts t in [0, 1] in thousandths
 HISTORY_CHUNKS = 4
 NOISE, FLAKE = 0.14, 0.24  # how much brighter than its surroundings the student makes noise at most, a flake at least
+RIDGE = 4e-4  # variance of colours, in [-1, 1], below which they say little of the light
+SMOOTH = 5  # cells over which light does not change by itself
 BLANK_CHUNKS = 10  # until Wan's encoder, which sees 112 frames back, has forgotten the picture before the blank frames
 
 
@@ -118,34 +120,51 @@ def composite(
     """Fine detail from the moved picture where it is sure; light and colour, and all the rest, from the student.
 
     decoded: the student's frames [1, 3, T, H, W] in [-1, 1]; unchanged: what they would be had it changed nothing;
-    warped: the moved picture; confidence: [1, 1, T, H, W]. Light is the mean of what is sure over about `cell` pixels:
-    where the student darkens, the picture is dimmed; where it brightens, the difference is added. If no other light was
-    asked for, that difference is the student's error, which is taken off beside what is sure as well. If something
-    falls, what the student makes brighter than the light, by more than its noise, is added too: flakes and drops, twice
-    as bright as it dares, since regression halves what it is not sure of.
+    warped: the moved picture; confidence: [1, 1, T, H, W]. Light is how the student changes the mean colours of what is
+    sure in squares of `cell` pixels: one map of all colours (fog takes contrast, sepia the hues), and an offset that is
+    smooth in space. What is left is the student's error, and all is where no light was asked for; beside what is sure it
+    is taken off. If something falls, what the student makes brighter than the light, by more than its noise, is added
+    too: flakes and drops, twice as bright as it dares, since regression halves what it is not sure of.
     """
     decoded, unchanged, warped, confidence = (x[0].transpose(0, 1) for x in (decoded, unchanged, warped, confidence))
     share = F.avg_pool2d(confidence, cell).clamp_min(1e-3)
-    wanted, given = (F.avg_pool2d(torch.addcmul(confidence, x, confidence), cell) / share for x in (decoded, unchanged))
+    wanted, given = (F.avg_pool2d(x * confidence, cell) / share for x in (decoded, unchanged))
 
     def everywhere(x: Tensor) -> Tensor:
         return F.interpolate(x, size=decoded.shape[-2:], mode="bilinear", align_corners=False)
 
-    if not light:
-        error = fill_holes(wanted - given, (share > 0.5).to(share))
-        return torch.lerp(decoded - everywhere(error), warped, confidence).transpose(0, 1)[None]
-    dimmed = everywhere(((wanted + 0.02) / (given + 0.02)).clamp(0, 1))
-    added = everywhere((wanted - given).clamp(min=0)).sub_(1)
-
-    def relit(x: Tensor) -> Tensor:  # in place: memory for whole pictures costs more than what is computed in it
-        return (x + 1).mul_(dimmed).add_(added)
-
-    shown = relit(warped)
-    if falling:
-        fine = decoded - relit(unchanged)
-        meant = (F.avg_pool2d(fine.mean(1, keepdim=True), 3, 1, 1) - NOISE) / (FLAKE - NOISE)
-        shown.addcmul_(meant.clamp_(0, 1), fine.clamp_(min=0), value=2)
+    with torch.autocast(decoded.device.type, enabled=False):
+        expected, shown = given, warped
+        if light:
+            change = colour_change(given, wanted, share)
+            offset = smooth(wanted - F.conv2d(given, change), share)
+            expected, shown = (F.conv2d(x, change).add_(y) for x, y in ((given, offset), (warped, everywhere(offset))))
+        decoded = decoded - everywhere(fill_holes(wanted - expected, (share > 0.5).to(share)))
+        if falling:
+            fine = decoded - F.conv2d(unchanged, change).add_(everywhere(offset))
+            meant = (F.avg_pool2d(fine.mean(1, keepdim=True), 3, 1, 1) - NOISE) / (FLAKE - NOISE)
+            shown.addcmul_(meant.clamp_(0, 1), fine.clamp_(min=0), value=2)
     return torch.lerp(decoded, shown, confidence).transpose(0, 1)[None]
+
+
+def colour_change(given: Tensor, wanted: Tensor, share: Tensor) -> Tensor:
+    """What, but for an offset, best takes the colours `given` to those `wanted`, [T, 3, h, w]: a kernel [3, 3, 1, 1].
+
+    share: their weights [T, 1, h, w]. Colours that hardly differ from each other say nothing: what they leave open
+    stays as it is.
+    """
+    shares = share.flatten()
+    x, y = (v.transpose(0, 1).flatten(1) for v in (given, wanted))
+    x, y = (v - (shares * v).sum(1, keepdim=True) / shares.sum() for v in (x, y))
+    weighted = shares * x
+    stay = RIDGE * len(shares) * torch.eye(3, device=x.device)
+    return torch.linalg.solve_ex(weighted @ x.T + stay, weighted @ y.T + stay)[0].T[:, :, None, None]
+
+
+def smooth(x: Tensor, share: Tensor) -> Tensor:
+    """Weighted means over SMOOTH x SMOOTH cells of x [T, C, h, w]; share: the weights [T, 1, h, w]."""
+    around = (SMOOTH, 1, SMOOTH // 2)
+    return F.avg_pool2d(x * share, *around) / F.avg_pool2d(share, *around)
 
 
 def predict_x0(

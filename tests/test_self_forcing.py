@@ -343,9 +343,8 @@ def test_without_a_teacher_the_student_learns_the_clips_themselves():
     assert falls(loss, net)
 
 
-@pytest.mark.parametrize("shown", (0.0, 1.0))
-def test_without_a_teacher_every_step_starts_from_the_guess_before_or_from_the_clip(shown, monkeypatch):
-    monkeypatch.setattr(adaptation, "SHOWN", shown)
+@pytest.mark.parametrize("shown", (False, True))
+def test_without_a_teacher_every_step_starts_from_the_guess_before_or_from_the_clip(shown):
     timesteps = sampling_timesteps(STEPS, TINY.shift)  # 1, 0.857, 0.6
     part, scale, seen = slice(3, 6), torch.ones((), requires_grad=True), []
 
@@ -358,7 +357,7 @@ def test_without_a_teacher_every_step_starts_from_the_guess_before_or_from_the_c
         seen.clear()
         batch = clip_batch(clips=2)
         batch.noise = seeds
-        guesses = own_way(predict, batch, part, timesteps)
+        guesses = own_way(predict, batch, part, timesteps, torch.tensor(shown))
         for guess, (_, z) in zip(guesses, seen, strict=True):
             (slope,) = torch.autograd.grad(guess.sum(), scale)
             torch.testing.assert_close(slope, guess.sum())  # no gradient comes from the steps before
@@ -368,7 +367,6 @@ def test_without_a_teacher_every_step_starts_from_the_guess_before_or_from_the_c
 
     plain, made_of = starts(None)
     draws, shape = clip_batch(clips=2).draws, plain[0].shape[1:]
-    draws.uniform(1, 1, 1, 1)
     noises = [draws.normal(*shape) for _ in timesteps]
     assert [t for t, _ in seen] == timesteps
     torch.testing.assert_close(plain[0], noises[0])
@@ -381,10 +379,17 @@ def test_without_a_teacher_every_step_starts_from_the_guess_before_or_from_the_c
     torch.testing.assert_close(told[2], add_noise(made_of[1], noises[2], timesteps[2]))
 
 
-def test_a_share_of_the_clips_is_shown():
-    batch, seen = clip_batch(clips=40), []
-    own_way(lambda z, t: seen.append(z) or torch.full_like(z, 100.0), batch, slice(3, 6), [1.0, 0.5])
-    assert 10 < (seen[1].mean((1, 2, 3, 4)) > 25).sum() < 30
+@pytest.mark.parametrize("share", (0.0, 0.5, 1.0))
+def test_without_a_teacher_later_chunks_attend_to_the_students_own_or_to_the_clips(share, monkeypatch):
+    monkeypatch.setattr(adaptation, "SHOWN", share)
+    net, batch, written = network(), clip_batch(clips=40), []
+    net.predict = lambda z, t, *_: torch.full_like(z, 100.0)
+    net.write = lambda x0, *_: written.append(x0)
+    causal_loss(net, batch, RECIPE)
+    own = torch.stack([(x0 == 100).flatten(1).all(1) for x0 in written])
+    true = torch.stack([(x0 == want).flatten(1).all(1) for x0, want in zip(written, batch.latents.split(3, 2), strict=True)])
+    assert torch.equal(own, ~true) and torch.equal(own, own[:1].expand_as(own))  # a clip is one or the other
+    assert own[0].float().mean() == pytest.approx(1 - share, abs=0.25)
 
 
 def test_adaptation_attends_to_clean_chunks_through_sinks_and_windows_of_all_sizes():

@@ -9,8 +9,8 @@ inference uses: so its attention is sparse and causal without a mask. Sink and w
 which is the paper's "diverse sparse causal masks".
 
 Clips without trajectories serve as well (`--data SHARDS`), for a small student whose teacher would be no better than
-its motion prior: it then goes its own way from noise to the clip. Regression gives the mean of what might come next,
-which is all there is to know but for what falls: of that, noise tells where (see effects.py).
+its motion prior: it then goes its own way from noise to the clip, and from chunk to chunk. Regression gives the mean of
+what might come next, which is all there is to know but for what falls: of that, noise tells where (see effects.py).
 """
 
 from collections.abc import Callable, Iterator
@@ -30,7 +30,7 @@ from motionstream.training.teacher import guided, sample_ode
 from motionstream.training.trainer import Draws
 
 SHOWS = 0.7  # timestep from which on downwards z shows what falls
-SHOWN = 0.5  # share of the clips without trajectories of which z shows the truth, not the student's guess
+SHOWN = 0.3  # share of the clips without trajectories of which z and cache show the truth, not the student's guess
 
 
 def kept_steps(ode_steps: int, preset: Preset) -> list[int]:
@@ -60,16 +60,15 @@ def trajectory_records(teacher: Network, clips: Clips, recipe: Recipe, seed: int
 
 
 def own_way(
-    predict: Callable[[Tensor, float], Tensor], batch: ClipBatch, part: slice, timesteps: list[float]
+    predict: Callable[[Tensor, float], Tensor], batch: ClipBatch, part: slice, timesteps: list[float], shown: Tensor
 ) -> list[Tensor]:
     """Guesses of a chunk, one a timestep, each with a gradient of its own.
 
-    predict: (z, t) -> x0. z is made of the guess before, as in `sample`, or for a share of the clips of what they are
-    in truth. The noise of the last step in which z does not show what falls tells where it does; later, noise has
-    nothing to add to what z shows. A z made of the truth tells it as well, from which it is learned much sooner.
+    predict: (z, t) -> x0. z is made of the guess before, as in `sample`, or in clips that are `shown` (bool, broadcast)
+    of what they are in truth. The noise of the last step in which z does not show what falls tells where it does;
+    later, noise has nothing to add to what z shows. A z made of the truth tells it too, and is learned from much sooner.
     """
     clean = batch.latents[:, :, part]
-    shown = (batch.draws.uniform(1, 1, 1, 1) < SHOWN).expand_as(clean)
     telling = None if batch.noise is None else min(t for t in timesteps if t > SHOWS)
     guesses: list[Tensor] = []
     for t in timesteps:
@@ -86,7 +85,8 @@ def own_way(
 def causal_loss(network: Network, batch: ClipBatch, recipe: Recipe) -> dict[str, Tensor]:
     """Regression of the clean end, mean over the chunks.
 
-    With trajectories each chunk of each clip is at a timestep of its own; without, at all of them.
+    With trajectories each chunk of each clip is at a timestep of its own; without, at all of them, and what later
+    chunks attend to is the student's own, as in a stream: else its errors would add up there, chunk by chunk.
     """
     preset, draws = network.preset, batch.draws
     sink, window = (int(draws.shared.choice(sizes)) for sizes in (recipe.sinks, recipe.windows))
@@ -95,6 +95,7 @@ def causal_loss(network: Network, batch: ClipBatch, recipe: Recipe) -> dict[str,
     end = batch.latents if batch.trajectory is None else batch.endpoint
     context, cache = network.context(batch), network.new_cache(batch, sink, window)
     clips, errors = torch.arange(len(batch), device=end.device), []
+    shown = draws.uniform(1, 1, 1, 1) < SHOWN
     for index in range(recipe.chunks):
         part = slice(index * preset.chunk_size, (index + 1) * preset.chunk_size)
         target, condition = end[:, :, part], network.condition(batch, range(index, index + 1))
@@ -103,11 +104,12 @@ def causal_loss(network: Network, batch: ClipBatch, recipe: Recipe) -> dict[str,
             return network.predict(z, torch.as_tensor(t, device=z.device).expand(len(z)), condition, context, cache)
 
         if batch.trajectory is None:
-            guesses = own_way(predict, batch, part, timesteps)
+            guesses = own_way(predict, batch, part, timesteps, shown)
+            seen = torch.where(shown, target, guesses[-1].detach())
         else:
             chosen = step[:, index]
             z = batch.trajectory[clips, chosen][:, :, part]
-            guesses = [predict(z, torch.tensor(timesteps, device=z.device)[chosen])]
+            guesses, seen = [predict(z, torch.tensor(timesteps, device=z.device)[chosen])], target
         errors.append(torch.stack([(x0 - target).square().mean() for x0 in guesses]).mean())
-        network.write(target, condition, context, cache)
+        network.write(seen, condition, context, cache)
     return {"loss": torch.stack(errors).mean(), "first": errors[0].detach(), "last": errors[-1].detach()}

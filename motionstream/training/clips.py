@@ -39,7 +39,7 @@ SIZES = ((192, 128), (128, 192), (160, 160), (288, 160))  # (width, height) of t
 SIZE_SHARES = (0.5, 0.15, 0.15, 0.2)
 SHARD = 32
 MAX_TRACKS = 300  # of a synthetic clip
-STILL = 0.5  # share of the shards in whose clips nothing moves: nobody has dragged anything yet
+STILL = 0.3  # share of the shards in whose clips nothing moves: nobody has dragged anything yet
 STILL_SIZE = (96, 96)  # weather needs no more, and many small clips teach it sooner than few large ones
 MODES = {"drags": 0.6, "sparse": 0.15, "dense": 0.25}  # shares of the ways in which tracks are chosen
 

@@ -122,9 +122,9 @@ def composite(
     decoded: the student's frames [1, 3, T, H, W] in [-1, 1]; unchanged: what they would be had it changed nothing;
     warped: the moved picture; confidence: [1, 1, T, H, W]. Light is how the student changes the mean colours of what is
     sure in squares of `cell` pixels: one map of all colours (fog takes contrast, sepia the hues), and an offset that is
-    smooth in space. What is left is the student's error, and all is where no light was asked for; beside what is sure it
-    is taken off. If something falls, what the student makes brighter than the light, by more than its noise, is added
-    too: flakes and drops, twice as bright as it dares, since regression halves what it is not sure of.
+    smooth in space. The rest of that change, all of it where no light was asked for, is the student's error, which is
+    taken off beside what is sure. If something falls, what the student makes brighter than the light, by more than its
+    noise, is added too: flakes and drops, twice as bright as it dares, since regression halves what it is not sure of.
     """
     decoded, unchanged, warped, confidence = (x[0].transpose(0, 1) for x in (decoded, unchanged, warped, confidence))
     share = F.avg_pool2d(confidence, cell).clamp_min(1e-3)

@@ -387,7 +387,8 @@ def test_without_a_teacher_later_chunks_attend_to_the_students_own_or_to_the_cli
     net.write = lambda x0, *_: written.append(x0)
     causal_loss(net, batch, RECIPE)
     own = torch.stack([(x0 == 100).flatten(1).all(1) for x0 in written])
-    true = torch.stack([(x0 == want).flatten(1).all(1) for x0, want in zip(written, batch.latents.split(3, 2), strict=True)])
+    chunks = zip(written, batch.latents.split(3, 2), strict=True)
+    true = torch.stack([(x0 == clean).flatten(1).all(1) for x0, clean in chunks])
     assert torch.equal(own, ~true) and torch.equal(own, own[:1].expand_as(own))  # a clip is one or the other
     assert own[0].float().mean() == pytest.approx(1 - share, abs=0.25)
 

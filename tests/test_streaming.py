@@ -176,7 +176,7 @@ def test_the_image_mask_marks_the_first_latent_frame_of_the_stream_only():
 
 @pytest.fixture
 def moved():
-    """A moved picture of fine detail, the coarse colours of which the student's decoder knows, and confidence everywhere."""
+    """A moved picture of fine detail, its coarse colours, which the student's decoder knows, and confidence."""
     generator = torch.Generator().manual_seed(0)
     coarse = F.interpolate(torch.rand(3, 1, 4, 4, generator=generator) - 0.5, size=(64, 64), mode="bilinear")[None]
     fine = 0.4 * torch.rand(coarse.shape, generator=generator) - 0.2

@@ -66,7 +66,7 @@ def own_way(
 
     predict: (z, t) -> x0. z is made of the guess before, as in `sample`, or in clips that are `shown` (bool, broadcast)
     of what they are in truth. The noise of the last step in which z does not show what falls tells where it does;
-    later, noise has nothing to add to what z shows. A z made of the truth tells it too, and is learned from much sooner.
+    later, noise has nothing to add to what z shows. A z made of the truth tells it too; from it, it is learned sooner.
     """
     clean = batch.latents[:, :, part]
     telling = None if batch.noise is None else min(t for t in timesteps if t > SHOWS)

@@ -35,8 +35,8 @@ class LayerCache:
         batch, self.size, heads, head_dim = shape
         self.sink, self.window = sink, window
 
-        def buffer(chunks: int) -> Tensor:
-            return torch.zeros(batch, chunks * self.size, heads, head_dim, dtype=dtype, device=device)
+        def buffer(chunks: int) -> Tensor:  # each head's in one piece, as products of matrices want them
+            return torch.zeros(batch, heads, chunks * self.size, head_dim, dtype=dtype, device=device).transpose(1, 2)
 
         self.keys = buffer(sink + window + 1)  # rotated, as attention reads them
         self.values = buffer(sink + window + 1)

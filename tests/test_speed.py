@@ -1,6 +1,7 @@
 """The benchmark counts what it says it counts, and runs on a small model from end to end."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -39,6 +40,26 @@ def test_bench_reports_every_figure(small, capsys):
     assert 50 < figures["peak_rss_mb"] < 100_000
     for stage in speed.STAGES:
         assert stage in text
+
+
+def test_a_stream_that_gets_slower_is_told_from_a_machine_that_does(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(speed.time, "perf_counter", lambda: now[0])
+
+    def chunks(seconds, growth):
+        for n in itertools.count():
+            now[0] += seconds * (1 + growth * n) * (1 + now[0] / 50)  # the machine gets slower all the time
+            yield n
+
+    def ratio(growth):
+        now[0] = 0.0
+        old = chunks(0.5, growth)
+        for _ in range(100):
+            next(old)
+        return speed.compare_ages(old, chunks(0.5, growth), 2, 20)
+
+    assert ratio(0) == pytest.approx(1, abs=0.02)
+    assert ratio(0.001) == pytest.approx(1.1, abs=0.02)
 
 
 def test_too_few_chunks_are_refused(small):

@@ -15,6 +15,7 @@ import contextlib
 import resource
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import cv2
@@ -56,7 +57,8 @@ class Timing:
     """seconds: wall clock of every timed chunk; stages: medians over the steady chunks, s; latency: from asking for a
     chunk's control to its pixels, median, s; jpeg: encoding one chunk's frames, s; frames: frames of a steady chunk;
     steady: index of the first chunk whose cache is full; flops: floating-point operations of a steady chunk;
-    denoise_flops: those of its denoising passes."""
+    denoise_flops: those of its denoising passes; rss, gpu: peaks of memory, MiB; ageing: a chunk at the end over one
+    at the start."""
 
     seconds: np.ndarray
     stages: dict[str, float]
@@ -66,6 +68,9 @@ class Timing:
     steady: int
     flops: int
     denoise_flops: int
+    rss: float
+    gpu: float
+    ageing: float
 
 
 def bench(model: str = "embedded", chunks: int = 40, random_weights: bool = False, device: str = "cpu",
@@ -77,10 +82,10 @@ def bench(model: str = "embedded", chunks: int = 40, random_weights: bool = Fals
     per latent frame, None for the preset's largest; vae, low_memory: see `load_model`; compile, fp8: see
     `machine.tune`. Raises `InputError` on too few chunks. Returned: fps (generated, steady chunks), first_chunk_s (from
     the call to the first frames), latency_s (from asking for a chunk's control to its pixels), chunk_s_median,
-    chunk_s_p95, chunk_s_last_over_first (medians of the last and the first fifth of the steady chunks), peak_rss_mb (of
-    this process so far, MiB), gpu_peak_mb (0 on the CPU), weights_mb (on the device), flops_per_chunk, peak_tflops (of
-    plain matrix products), utilisation and denoise_utilisation [0, 1], jpeg_s, and model, device, dtype, tuned, vae,
-    width, height, params_m (millions, all parts).
+    chunk_s_p95, chunk_s_last_over_first (medians of the last and the first fifth of the steady chunks; on a CPU see
+    `compare_ages`), peak_rss_mb (of this process so far, MiB), gpu_peak_mb (0 on the CPU), weights_mb (on the device),
+    flops_per_chunk, peak_tflops (of plain matrix products), utilisation and denoise_utilisation [0, 1], jpeg_s, and
+    model, device, dtype, tuned, vae, width, height, params_m (millions, all parts).
     """
     if random_weights and model not in PRESETS:
         raise InputError(f"no preset is called {model!r}; random weights need one of {', '.join(PRESETS)}")
@@ -111,8 +116,8 @@ def bench_model(
         "height": height,
         "params_m": count_parameters(model) / 1e6,
         **_speed(timing),
-        "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / MIB,
-        "gpu_peak_mb": torch.cuda.max_memory_allocated(model.device) / 2**20 if on_gpu else 0.0,
+        "peak_rss_mb": timing.rss,
+        "gpu_peak_mb": timing.gpu,
         "weights_mb": weight_bytes(*model.components().values()) / 2**20,
         "flops_per_chunk": timing.flops,
         "peak_tflops": peak / 1e12,
@@ -125,14 +130,13 @@ def bench_model(
 
 def _speed(timing: Timing) -> dict[str, float]:
     steady = timing.seconds[timing.steady :]
-    fifth = max(len(steady) // FIFTHS, 1)
     return {
         "fps": timing.frames * len(steady) / float(steady.sum()),
         "first_chunk_s": float(timing.seconds[0]),
         "latency_s": timing.latency,
         "chunk_s_median": float(np.median(steady)),
         "chunk_s_p95": float(np.percentile(steady, 95)),
-        "chunk_s_last_over_first": float(np.median(steady[-fifth:]) / np.median(steady[:fifth])),
+        "chunk_s_last_over_first": timing.ageing,
         "jpeg_s": timing.jpeg,
     }
 
@@ -149,11 +153,11 @@ def report(figures: dict, stages: dict[str, float]) -> str:
 
 def measure(model: Model, image: np.ndarray, chunks: int) -> Timing:
     """Streams `chunks` chunks from `image` under the clock, then one more of which the operations are counted."""
-    steady = model.preset.sink + model.preset.window
+    steady, on_cpu = model.preset.sink + model.preset.window, model.device.type == "cpu"
     if chunks < steady + FIFTHS:
         raise InputError(f"{chunks} chunks are too few; this model needs {steady + FIFTHS} or more: "
                          f"its cache is full after {steady}, and {FIFTHS} are compared")
-    if model.device.type == "cuda":
+    if not on_cpu:
         torch.cuda.reset_peak_memory_stats(model.device)
     seconds, stages = [], []
     with contextlib.closing(stream(model, image, MovingDrag(), seed=0)) as chunk_stream:
@@ -166,13 +170,39 @@ def measure(model: Model, image: np.ndarray, chunks: int) -> Timing:
         for frame in chunk.frames:
             cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
         encoding = time.perf_counter() - begin
+        rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / MIB
+        gpu = 0.0 if on_cpu else torch.cuda.max_memory_allocated(model.device) / 2**20
+        fifth = (chunks - steady) // FIFTHS
+        if on_cpu:
+            with contextlib.closing(stream(model, image, MovingDrag(), seed=0)) as young:
+                ageing = compare_ages(chunk_stream, young, steady, fifth)
+        else:  # nobody else uses it, and it may not hold two streams
+            ageing = float(np.median(seconds[-fifth:]) / np.median(seconds[steady : steady + fifth]))
         flops, of_network = count_flops(chunk_stream, model.transformer)
     *medians, total = np.median(stages[steady:], axis=0).tolist()
-    on_cpu = model.device.type == "cpu"  # there the chunk before is written first
     timed = dict(zip(STAGES, medians, strict=True))
     denoising = of_network * model.preset.steps // (model.preset.steps + 1)  # the other pass writes the cache
-    latency = total - timed["cache"] if on_cpu else total
-    return Timing(np.array(seconds), timed, latency, encoding, len(chunk.frames), steady, flops, denoising)
+    latency = total - timed["cache"] if on_cpu else total  # on a CPU the chunk before is written first
+    fixed = len(chunk.frames), steady, flops, denoising, rss, gpu, ageing
+    return Timing(np.array(seconds), timed, latency, encoding, *fixed)
+
+
+def compare_ages(old: Iterator, young: Iterator, steady: int, chunks: int) -> float:
+    """What a chunk of an old stream takes over one of a new stream, median of `chunks` pairs.
+
+    They take turns, because a machine that others use gets slower and faster by more than the difference looked for.
+    The new one first fills its cache, with `steady` chunks.
+    """
+    for _ in range(steady):
+        next(young)
+    ratios = []
+    for _ in range(chunks):
+        begin = time.perf_counter()
+        next(young)
+        middle = time.perf_counter()
+        next(old)
+        ratios.append((time.perf_counter() - middle) / (middle - begin))
+    return float(np.median(ratios))
 
 
 def count_flops(chunk_stream, network: torch.nn.Module) -> tuple[int, int]:

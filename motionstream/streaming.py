@@ -31,8 +31,8 @@ from torch import Tensor
 from motionstream.errors import InputError
 from motionstream.model.cache import RollingCache
 from motionstream.model.checkpoint import Model
+from motionstream.model.composite import Light, composite, fade, find_light
 from motionstream.model.device import GIB, Download, beside, stream_bytes, upload, visiting, weight_bytes
-from motionstream.model.motion_prior import fill_holes
 from motionstream.model.presets import fit_size
 from motionstream.model.text import FALLING
 from motionstream.model.track_head import pack_time, track_map
@@ -41,9 +41,6 @@ from motionstream.tracks import ChunkRequest, Tracks, TrackSource
 
 TIMESTEPS = 1000  # the network counts t in [0, 1] in thousandths
 HISTORY_CHUNKS = 4
-NOISE, FLAKE = 0.14, 0.24  # how much brighter than its surroundings the student makes noise at most, a flake at least
-RIDGE = 4e-4  # variance of colours, in [-1, 1], below which they say little of the light
-SMOOTH = 5  # cells over which light does not change by itself
 BLANK_CHUNKS = 10  # until Wan's encoder, which sees 112 frames back, has forgotten the picture before the blank frames
 
 
@@ -106,65 +103,6 @@ def image_channels(latents: Tensor, temporal_stride: int, first: bool) -> Tensor
     if first:
         mask[:, :, 0] = 1
     return torch.cat([mask, latents], dim=1)
-
-
-def composite(
-    decoded: Tensor,
-    unchanged: Tensor,
-    warped: Tensor,
-    confidence: Tensor,
-    cell: int,
-    light: bool = True,
-    falling: bool = False,
-) -> Tensor:
-    """Fine detail from the moved picture where it is sure; light and colour, and all the rest, from the student.
-
-    decoded: the student's frames [1, 3, T, H, W] in [-1, 1]; unchanged: what they would be had it changed nothing;
-    warped: the moved picture; confidence: [1, 1, T, H, W]. Light is how the student changes the mean colours of what is
-    sure in squares of `cell` pixels: one map of all colours (fog takes contrast, sepia the hues), and an offset that is
-    smooth in space. The rest of that change, all of it where no light was asked for, is the student's error, which is
-    taken off beside what is sure. If something falls, what the student makes brighter than the light, by more than its
-    noise, is added too: flakes and drops, twice as bright as it dares, since regression halves what it is not sure of.
-    """
-    decoded, unchanged, warped, confidence = (x[0].transpose(0, 1) for x in (decoded, unchanged, warped, confidence))
-    share = F.avg_pool2d(confidence, cell).clamp_min(1e-3)
-    wanted, given = (F.avg_pool2d(x * confidence, cell) / share for x in (decoded, unchanged))
-
-    def everywhere(x: Tensor) -> Tensor:
-        return F.interpolate(x, size=decoded.shape[-2:], mode="bilinear", align_corners=False)
-
-    with torch.autocast(decoded.device.type, enabled=False):
-        expected, shown = given, warped
-        if light:
-            change = colour_change(given, wanted, share)
-            offset = smooth(wanted - F.conv2d(given, change), share)
-            expected, shown = (F.conv2d(x, change).add_(y) for x, y in ((given, offset), (warped, everywhere(offset))))
-        decoded = decoded - everywhere(fill_holes(wanted - expected, (share > 0.5).to(share)))
-        if falling:
-            fine = decoded - F.conv2d(unchanged, change).add_(everywhere(offset))
-            meant = (F.avg_pool2d(fine.mean(1, keepdim=True), 3, 1, 1) - NOISE) / (FLAKE - NOISE)
-            shown.addcmul_(meant.clamp_(0, 1), fine.clamp_(min=0), value=2)
-    return torch.lerp(decoded, shown, confidence).transpose(0, 1)[None]
-
-
-def colour_change(given: Tensor, wanted: Tensor, share: Tensor) -> Tensor:
-    """What, but for an offset, best takes the colours `given` to those `wanted`, [T, 3, h, w]: a kernel [3, 3, 1, 1].
-
-    share: their weights [T, 1, h, w]. Colours that hardly differ from each other say nothing: what they leave open
-    stays as it is.
-    """
-    shares = share.flatten()
-    x, y = (v.transpose(0, 1).flatten(1) for v in (given, wanted))
-    x, y = (v - (shares * v).sum(1, keepdim=True) / shares.sum() for v in (x, y))
-    weighted = shares * x
-    stay = RIDGE * len(shares) * torch.eye(3, device=x.device)
-    return torch.linalg.solve_ex(weighted @ x.T + stay, weighted @ y.T + stay)[0].T[:, :, None, None]
-
-
-def smooth(x: Tensor, share: Tensor) -> Tensor:
-    """Weighted means over SMOOTH x SMOOTH cells of x [T, C, h, w]; share: the weights [T, 1, h, w]."""
-    around = (SMOOTH, 1, SMOOTH // 2)
-    return F.avg_pool2d(x * share, *around) / F.avg_pool2d(share, *around)
 
 
 def predict_x0(
@@ -281,6 +219,7 @@ class _Stream:
         self.history = {0: image}
         self.clean: tuple[Tensor, Condition] | None = None  # the newest chunk, not yet in the cache
         self.prompt: str | None = None
+        self.light: Light | None = None  # of the newest frame; None: the picture's own
         self.beside = torch.cuda.Stream(model.device) if model.device.type == "cuda" else None
         self.clock = _Clock(model.device)
         with inference(model):
@@ -400,14 +339,22 @@ class _Stream:
         Where a motion prior is confident, what the autoencoder loses of the moved picture is added back.
         """
         if not self.model.preset.composite:
-            frames = self.decoder.step(x0).float()
+            frames = self.decoder.step(x0)[0].float().transpose(0, 1)
         else:
-            frames, unchanged = self.decoder.step(torch.cat([x0, condition.prior])).float().chunk(2)
-            asked = self.model.text_encoder.effects(self.prompt)
-            light, falling = bool(asked), not FALLING.isdisjoint(asked)
-            frames = composite(frames, unchanged, warped, confidence, self.model.preset.cell, light, falling)
-        pixels = (frames[0] + 1).mul_(127.5).round_().clamp_(0, 255)
-        return pixels.byte().permute(1, 2, 3, 0).contiguous()
+            both = self.decoder.step(torch.cat([x0, condition.prior])).float().transpose(1, 2)
+            with torch.autocast(both.device.type, enabled=False):
+                frames = self.composite(*both, warped[0].transpose(0, 1), confidence[0].transpose(0, 1))
+        pixels = (frames + 1).mul_(127.5).round_().clamp_(0, 255)
+        return pixels.byte().permute(0, 2, 3, 1).contiguous()
+
+    def composite(self, decoded: Tensor, unchanged: Tensor, warped: Tensor, confidence: Tensor) -> Tensor:
+        """`composite` in the light that the prompt asks for; in one chunk the stream turns to it."""
+        cell, newest = self.model.preset.cell, slice(-self.model.preset.temporal_stride, None)
+        asked, before = self.model.text_encoder.effects(self.prompt), self.light
+        self.light = find_light(*(x[newest] for x in (decoded, unchanged, confidence)), cell) if asked else None
+        light = fade(before, self.light, len(decoded))
+        falling = not FALLING.isdisjoint(asked)
+        return composite(decoded, unchanged, warped, confidence, cell, light, falling)
 
     def remember(self, frames: np.ndarray) -> None:
         """Moves on to the next chunk; the newest frames are kept for sources that look at them."""

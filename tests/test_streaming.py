@@ -8,7 +8,6 @@ import weakref
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from motionstream import streaming
@@ -25,7 +24,6 @@ from motionstream.streaming import (
     add_noise,
     assemble_condition,
     chunk_noise,
-    composite,
     image_channels,
     pack_confidence,
     predict_x0,
@@ -174,80 +172,17 @@ def test_the_image_mask_marks_the_first_latent_frame_of_the_stream_only():
         assert got[0, :4, :, 0, 0].T.tolist() == [[float(first)] * 4, [0] * 4, [0] * 4]
 
 
-@pytest.fixture
-def moved():
-    """A moved picture of fine detail, its coarse colours, which the student's decoder knows, and confidence."""
-    generator = torch.Generator().manual_seed(0)
-    coarse = F.interpolate(torch.rand(3, 1, 4, 4, generator=generator) - 0.5, size=(64, 64), mode="bilinear")[None]
-    fine = 0.4 * torch.rand(coarse.shape, generator=generator) - 0.2
-    return coarse + fine - F.interpolate(F.avg_pool2d(fine[0], 16), 64)[None], coarse, torch.ones(1, 1, 1, 64, 64)
-
-
-GREY = torch.full((3, 3), 1 / 3)
-LIGHTS = {
-    "its own": lambda x: x,
-    "night": lambda x: (x + 1) / 2 - 1,
-    "bright": lambda x: x + 0.4,
-    "fog": lambda x: torch.lerp(x, torch.full_like(x, 0.7), 0.6),
-    "monochrome": lambda x: torch.einsum("ij,bjthw->bithw", GREY, x),
-}
-
-
-@pytest.mark.parametrize("light", LIGHTS.values(), ids=LIGHTS)
-@pytest.mark.parametrize("falling", (False, True))
-def test_where_the_prior_is_sure_the_picture_keeps_its_detail_and_takes_the_students_light(falling, light, moved):
-    warped, coarse, sure = moved
-
-    def shown(decoded):
-        return composite(decoded, coarse, warped, sure, 16, True, falling)
-
-    torch.testing.assert_close(shown(light(coarse)), light(warped), atol=0.03, rtol=0)
-    noise = 0.15 * (2 * torch.rand(coarse.shape, generator=torch.Generator().manual_seed(1)).round() - 1)
-    torch.testing.assert_close(shown(light(coarse) + noise), light(warped), atol=0.08, rtol=0)
-
-
-@pytest.mark.parametrize("falling", (False, True))
-def test_a_picture_of_one_colour_keeps_its_detail_whatever_the_light(falling, moved):
-    detail = moved[0] - moved[1]
-    grey, made = torch.zeros_like(detail), torch.full_like(detail, -0.5)
-    shown = composite(made, grey, detail, moved[2], 16, True, falling)
-    torch.testing.assert_close(shown, detail - 0.5, atol=0.01, rtol=0)
-
-
-def test_the_students_flakes_show_where_the_prior_is_sure_if_they_were_asked_for(moved):
-    warped, coarse, sure = moved
-    snowing = coarse.clone()
-    snowing[..., 20:25, 30:35] += 0.5
-    unasked, asked = (composite(snowing, coarse, warped, sure, 16, True, falling) - warped for falling in (False, True))
-    assert unasked.abs().max() < 0.1
-    assert asked[..., 21:24, 31:34].min() > 0.8 and asked[..., 20:25, 30:35].min() > 0.5
-    asked[..., 20:25, 30:35] = 0
-    assert asked.abs().max() < 0.1
-
-
-def test_where_no_light_was_asked_for_the_picture_keeps_its_own(moved):
-    warped, coarse, sure = moved
-    torch.testing.assert_close(composite(coarse - 0.2, coarse, warped, sure, 16, light=False), warped)
-    sure = sure.clone()
-    sure[..., :32] = 0  # where all is the student's, its light is corrected by how wrong it is beside
-    made = composite(coarse - 0.2, coarse, warped, sure, 16, light=False)
-    torch.testing.assert_close(made[..., 32:], warped[..., 32:])
-    torch.testing.assert_close(made[..., :32], coarse[..., :32], atol=1e-4, rtol=0)
-
-
-def test_what_the_composite_takes_from_the_student_follows_the_prompt(embedded, image, monkeypatch):
-    asked = []
-    monkeypatch.setattr(streaming, "composite", lambda *a: asked.append(a[5:]) or composite(*a))
-    prompts = iter(["", "a dragon", "fog", "snow at night"])
+def test_what_is_shown_follows_the_prompt(embedded, image, monkeypatch):
+    seen, compose = [], streaming.composite
+    monkeypatch.setattr(streaming, "composite", lambda *a: seen.append(a[5:]) or compose(*a))
+    prompts = iter(["", "a dragon", "fog", "snow at night", "", ""])
     with contextlib.closing(stream(embedded, image, Recorder(), prompt=lambda: next(prompts))) as chunks:
-        for _ in range(4):
+        for _ in range(6):
             next(chunks)
-    assert asked == [(False, False), (False, False), (True, False), (True, True)]
-
-
-def test_where_the_prior_is_unsure_the_student_alone_is_shown(moved):
-    warped, coarse, sure = moved
-    torch.testing.assert_close(composite(coarse, coarse - 0.3, warped, 0 * sure, 16), coarse)
+    assert [light is not None for light, _ in seen] == [False, False, True, True, True, False]
+    assert [falling for _, falling in seen] == [False, False, False, True, False, False]
+    torch.testing.assert_close(seen[2][0].matrix[-1], seen[3][0].matrix[0])  # no jump between chunks
+    torch.testing.assert_close(seen[4][0].matrix[-1], torch.eye(3))
 
 
 def test_noise_depends_on_seed_and_chunk_only():

@@ -1,0 +1,99 @@
+"""What a small student shows: the moved picture's own detail, in the light of what the student makes of it.
+
+Its autoencoder loses fine detail, and its own pixels are noisy; the motion prior's picture is sharp, but knows neither
+weather nor what objects uncover. So the light is found that the student puts on the picture, and the moved picture is
+shown in that light; only where the prior is not sure does one see the student itself.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from motionstream.model.motion_prior import fill_holes
+
+RIDGE = 4e-4  # variance of colours, in [-1, 1], below which they say little of the light
+SMOOTH = 5  # cells over which light does not change by itself
+NOISE, FLAKE = 0.14, 0.24  # how much brighter than its surroundings the student makes noise at most, a flake at least
+
+
+@dataclass(frozen=True)
+class Light:
+    """What light and weather make of colours: matrices [T, 3, 3] and offsets [T, 3, rows, columns].
+
+    One matrix for all colours of a frame (fog takes contrast, sepia the hues); offsets vary slowly in space.
+    """
+
+    matrix: Tensor
+    offset: Tensor
+
+    def on(self, pictures: Tensor) -> Tensor:
+        """Pictures [T, 3, H, W] in this light."""
+        return (self.matrix @ pictures.flatten(2)).view_as(pictures).add_(enlarged(self.offset, pictures))
+
+
+def enlarged(cells: Tensor, like: Tensor) -> Tensor:
+    return F.interpolate(cells, size=like.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def cell_means(pictures: Tensor, confidence: Tensor, cell: int) -> Tensor:
+    """Means of what is sure over squares of `cell` pixels: [T, 3, H, W], [T, 1, H, W] -> [T, 3, rows, columns]."""
+    return F.avg_pool2d(pictures * confidence, cell) / F.avg_pool2d(confidence, cell).clamp_min(1e-3)
+
+
+def find_light(decoded: Tensor, unchanged: Tensor, confidence: Tensor, cell: int) -> Light:
+    """The light that the student has put on what is sure, one for all frames; see `composite` for the arguments.
+
+    Least squares over cells; colours that hardly differ from each other say nothing, and what they leave open stays.
+    """
+    share = F.avg_pool2d(confidence, cell).clamp_min(1e-3)
+    given, wanted = (cell_means(x, confidence, cell) for x in (unchanged, decoded))
+    shares = share.flatten()
+    x, y = (v.transpose(0, 1).flatten(1) for v in (given, wanted))
+    x, y = (v - (shares * v).sum(1, keepdim=True) / shares.sum() for v in (x, y))
+    stay = RIDGE * len(shares) * torch.eye(3, device=x.device)
+    matrix = torch.linalg.solve_ex(shares * x @ x.T + stay, shares * x @ y.T + stay)[0].T[None]
+    offset = wanted - Light(matrix, torch.zeros_like(given)).on(given)
+    around = (SMOOTH, 1, SMOOTH // 2)
+    smooth = F.avg_pool2d(offset * share, *around) / F.avg_pool2d(share, *around)
+    return Light(matrix, smooth.mean(0, keepdim=True))
+
+
+def fade(before: Light | None, after: Light | None, frames: int) -> Light | None:
+    """From one light to another in `frames` frames, both included; None is the picture's own."""
+    if before is None and after is None:
+        return None
+    like = (before or after).offset
+    own = Light(torch.eye(3, device=like.device)[None], torch.zeros_like(like))
+    ramp = torch.linspace(0, 1, frames, device=like.device).view(-1, 1, 1)
+    (a, b), (c, d) = ((light.matrix, light.offset) for light in (before or own, after or own))
+    return Light(torch.lerp(a, c, ramp), torch.lerp(b, d, ramp[..., None]))
+
+
+def composite(
+    decoded: Tensor,
+    unchanged: Tensor,
+    warped: Tensor,
+    confidence: Tensor,
+    cell: int,
+    light: Light | None = None,
+    falling: bool = False,
+) -> Tensor:
+    """Fine detail from the moved picture where it is sure, in the light asked for; all the rest from the student.
+
+    decoded: the student's frames [T, 3, H, W] in [-1, 1]; unchanged: what they would be had it changed nothing; warped:
+    the moved picture; confidence: [T, 1, H, W]. By what else the student changes the mean colours of what is sure, in
+    squares of `cell` pixels, it errs: beside what is sure that is taken off. If something falls, what the student makes
+    brighter than the light, by more than its noise, is added: flakes and drops, twice as bright as it dares, since
+    regression halves what it is not sure of.
+    """
+    wanted, given = (cell_means(x, confidence, cell) for x in (decoded, unchanged))
+    expected, shown = (x if light is None else light.on(x) for x in (given, warped))
+    known = (F.avg_pool2d(confidence, cell) > 0.5).to(confidence)
+    decoded = decoded - enlarged(fill_holes(wanted - expected, known), decoded)
+    if falling:
+        fine = decoded - light.on(unchanged)
+        meant = (F.avg_pool2d(fine.mean(1, keepdim=True), 3, 1, 1) - NOISE) / (FLAKE - NOISE)
+        shown.addcmul_(meant.clamp_(0, 1), fine.clamp_(min=0), value=2)
+    return torch.lerp(decoded, shown, confidence)

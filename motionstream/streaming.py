@@ -37,6 +37,7 @@ from motionstream.model.presets import fit_size
 from motionstream.model.text import FALLING
 from motionstream.model.track_head import pack_time, track_map
 from motionstream.model.transformer import Context, MotionTransformer
+from motionstream.model.vae import Stream as DecoderStream
 from motionstream.tracks import ChunkRequest, Tracks, TrackSource
 
 TIMESTEPS = 1000  # the network counts t in [0, 1] in thousandths
@@ -220,6 +221,7 @@ class _Stream:
         self.clean: tuple[Tensor, Condition] | None = None  # the newest chunk, not yet in the cache
         self.prompt: str | None = None
         self.light: Light | None = None  # of the newest frame; None: the picture's own
+        self.dry: DecoderStream | None = None  # of what would be had the student changed nothing, while something falls
         self.beside = torch.cuda.Stream(model.device) if model.device.type == "cuda" else None
         self.clock = _Clock(model.device)
         with inference(model):
@@ -341,20 +343,24 @@ class _Stream:
         if not self.model.preset.composite:
             frames = self.decoder.step(x0)[0].float().transpose(0, 1)
         else:
-            both = self.decoder.step(torch.cat([x0, condition.prior])).float().transpose(1, 2)
-            with torch.autocast(both.device.type, enabled=False):
-                frames = self.composite(*both, warped[0].transpose(0, 1), confidence[0].transpose(0, 1))
+            frames = self.composite(x0, condition.prior, warped[0].transpose(0, 1), confidence[0].transpose(0, 1))
         pixels = (frames + 1).mul_(127.5).round_().clamp_(0, 255)
         return pixels.byte().permute(0, 2, 3, 1).contiguous()
 
-    def composite(self, decoded: Tensor, unchanged: Tensor, warped: Tensor, confidence: Tensor) -> Tensor:
-        """`composite` in the light that the prompt asks for; in one chunk the stream turns to it."""
+    def composite(self, x0: Tensor, prior: Tensor, warped: Tensor, confidence: Tensor) -> Tensor:
+        """`composite` in the light that the prompt asks for, to which the stream turns within a chunk."""
         cell, newest = self.model.preset.cell, slice(-self.model.preset.temporal_stride, None)
         asked, before = self.model.text_encoder.effects(self.prompt), self.light
-        self.light = find_light(*(x[newest] for x in (decoded, unchanged, confidence)), cell) if asked else None
-        light = fade(before, self.light, len(decoded))
-        falling = not FALLING.isdisjoint(asked)
-        return composite(decoded, unchanged, warped, confidence, cell, light, falling)
+        if FALLING.isdisjoint(asked):
+            self.dry = None
+        elif self.dry is None:  # where nothing falls yet, nothing has been changed that it would have to know of
+            self.dry = self.decoder.fork()
+        decoded = self.decoder.step(x0)[0].float().transpose(0, 1)
+        unchanged = self.dry and self.dry.step(prior)[0].float().transpose(0, 1)
+        with torch.autocast(decoded.device.type, enabled=False):  # colours and their moments need all digits
+            self.light = find_light(decoded[newest], warped[newest], confidence[newest], cell) if asked else None
+            light = fade(before, self.light, len(decoded))
+            return composite(decoded, warped, confidence, cell, light, unchanged)
 
     def remember(self, frames: np.ndarray) -> None:
         """Moves on to the next chunk; the newest frames are kept for sources that look at them."""

@@ -31,7 +31,8 @@ def moved():
 
 def shown(decoded, moved, falling=False):
     warped, coarse, sure = moved
-    return composite(decoded, coarse, warped, sure, CELL, find_light(decoded, coarse, sure, CELL), falling)
+    light = find_light(decoded, warped, sure, CELL)
+    return composite(decoded, warped, sure, CELL, light, coarse if falling else None)
 
 
 @each_light
@@ -58,7 +59,7 @@ def test_light_is_found_in_what_is_sure_alone(light, moved):
     sure[..., 32:] = 0
     decoded = light(coarse)
     decoded[..., 32:] = 0.9
-    found = find_light(decoded, coarse, sure, CELL).on(warped)
+    found = find_light(decoded, warped, sure, CELL).on(warped)
     torch.testing.assert_close(found[..., :32], light(warped)[..., :32], atol=0.08, rtol=0)
 
 
@@ -82,7 +83,7 @@ def test_the_students_flakes_show_where_the_prior_is_sure_if_something_falls(mov
 
 def test_where_no_light_was_asked_for_the_picture_keeps_its_own(moved):
     warped, coarse, sure = moved
-    torch.testing.assert_close(composite(coarse - 0.2, coarse, warped, sure, CELL), warped)
+    torch.testing.assert_close(composite(coarse - 0.2, warped, sure, CELL), warped)
 
 
 @each_light
@@ -91,8 +92,8 @@ def test_where_the_prior_is_unsure_the_student_is_shown_in_the_light_of_what_is_
     sure = sure.clone()
     sure[..., :32] = 0
     decoded = light(coarse)
-    found = find_light(decoded, coarse, sure, CELL)
-    made = composite(decoded - 0.2, coarse, warped, sure, CELL, found)  # its light errs by 0.2 everywhere
+    found = find_light(decoded, warped, sure, CELL)
+    made = composite(decoded - 0.2, warped, sure, CELL, found)  # its light errs by 0.2 everywhere
     torch.testing.assert_close(made[..., 32:], found.on(warped)[..., 32:])
     torch.testing.assert_close(made[..., :32], light(coarse)[..., :32], atol=0.05, rtol=0)
 
@@ -100,14 +101,14 @@ def test_where_the_prior_is_unsure_the_student_is_shown_in_the_light_of_what_is_
 def test_where_nothing_is_sure_the_student_alone_is_shown(moved):
     warped, coarse, sure = moved
     decoded = coarse - 0.3
-    found = find_light(decoded, coarse, 0 * sure, CELL)
+    found = find_light(decoded, warped, 0 * sure, CELL)
     for light in (None, found):
-        torch.testing.assert_close(composite(decoded, coarse, warped, 0 * sure, CELL, light), decoded)
+        torch.testing.assert_close(composite(decoded, warped, 0 * sure, CELL, light), decoded)
 
 
 def test_light_fades_from_one_to_another_and_away(moved):
     warped, coarse, sure = moved
-    night, fog = (find_light(LIGHTS[name](coarse), coarse, sure, CELL) for name in ("night", "fog"))
+    night, fog = (find_light(LIGHTS[name](coarse), warped, sure, CELL) for name in ("night", "fog"))
     frames = warped.expand(5, -1, -1, -1)
     own = torch.eye(3)[None], torch.zeros_like(night.offset)
     for before, after in itertools.permutations((None, night, fog), 2):

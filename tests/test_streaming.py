@@ -174,13 +174,13 @@ def test_the_image_mask_marks_the_first_latent_frame_of_the_stream_only():
 
 def test_what_is_shown_follows_the_prompt(embedded, image, monkeypatch):
     seen, compose = [], streaming.composite
-    monkeypatch.setattr(streaming, "composite", lambda *a: seen.append(a[5:]) or compose(*a))
+    monkeypatch.setattr(streaming, "composite", lambda *a: seen.append(a[4:]) or compose(*a))
     prompts = iter(["", "a dragon", "fog", "snow at night", "", ""])
     with contextlib.closing(stream(embedded, image, Recorder(), prompt=lambda: next(prompts))) as chunks:
         for _ in range(6):
             next(chunks)
     assert [light is not None for light, _ in seen] == [False, False, True, True, True, False]
-    assert [falling for _, falling in seen] == [False, False, False, True, False, False]
+    assert [unchanged is not None for _, unchanged in seen] == [False, False, False, True, False, False]
     torch.testing.assert_close(seen[2][0].matrix[-1], seen[3][0].matrix[0])  # no jump between chunks
     torch.testing.assert_close(seen[4][0].matrix[-1], torch.eye(3))
 

@@ -55,6 +55,16 @@ def test_the_future_does_not_change_the_past(vae):
     assert (before[:, :, 9:] - after[:, :, 9:]).abs().max() > 1e-3
 
 
+def test_a_forked_stream_goes_on_apart(vae):
+    latents, others = torch.randn(2, 1, 6, 4, 2, 2)
+    one = vae.decoder_stream()
+    one.step(latents[:, :, :2])
+    other = one.fork()
+    turned = torch.cat([latents[:, :, :2], others[:, :, 2:]], dim=2)
+    torch.testing.assert_close(other.step(others[:, :, 2:]), vae.decode(turned)[:, :, 5:])
+    torch.testing.assert_close(one.step(latents[:, :, 2:]), vae.decode(latents)[:, :, 5:])
+
+
 def test_reset_starts_a_new_stream(vae):
     latents = torch.randn(1, 6, 2, 2, 2)
     decoder = vae.decoder_stream()

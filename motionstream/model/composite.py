@@ -42,13 +42,13 @@ def cell_means(pictures: Tensor, confidence: Tensor, cell: int) -> Tensor:
     return F.avg_pool2d(pictures * confidence, cell) / F.avg_pool2d(confidence, cell).clamp_min(1e-3)
 
 
-def find_light(decoded: Tensor, unchanged: Tensor, confidence: Tensor, cell: int) -> Light:
+def find_light(decoded: Tensor, warped: Tensor, confidence: Tensor, cell: int) -> Light:
     """The light that the student has put on what is sure, one for all frames; see `composite` for the arguments.
 
     Least squares over cells; colours that hardly differ from each other say nothing, and what they leave open stays.
     """
     share = F.avg_pool2d(confidence, cell).clamp_min(1e-3)
-    given, wanted = (cell_means(x, confidence, cell) for x in (unchanged, decoded))
+    given, wanted = (cell_means(x, confidence, cell) for x in (warped, decoded))
     shares = share.flatten()
     x, y = (v.transpose(0, 1).flatten(1) for v in (given, wanted))
     x, y = (v - (shares * v).sum(1, keepdim=True) / shares.sum() for v in (x, y))
@@ -73,27 +73,26 @@ def fade(before: Light | None, after: Light | None, frames: int) -> Light | None
 
 def composite(
     decoded: Tensor,
-    unchanged: Tensor,
     warped: Tensor,
     confidence: Tensor,
     cell: int,
     light: Light | None = None,
-    falling: bool = False,
+    unchanged: Tensor | None = None,
 ) -> Tensor:
     """Fine detail from the moved picture where it is sure, in the light asked for; all the rest from the student.
 
-    decoded: the student's frames [T, 3, H, W] in [-1, 1]; unchanged: what they would be had it changed nothing; warped:
-    the moved picture; confidence: [T, 1, H, W]. By what else the student changes the mean colours of what is sure, in
-    squares of `cell` pixels, it errs: beside what is sure that is taken off. If something falls, what the student makes
-    brighter than the light, by more than its noise, is added: flakes and drops, twice as bright as it dares, since
-    regression halves what it is not sure of.
+    decoded: the student's frames [T, 3, H, W] in [-1, 1]; warped: the moved picture; confidence: [T, 1, H, W]; light:
+    None for the picture's own; unchanged: if something falls, the student's frames as if it had changed nothing.
+    By what else the student changes the mean colours of what is sure, in squares of `cell` pixels, it errs: beside what
+    is sure that is taken off. What it makes brighter than the light by more than its noise are flakes and drops. They
+    are added, twice as bright as it dares, since regression halves what it is not sure of.
     """
-    wanted, given = (cell_means(x, confidence, cell) for x in (decoded, unchanged))
-    expected, shown = (x if light is None else light.on(x) for x in (given, warped))
+    shown = warped if light is None else light.on(warped)
+    wanted, given = (cell_means(x, confidence, cell) for x in (decoded, shown))
     known = (F.avg_pool2d(confidence, cell) > 0.5).to(confidence)
-    decoded = decoded - enlarged(fill_holes(wanted - expected, known), decoded)
-    if falling:
-        fine = decoded - light.on(unchanged)
+    decoded = decoded - enlarged(fill_holes(wanted - given, known), decoded)
+    if unchanged is not None:
+        fine = decoded - (unchanged if light is None else light.on(unchanged))
         meant = (F.avg_pool2d(fine.mean(1, keepdim=True), 3, 1, 1) - NOISE) / (FLAKE - NOISE)
-        shown.addcmul_(meant.clamp_(0, 1), fine.clamp_(min=0), value=2)
+        shown = shown.addcmul(meant.clamp_(0, 1), fine.clamp_(min=0), value=2)
     return torch.lerp(decoded, shown, confidence)

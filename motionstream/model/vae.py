@@ -107,7 +107,7 @@ class Decoder(nn.Module):
 
 
 class Stream:
-    """A causal network fed piece by piece. `step` continues the stream, `reset` starts another.
+    """A causal network fed piece by piece. `step` continues the stream, `reset` starts another, `fork` splits it.
 
     `flush` ends one: a causal codec holds nothing back, so it only forgets, and is there to end any stream alike.
     """
@@ -119,6 +119,12 @@ class Stream:
     def step(self, piece: Tensor) -> Tensor:
         result, self._memory = self._advance(piece, self._memory)
         return result
+
+    def fork(self) -> "Stream":
+        """Another stream that goes on from here, apart from this one."""
+        twin = Stream(self._advance)
+        twin._memory = None if self._memory is None else list(self._memory)
+        return twin
 
     def reset(self) -> None:
         self._memory = None

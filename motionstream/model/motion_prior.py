@@ -207,7 +207,8 @@ def behind(front: Tensor, known: Tensor) -> Tensor:
     front, known: [T, 1, H, W] in [0, 1] -> the same. Only differences among the pixels around count: where all that
     is near lies in front, it tells as much as a background would.
     """
-    inner = -F.max_pool2d(-known, 2 * RIM + 1, 1, RIM)
+    around = np.ones((2 * RIM + 1, 2 * RIM + 1), np.uint8)
+    inner = torch.from_numpy(np.stack([cv2.erode(frame, around) for frame in known[:, 0].numpy()]))[:, None]
     weight = known * (0.001 + 0.999 * inner * (1 - front))
     block, (height, width) = AROUND // 4, known.shape[2:]
     best = F.max_pool2d(F.max_pool2d(weight, block, ceil_mode=True), 9, 1, 4)

@@ -15,6 +15,7 @@ from motionstream.model.motion_prior import (
     fill_holes,
     least_squares_motion,
     splat,
+    without_seams,
 )
 from motionstream.tracks import Tracks
 
@@ -264,3 +265,14 @@ def test_a_hole_is_filled_with_what_lies_behind_the_object_that_left_it():
     assert torch.equal(filled[:, 16:32, 8:20], picture[:, 16:32, 8:20])
     assert (filled[:, 16:32, 20:40] - green[:, None, None]).abs().max() < 0.15
     assert (fill_holes(picture[None], known)[0, :, 16:32, 20:40] - green[:, None, None]).abs().max() > 0.5
+
+
+def test_what_lies_behind_is_not_sure_along_a_hole():
+    confidence, beyond, front = torch.ones(1, 1, 24, 24), torch.zeros(1, 1, 24, 24), torch.zeros(1, 1, 24, 24)
+    confidence[..., 8:16, 8:16] = 0
+    front[..., 16:] = 1  # right of the hole
+    confidence[..., :2, :], beyond[..., :2, :] = 0, 1
+    sure = without_seams(confidence, beyond, front)
+    assert not sure[..., 6:18, 6:16].any()
+    sure[..., 6:18, 6:16] = confidence[..., 6:18, 6:16]
+    assert torch.equal(sure, confidence)

@@ -34,6 +34,7 @@ HIDDEN = 1e-3  # weight of a hidden track beside a visible one's 1
 CERTAIN = 3.0  # log-odds with which a track moves the place it is attached to, at the least
 CONNECTED = 0.15  # share of a cell's motion that must come from tracks for the cell to join two others
 AROUND = 32  # pixels from a hole within which there should be something of what lies behind
+SEAM = 2  # pixels along a hole that show the edge of what has left it, and so belong to the hole
 RIM = 3  # pixels along a hole whose colours are mixed with those of what has left it
 SHARPEN = 1.5  # power of the odds with which a cell follows the tracks: cleaner cuts, but still soft where unsure
 
@@ -201,15 +202,27 @@ def fill_holes(picture: Tensor, confidence: Tensor, source: Tensor | None = None
     return torch.lerp(known, picture, confidence)
 
 
+def eroded(known: Tensor, pixels: int) -> Tensor:
+    """The least value within so many pixels; [T, 1, H, W]."""
+    around = np.ones((2 * pixels + 1, 2 * pixels + 1), np.uint8)
+    return torch.from_numpy(np.stack([cv2.erode(frame, around) for frame in known[:, 0].numpy()]))[:, None]
+
+
+def without_seams(confidence: Tensor, beyond: Tensor, front: Tensor) -> Tensor:
+    """Confidence, taken from what lies behind along holes: there it shows a rim of what has left. All [T, 1, H, W].
+
+    beyond: 1 where there is no hole but the first frame's edge.
+    """
+    return confidence * torch.maximum(eroded(torch.maximum(confidence, beyond), SEAM), (front > 0.5).to(front))
+
+
 def behind(front: Tensor, known: Tensor) -> Tensor:
     """How much each pixel tells about what an object uncovers: what lies behind, not the object, nor its soft rim.
 
     front, known: [T, 1, H, W] in [0, 1] -> the same. Only differences among the pixels around count: where all that
     is near lies in front, it tells as much as a background would.
     """
-    around = np.ones((2 * RIM + 1, 2 * RIM + 1), np.uint8)
-    inner = torch.from_numpy(np.stack([cv2.erode(frame, around) for frame in known[:, 0].numpy()]))[:, None]
-    weight = known * (0.001 + 0.999 * inner * (1 - front))
+    weight = known * (0.001 + 0.999 * eroded(known, RIM) * (1 - front))
     block, (height, width) = AROUND // 4, known.shape[2:]
     best = F.max_pool2d(F.max_pool2d(weight, block, ceil_mode=True), 9, 1, 4)
     return weight / F.interpolate(best, scale_factor=block)[..., :height, :width].clamp_min(1e-6)
@@ -311,6 +324,7 @@ class MotionPrior(ModelMixin, ConfigMixin):
         backward, confidence = close_gaps(*splat(displacement, state.front, *state.size))
         filled = fill_holes(backward, confidence)
         warped, front, confidence, beyond = _sample(state.image, state.front, filled, confidence)
+        confidence = without_seams(confidence, beyond, front)
         known = torch.maximum(confidence, beyond)
         warped = fill_holes(warped, known, behind(front, known))
         return warped.movedim(0, 1)[None], confidence.movedim(0, 1)[None]

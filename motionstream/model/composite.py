@@ -2,7 +2,7 @@
 
 Its autoencoder loses fine detail, and its own pixels are noisy; the motion prior's picture is sharp, but knows neither
 weather nor what objects uncover. So the light is found that the student puts on the picture, and the moved picture is
-shown in that light; only where the prior is not sure does one see the student itself.
+shown in that light. Where it keeps its own light and the prior is not sure, one sees the student itself.
 """
 
 from dataclasses import dataclass
@@ -79,20 +79,23 @@ def composite(
     light: Light | None = None,
     unchanged: Tensor | None = None,
 ) -> Tensor:
-    """Fine detail from the moved picture where it is sure, in the light asked for; all the rest from the student.
+    """Fine detail from the moved picture where it is sure, in the light asked for; the rest from the student.
 
     decoded: the student's frames [T, 3, H, W] in [-1, 1]; warped: the moved picture; confidence: [T, 1, H, W]; light:
     None for the picture's own; unchanged: if something falls, the student's frames as if it had changed nothing.
     By what else the student changes the mean colours of what is sure, in squares of `cell` pixels, it errs: beside what
-    is sure that is taken off. What it makes brighter than the light by more than its noise are flakes and drops. They
-    are added, twice as bright as it dares, since regression halves what it is not sure of.
+    is sure that is taken off. In another light than the picture's own it is too noisy to be shown even there. What it
+    makes brighter than the light by more than its noise are flakes and drops. They are added, twice as bright as it
+    dares, since regression halves what it is not sure of.
     """
     shown = warped if light is None else light.on(warped)
     wanted, given = (cell_means(x, confidence, cell) for x in (decoded, shown))
     known = (F.avg_pool2d(confidence, cell) > 0.5).to(confidence)
     decoded = decoded - enlarged(fill_holes(wanted - given, known), decoded)
+    if light is None:
+        return torch.lerp(decoded, shown, confidence)
     if unchanged is not None:
-        fine = decoded - (unchanged if light is None else light.on(unchanged))
+        fine = decoded - light.on(unchanged)
         meant = (F.avg_pool2d(fine.mean(1, keepdim=True), 3, 1, 1) - NOISE) / (FLAKE - NOISE)
         shown = shown.addcmul(meant.clamp_(0, 1), fine.clamp_(min=0), value=2)
-    return torch.lerp(decoded, shown, confidence)
+    return shown

@@ -126,7 +126,10 @@ def predict_x0(
         z = torch.cat([condition.first, z[:, :, 1:]], dim=2)
     inputs = torch.cat([z, condition.channels], dim=1)
     out = transformer(inputs, TIMESTEPS * t, context, return_dict=False, cache=cache)[0]
-    x0 = condition.prior + out if prediction == "residual" else z - t.view(len(z), 1, -1, 1, 1) * out
+    if prediction == "velocity":
+        x0 = z - t.view(len(z), 1, -1, 1, 1) * out
+    else:
+        x0 = out if condition.prior is None else condition.prior + out
     return x0 if condition.first is None else torch.cat([condition.first, x0[:, :, 1:]], dim=2)
 
 

@@ -87,7 +87,8 @@ def test_plots_show_every_curve():
 
 
 def test_one_run_writes_tables_plot_and_sheets(model, tmp_path, monkeypatch, capsys):
-    from motionstream.training.network import save_network
+    from motionstream.training.network import save_network, with_rgb
+    from motionstream.training.rgb_tracks import RgbTracks
 
     source = tmp_path / "source"
     source.mkdir()
@@ -96,14 +97,22 @@ def test_one_run_writes_tables_plot_and_sheets(model, tmp_path, monkeypatch, cap
     monkeypatch.setitem(RECIPES, "tiny", {"teacher-a": recipe})
     monkeypatch.setattr(ablations, "load_model", lambda *_: model)
     monkeypatch.setattr(ablations, "real_clips", lambda *_: iter([clip()]))
-    code = ablations.main(
-        ["folder", "--teacher", str(tmp_path / "teacher"), "--long", "40", "--out", str(tmp_path), "--json"]
-    )
+    rgb = network(with_rgb(TINY), seed=5)
+    rgb.track_head = RgbTracks(model.vae, 8)
+    model.vae.save_pretrained(source / "vae")
+    rgb.preset = TINY
+    save_network(rgb, source, tmp_path / "rgb", torch.float32)
+    teachers = ["--teacher", str(tmp_path / "teacher"), "--rgb-teacher", str(tmp_path / "rgb")]
+    code = ablations.main(["folder", *teachers, "--long", "100", "--out", str(tmp_path), "--json"])
     assert code == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert list(result["context"]) == ["as shipped", "c3s1w1", "c3s0w1", "c1s1w1", "window grows"]
     assert list(result["guidance"]) == ["teacher, text", "teacher, motion", "teacher, both", "student"]
-    assert result["tracks"]["track head"]["ms"] > 0 and list(result["long"]) == ["c3s1w1", "c3s0w1"]
+    heads = result["tracks"]
+    assert list(heads) == ["track head", "RGB through the VAE"] and all(row["ms"] > 0 for row in heads.values())
+    assert heads["track head"]["psnr"] != heads["RGB through the VAE"]["psnr"]
+    assert list(result["long"]) == ["c3s1w1", "c3s0w1"]
+    assert all(row["returned"] == 88 and row["psnr returned"] < 60 for row in result["long"].values())
     assert result["decoders"] == {}
     assert {"latency", "spread", "kept", "epe"} <= result["context"]["c3s1w1"].keys()
     for name in ("ablations.png", "ablations-drift.png", "ablations-guidance.png", "ablations-long.png"):

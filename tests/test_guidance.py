@@ -159,6 +159,8 @@ def test_the_skip_is_the_posterior_of_a_normal_prior():
     got = prior + skipped(ends, torch.full((2,), t), torch.tensor(prior))
     assert got.flatten().tolist() == pytest.approx([offset - slope, offset + 2 * slope], abs=0.01)
     assert skipped(ends, torch.ones(2), torch.tensor(prior)).abs().max() == 0  # a student's first step is untouched
+    without = skipped(ends, torch.full((2,), t), None)  # of N(0, 1): (1 - t) z / ((1 - t)^2 + t^2)
+    torch.testing.assert_close(without, ends * 0.55 / (0.55**2 + 0.45**2))
 
 
 def test_the_sampler_solves_the_ode_of_a_normal_distribution():
@@ -186,6 +188,7 @@ def test_the_guided_teacher_is_three_evaluations_of_the_network():
         no_tracks = net.predict(z, t, net.condition(batch, range(3), none), net.context(batch))
     by_hand = 2 / 3 * no_text + 1 / 3 * no_tracks + 2 * (full - no_text) + (full - no_tracks)
     torch.testing.assert_close(got, by_hand)
+    torch.testing.assert_close(guided(net, batch, range(3), Guidance(0.4, 0.6))(z, t), full)  # sums to 1: unguided
     made = sample_teacher(net, batch, RECIPE)
     torch.testing.assert_close(made[:, :, 0], batch.latents[:, :, 0])  # the image stays
 

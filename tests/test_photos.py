@@ -163,12 +163,14 @@ def test_without_apt_the_tool_says_so(tmp_path, monkeypatch):
         photos.unpack("fake", tmp_path / "unpacked")
 
 
-def test_the_command_writes_pictures_objects_and_licences(unpacked, tmp_path, monkeypatch):
+def test_the_command_writes_pictures_objects_and_licences(unpacked, tmp_path, monkeypatch, capsys):
     Image.fromarray(scenery(0)).save(unpacked / "usr/share/pictures/hill.png")
-    monkeypatch.setattr(photos, "PACKAGES", (PACKAGE,))
+    absent = photos.Package("no-such-package-anywhere", "GPL-2+", photos=("*",))
+    monkeypatch.setattr(photos, "PACKAGES", (absent, PACKAGE))
     monkeypatch.setattr(photos, "GRABCUT_SIDE", 48)
-    monkeypatch.setattr(sys, "argv", ["photos", "--out", str(tmp_path), "--packages", "fake"])
+    monkeypatch.setattr(sys, "argv", ["photos", "--out", str(tmp_path)])
     photos.main()
+    assert "left out: " in capsys.readouterr().err
     assert list(json.loads((tmp_path / "LICENCES.json").read_text())) == [
         f"photos/{path.name}" for path in tmp_path.glob("photos/*")]
     assert len(photos.load_library(tmp_path).photos) == 1

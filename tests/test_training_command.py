@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from training_kit import PLAIN, RECIPE, TINY, clip_batch, network
+from training_kit import ALONE, PLAIN, RECIPE, TINY, clip_batch, network
 
 from motionstream.cli import main
 from motionstream.errors import InputError
@@ -15,11 +15,14 @@ from motionstream.model.checkpoint import load_component
 from motionstream.model.motion_prior import MotionPrior
 from motionstream.model.presets import PRESETS
 from motionstream.model.text import EffectTextEncoder
+from motionstream.model.track_head import embed_ids
 from motionstream.model.transformer import MotionTransformer
 from motionstream.model.vae import EmbeddedVAE
+from motionstream.streaming import Condition
 from motionstream.training import adaptation, clips, command
 from motionstream.training.guidance import Guidance
 from motionstream.training.network import load_network, model_folder, new_network, save_network, widened_network
+from motionstream.training.rgb_tracks import RgbTracks
 from motionstream.training.settings import RECIPES
 
 QUICK = replace(RECIPE, batch=2, chunks=2, ode_steps=3)
@@ -64,6 +67,7 @@ def train(folder, stage, options, preset="tiny"):
         "student",
         "none",
         "junk",
+        "rgb",
         "vae",
         "prior",
     )
@@ -182,6 +186,53 @@ def test_a_widened_network_is_the_model_it_comes_from(tmp_path):
         stock = torch.cat([z, condition.channels[:, : -PLAIN.track_channels]], 1)
         velocity = narrow(stock, 1000 * t, narrow.encode_context(batch.text), return_dict=False)[0]
     torch.testing.assert_close(x0, z - t.view(-1, 1, 1, 1, 1) * velocity, atol=1e-5, rtol=1e-4)
+
+
+def test_a_network_without_a_motion_prior_starts_from_one_that_had_it(tmp_path):
+    parts, source = tmp_path / "parts", network()
+    MotionPrior(widths=(8, 8), features=4).save_pretrained(parts / "motion_prior")
+    save_network(source, parts, tmp_path / "model", torch.float32)
+    alone = widened_network(ALONE, tmp_path / "model" / "transformer")
+    torch.testing.assert_close(alone.text_encoder.embedding.weight, source.text_encoder.embedding.weight)
+    batch, t = clip_batch(ALONE, clips=2), torch.tensor([1.0, 0.5])
+    z = torch.randn_like(batch.latents)
+    nothing = Condition(torch.zeros(2, TINY.condition_channels, *z.shape[2:]), torch.zeros_like(z), z[:, :, :1])
+    with torch.no_grad():
+        condition = replace(alone.condition(batch, range(3)), first=z[:, :, :1])
+        got = alone.predict(z, t, condition, alone.context(batch))
+        torch.testing.assert_close(got, source.predict(z, t, nothing, source.context(batch)))
+    save_network(alone, parts, tmp_path / "alone", torch.float32)
+    assert not (tmp_path / "alone" / "motion_prior").exists()
+    load_network(tmp_path / "alone", ALONE)
+
+
+def test_tracks_as_rgb_are_colours_through_the_autoencoder(workshop):
+    vae = load_component(workshop / "parts" / "vae")
+    head, ids = RgbTracks(vae, 8), torch.tensor([3, 8_000])
+    maps = torch.zeros(1, 9, 4, 6, 8)
+    maps[:, :, 1, 2], maps[:, :, 3, 5] = embed_ids(ids, 8)
+    canvas = torch.zeros(1, 3, 9, 32, 48)
+    canvas[:, :, :, 8:16, 16:24] = embed_ids(ids, 8)[0, :3].view(3, 1, 1, 1)
+    canvas[:, :, :, 24:, 40:] = embed_ids(ids, 8)[1, :3].view(3, 1, 1, 1)
+    with torch.no_grad():
+        torch.testing.assert_close(head(maps, True), vae.encode(canvas))
+    with pytest.raises(ValueError, match="whole clips"):
+        head(maps[:, 1:], False)
+
+
+def test_a_teacher_learns_from_tracks_as_rgb(workshop, capsys):
+    start = "--scratch --model start --data clips --steps 1"
+    assert train(workshop, "teacher", f"{start} --rgb-tracks --out rgb") == 0
+    assert train(workshop, "teacher", "--resume rgb --steps 2") == 0
+    net = load_network(workshop / "rgb" / "model", TINY, rgb=True)
+    assert isinstance(net.track_head, RgbTracks) and net.transformer.config.in_channels == 8 + 8 + 12
+    batch, told = clip_batch(clips=2), torch.tensor([True, False])
+    shown = net.condition(batch, range(3), told).channels[:, :8]
+    blank = net.track_head(torch.zeros(1, 33, 4, 6, 8), True)
+    torch.testing.assert_close(shown[1:], blank)
+    assert (shown[0] - blank[0]).abs().max() > 0.01
+    assert train(workshop, "teacher", "--scratch --data clips --out junk") == 2
+    assert "need --model" in capsys.readouterr().err
 
 
 def test_foreign_weights_are_named(tmp_path):

@@ -33,6 +33,7 @@ PLAIN = replace(  # of Wan 2.1's kind: velocity, image beside the noise, no moti
     image_conditioning="channel_concat",
     text_encoder="none",
 )
+ALONE = replace(TINY, name="alone", prediction="clean", motion_prior=False, composite=False)  # without a motion prior
 RECIPE = Recipe(
     batch=4,
     rate=1e-3,

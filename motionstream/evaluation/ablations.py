@@ -8,9 +8,10 @@ window that grows for ever; on clips of 241 frames. Quality in the first and in 
 kept of it (drift), EPE, mean and spread of a chunk's latency. The composite is off: the network's own pixels are
 measured; "as shipped" has it on.
 **guidance**: the teacher with text alone, motion alone and both, beside the student, on clips of the teacher's length.
-**tracks**: what a chunk's track head costs against drawing the tracks as RGB and encoding them with the VAE (their EPE
-needs a teacher trained so, which is not measured). **decoders**: tiny against full VAE, where a model has both.
-**long**: streams of `--long` frames with and without sink, the clip's tracks going to and fro: a contact sheet.
+**tracks**: what a chunk's track head costs against drawing the tracks as RGB and encoding them with the VAE, and with
+`--teacher` and `--rgb-teacher`, trained alike but for that, the EPE of both. **decoders**: tiny against full VAE, where
+a model has both. **long**: streams of `--long` frames with and without sink, the clip's tracks going to and fro: what
+is left of the sharpness, the PSNR of the last frame in which the tracks are back at the image, and a contact sheet.
 
 Files: ablations.png (table of moments), ablations-drift.png (plot), ablations-long.png.
 """
@@ -46,6 +47,7 @@ from motionstream.tracks import StaticTracks, Tracks
 CONTEXT_FRAMES = 241
 MOMENTS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)  # of a long stream, on its sheet
 REPEATS = 5  # of what is timed
+HEAD, RGB = "track head", "RGB through the VAE"
 
 
 def contexts(model: Model, frames: int) -> dict[str, Model]:
@@ -96,10 +98,14 @@ def score(
         if lpips is not None:
             found[f"lpips {when}"] = lpips.video(video[span], clip.frames[span])
     found["kept"] = found["sharp last"] / max(found["sharp first"], 1e-6)
-    found["epe"] = metrics.track_error(video, clip.tracks, metrics.lucas_kanade).epe
+    found["epe"] = track_epe(video, clip)
     if seconds is not None:
         found |= {"latency": float(np.mean(seconds)), "spread": float(np.std(seconds))}
     return found
+
+
+def track_epe(video: np.ndarray, clip: Clip) -> float:
+    return metrics.track_error(video, clip.tracks, metrics.lucas_kanade).epe
 
 
 def context_table(model: Model, clips: Iterator[Clip], seed: int, lpips: Lpips | None) -> tuple[dict, dict, list]:
@@ -122,8 +128,11 @@ def by_second(video: np.ndarray, fps: float) -> list[float]:
     return [metrics.sharpness(video[s : s + step], video[0]) for s in range(0, len(video) - step + 1, step)]
 
 
-def teacher_methods(folder: Path, model: Model, seed: int) -> tuple[dict[str, Callable], int]:
-    """The teacher under text, motion and joint guidance: (image, tracks) -> video; and how many frames it makes."""
+def teacher_methods(folder: Path, model: Model, seed: int, rgb: bool = False) -> tuple[dict[str, Callable], int]:
+    """The teacher under text, motion and joint guidance: (image, tracks) -> video; and how many frames it makes.
+
+    rgb: whether it was trained with tracks as RGB.
+    """
     from motionstream.training.clips import ClipBatch, Encoders, chunk_bounds
     from motionstream.training.guidance import Guidance
     from motionstream.training.network import load_network, model_folder
@@ -134,7 +143,7 @@ def teacher_methods(folder: Path, model: Model, seed: int) -> tuple[dict[str, Ca
 
     preset, recipe = model.preset, RECIPES[model.preset.name]["teacher-a"]
     world = World(device=model.device, dtype=model.dtype)
-    network = load_network(model_folder(folder, preset), preset, world, skip=True)
+    network = load_network(model_folder(folder, preset), preset, world, skip=True, rgb=rgb)
     encoders = Encoders(preset, model.vae, model.text_encoder, model.motion_prior, model.image_encoder)
 
     def made(weights: Guidance, image: np.ndarray, tracks: Tracks) -> np.ndarray:
@@ -175,25 +184,35 @@ def guidance_table(
     return figures, rows
 
 
-def tracks_table(model: Model, clip: Clip) -> dict[str, dict[str, float]]:
-    """Milliseconds that one chunk's tracks cost by the track head, and as RGB through the VAE (table 3)."""
-    preset, (height, width) = model.preset, clip.frames.shape[1:3]
-    tracks = clip.tracks.rows(0, preset.chunk_frames(0))
+def tracks_table(
+    model: Model, clips: list[Clip], teachers: Mapping[str, Path | None], seed: int
+) -> dict[str, dict[str, float]]:
+    """Milliseconds that one chunk's tracks cost by the track head, and as RGB through the VAE (table 3).
 
-    def head() -> None:
-        maps = track_map(tracks, width, height, preset.spatial_stride, preset.track_dim, model.device)
-        model.track_head(maps[None], True)
+    teachers: by the same names; of those that are there also the EPE and PSNR under joint guidance.
+    """
+    from motionstream.training.rgb_tracks import RgbTracks
 
-    def rgb() -> None:
-        colours = np.random.default_rng(0).integers(0, 256, (tracks.N, 3))
-        canvas = np.zeros((tracks.T, height, width, 3), np.float32)
-        for t in range(tracks.T):
-            x, y = np.floor(tracks.points[t, tracks.visible[t]]).astype(int).T
-            inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-            canvas[t, y[inside], x[inside]] = colours[tracks.visible[t]][inside]
-        model.vae.encode(torch.from_numpy(canvas / 127.5 - 1).permute(3, 0, 1, 2)[None].to(model.device))
+    preset, (height, width) = model.preset, clips[0].frames.shape[1:3]
+    tracks = clips[0].tracks.rows(0, preset.chunk_frames(0))
+    heads = {HEAD: model.track_head, RGB: RgbTracks(model.vae, preset.spatial_stride)}
+    found: dict[str, dict[str, float]] = {}
+    for name, head in heads.items():
 
-    return {"track head": {"ms": 1000 * timed(model, head)}, "RGB through the VAE": {"ms": 1000 * timed(model, rgb)}}
+        def work(head=head) -> None:
+            maps = track_map(tracks, width, height, preset.spatial_stride, preset.track_dim, model.device)
+            head(maps[None], True)
+
+        found[name] = {"ms": 1000 * timed(model, work)}
+        if teachers.get(name) is None:
+            continue
+        makers, frames = teacher_methods(teachers[name], model, seed, rgb=name == RGB)
+        scores = {}
+        for clip in (replace(one, frames=one.frames[:frames], tracks=one.tracks.rows(0, frames)) for one in clips):
+            video = makers["teacher, both"](clip.frames[0], clip.tracks)
+            scores[clip.name] = {name: {"epe": track_epe(video, clip), "psnr": metrics.psnr(video, clip.frames)}}
+        found[name] |= mean_over(scores)[name]
+    return found
 
 
 def decoder_table(model: Model, clip: Clip) -> dict[str, dict[str, float]]:
@@ -235,13 +254,18 @@ def to_and_fro(tracks: Tracks, frames: int) -> Tracks:
 
 
 def long_streams(model: Model, clip: Clip, frames: int, seed: int) -> tuple[dict[str, dict[str, float]], list]:
-    """-> (sharpness at the start and at the end by configuration, rows of the sheet)."""
+    """-> (sharpness at the start and at the end, and PSNR of the last return, by configuration; rows of the sheet)."""
     plain, tracks = replace(model.preset, composite=False), to_and_fro(clip.tracks, frames)
+    period = 2 * (clip.tracks.T - 1)
+    back = (frames - 1) // period * period
     figures, rows = {}, []
     for preset in (plain, replace(plain, sink=0)):
         video, _ = streamed(replace(model, preset=preset), clip.frames[0], tracks, seed)
         energy = by_second(video, plain.fps)
         figures[name_of(preset)] = {"sharp first": energy[0], "sharp last": energy[-1], "kept": energy[-1] / energy[0]}
+        if back:
+            returned = metrics.psnr(video[back : back + 1], clip.frames[:1])
+            figures[name_of(preset)] |= {"returned": back, "psnr returned": returned}
         rows.append((name_of(preset), [video[round(share * (frames - 1))].copy() for share in MOMENTS]))
     return figures, rows
 
@@ -264,7 +288,8 @@ def main(argv: list[str]) -> int:
         figures, rows = guidance_table(model, args.teacher, iter(clips), args.seed, lpips)
         result["guidance"] = mean_over(figures)
         save_png(args.out / "ablations-guidance.png", contact_sheet(["image", "clip", *result["guidance"]], rows))
-    result |= {"tracks": tracks_table(model, clips[0]), "decoders": decoder_table(model, clips[0])}
+    teachers = {HEAD: args.teacher, RGB: args.rgb_teacher}
+    result |= {"tracks": tracks_table(model, clips, teachers, args.seed), "decoders": decoder_table(model, clips[0])}
     if args.long:
         result["long"], rows = long_streams(model, clips[0], args.long, args.seed)
         captions = [f"frame {round(share * (args.long - 1))}" for share in MOMENTS]
@@ -299,6 +324,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--frames", type=int, default=CONTEXT_FRAMES, help="frames a clip (default: %(default)s)")
     parser.add_argument("--spacing", type=float, default=16.0, help="px between tracks (default: %(default)s)")
     parser.add_argument("--teacher", type=Path, metavar="DIR", help="model folder of the teacher, for the guidance")
+    parser.add_argument("--rgb-teacher", type=Path, metavar="DIR", help="one that was trained with --rgb-tracks")
     parser.add_argument("--long", type=int, default=0, metavar="N", help="also streams of N frames")
     parser.add_argument("--lpips", type=Path, metavar="FILE", help="weights for LPIPS, see evaluation/lpips.py")
     parser.add_argument("--model", default="embedded", help="name or folder (default: %(default)s)")

@@ -52,9 +52,10 @@ def save_png(path: str | Path, image: np.ndarray) -> None:
 
 
 def table(rows: Mapping[str, Mapping[str, float | int | str]]) -> str:
-    """Figures as aligned text: one line per entry of `rows`, its name first; the first entry names the columns."""
-    heads = list(next(iter(rows.values())))
-    lines = [["", *heads]] + [[name, *(_figure(row[head]) for head in heads)] for name, row in rows.items()]
+    """Figures as aligned text: one line per entry of `rows`, its name first; "-" where an entry lacks a column."""
+    heads = list(dict.fromkeys(head for row in rows.values() for head in row))
+    cells = [[name, *(_figure(row.get(head, math.nan)) for head in heads)] for name, row in rows.items()]
+    lines = [["", *heads], *cells]
     widths = [max(len(line[i]) for line in lines) for i in range(len(heads) + 1)]
     return "\n".join(
         line[0].ljust(widths[0]) + "".join("  " + cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))

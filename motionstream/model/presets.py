@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 MAX_ASPECT = 2.25  # wider or taller pictures are cropped to this: nobody trains on strips
@@ -16,8 +16,9 @@ class Preset:
     cell. budgets: trained sizes, as tokens per latent frame. chunk_size: latent frames a chunk. sink, window: chunks.
     steps: denoising steps. temporal_stride: frames per latent frame. image_conditioning: "channel_concat" (mask and
     image latents beside the noise) or "first_latent" (the image is the clean first latent frame, its tokens at
-    timestep 0). prediction: what the network gives, "velocity" z_1 - z_0, or "residual" over the motion prior's
-    latents. composite: whether decoded frames get back what the autoencoder loses of the motion prior's picture.
+    timestep 0). prediction: what the network gives, "velocity" z_1 - z_0, the "clean" latents, or their "residual"
+    over the motion prior's. composite: whether decoded frames get back what the autoencoder loses of the motion prior's
+    picture.
     vae, text_encoder, image_encoder, tiny_vae: their classes, "" where there is none. transformer: keywords of
     `diffusers.WanTransformer3DModel`, but channels. configs: keywords of the other classes, by sub-folder.
     """
@@ -202,6 +203,12 @@ PRESETS = {
         ),
     )
 }
+
+
+# The paper's architecture at the embedded size: no motion prior moves and holds the picture, track IDs and cache must.
+PRESETS["embedded-plain"] = replace(
+    PRESETS["embedded"], name="embedded-plain", prediction="clean", motion_prior=False, composite=False
+)
 
 
 def fit_size(preset: Preset, width: float, height: float, budget: int) -> tuple[int, int]:

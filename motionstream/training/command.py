@@ -51,8 +51,10 @@ from motionstream.training.network import (
     load_network,
     model_folder,
     new_network,
+    rgb_head,
     save_network,
     widened_network,
+    with_rgb,
 )
 from motionstream.training.parallel import World, join_world, shard
 from motionstream.training.photos import load_library
@@ -258,12 +260,20 @@ def student_sampler(network: Network) -> Sampler:
 
 def start_network(args: argparse.Namespace, preset: Preset, world: World) -> tuple[Network, Path]:
     """The network a run starts from, and the folder of the model's other parts."""
-    folder = Path(args.model) if args.scratch or args.widen else model_folder(args.model or preset.name, preset)
+    begun = args.scratch or args.widen
+    if begun and args.model is None:
+        raise InputError("--scratch and --widen need --model: the folder that gives the autoencoder and other parts")
+    folder = Path(args.model) if begun else model_folder(args.model or preset.name, preset)
+    own = with_rgb(preset) if args.rgb_tracks else preset
     if args.widen:
-        return widened_network(preset, args.widen, world), folder
-    if args.scratch:
-        return new_network(preset, folder, args.seed, world, skip=True), folder
-    return load_network(folder, preset, world, skip=True), folder
+        network = widened_network(own, args.widen, world, skip=True)
+    elif args.scratch:
+        network = new_network(own, folder, args.seed, world, skip=True)
+    else:
+        return load_network(folder, preset, world, skip=True, rgb=args.rgb_tracks), folder
+    if args.rgb_tracks:
+        network.track_head = rgb_head(folder, preset).to(world.device).float()
+    return network, folder
 
 
 def prepared(network: Network, recipe: Recipe, causal: bool) -> Network:
@@ -302,7 +312,7 @@ def finish(trainer: Trainer, network: Network, folder: Path) -> None:
     """Trains, and writes the averaged weights as a model folder."""
     trainer.train()
     with trainer.averages[trainer.stage.players[-1].name].applied():
-        dtype = torch.float16 if network.preset.name == "embedded" else torch.bfloat16
+        dtype = torch.float16 if network.preset.vae == "EmbeddedVAE" else torch.bfloat16
         save_network(network, folder, trainer.folder / "model", dtype)
 
 
@@ -370,6 +380,9 @@ def _parser() -> argparse.ArgumentParser:
     stages = parser.add_subparsers(dest="command", metavar="STAGE", required=True)
     teacher = stages.add_parser("teacher", help="bidirectional flow matching")
     teacher.add_argument("--stage", choices=("a", "b"), default="a", help="b hides tracks in mid-clip chunks")
+    teacher.add_argument(
+        "--rgb-tracks", action="store_true", help="tracks as a video through the autoencoder, as in the paper's table 3"
+    )
     teacher.set_defaults(run=train_teacher, needs=("data", "out"))
     _start_options(teacher)
     clips = stages.add_parser("clips", help="write training clips")

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from motionstream.errors import InputError
 
+NEGLIGIBLE = 1e-9  # what rounding leaves of a factor that is 0
+
 
 @dataclass(frozen=True)
 class Guidance:
@@ -27,10 +29,14 @@ def joint_guidance(predict: Callable[[bool, bool], Tensor], weights: Guidance) -
     """v_base + w_t (v(c_t, c_m) - v(0, c_m)) + w_m (v(c_t, c_m) - v(c_t, 0)), where v_base = a v(0, c_m) +
     (1 - a) v(c_t, 0) and a = w_t / (w_t + w_m).
 
-    predict(text, motion): the prediction with or without each condition; three evaluations. The coefficients sum to 1,
-    so velocities and clean latents may be guided alike.
+    predict(text, motion): the prediction with or without each condition; three evaluations, fewer where one does not
+    count. The coefficients sum to 1, so velocities and clean latents may be guided alike; weights that sum to 1 guide
+    nothing: what is left is the full prediction.
     """
-    full, without_text, without_motion = predict(True, True), predict(False, True), predict(True, False)
     share = weights.text / (weights.text + weights.motion)
-    base = share * without_text + (1 - share) * without_motion
-    return base + weights.text * (full - without_text) + weights.motion * (full - without_motion)
+    factors = {
+        (True, True): weights.text + weights.motion,
+        (False, True): share - weights.text,
+        (True, False): 1 - share - weights.motion,
+    }
+    return sum(factor * predict(*told) for told, factor in factors.items() if abs(factor) > NEGLIGIBLE)

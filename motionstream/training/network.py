@@ -5,9 +5,9 @@
     condition = network.condition(batch, range(3))           # image, tracks, motion prior of chunks 0, 1, 2
     x0 = network.predict(z, t, condition, context)           # bidirectional; with a cache: one chunk of a roll-out
 
-A teacher of the "residual" kind also has to denoise at small t, where noisy latents say more than the prior does. Its
-prediction starts from the best linear guess from both (`skip`), which is the prior at t = 1; a student, whose few steps
-are at large t, does without and is just what `streaming.py` runs.
+A teacher that predicts clean latents also has to denoise at small t, where noisy latents say more than the motion prior
+does. Its prediction starts from the best linear guess from both (`skip`), which is the prior, or nothing, at t = 1; a
+student, whose few steps are at large t, does without and is just what `streaming.py` runs.
 
 "Without tracks" means to the network just what a stream without tracks would tell it: an empty track map, and as motion
 prior the first frame, which stands still and is sure everywhere. Training's dropout and guidance share it.
@@ -17,7 +17,7 @@ import copy
 import itertools
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -35,6 +35,7 @@ from motionstream.model.transformer import Context, MotionTransformer
 from motionstream.streaming import Condition, assemble_condition, image_channels, predict_x0, write_cache
 from motionstream.training.clips import ClipBatch, chunk_bounds
 from motionstream.training.parallel import World, full_state
+from motionstream.training.rgb_tracks import RgbTracks
 from motionstream.training.trainer import Draws
 
 RESIDUAL_VARIANCE = 0.35  # of the clips' latents around the motion prior's
@@ -52,14 +53,14 @@ class Network(nn.Module):
         self,
         preset: Preset,
         transformer: MotionTransformer,
-        track_head: TrackHead,
+        track_head: TrackHead | RgbTracks,
         text_encoder: EffectTextEncoder | None = None,
         world: World | None = None,
         skip: bool = False,
     ):
         super().__init__()
         self.preset, self.world = preset, world or World()
-        self.skip = skip and preset.prediction == "residual"
+        self.skip = skip and preset.prediction != "velocity"
         self.checkpointing = False  # of roll-outs: see `predict`
         self.transformer, self.track_head, self.text_encoder = transformer, track_head, text_encoder
         self.to(self.world.device).float()
@@ -178,11 +179,12 @@ class Network(nn.Module):
         return twin
 
 
-def skipped(z: Tensor, t: Tensor, prior: Tensor) -> Tensor:
-    """E[x0 | z] - prior, were x0 normal around the motion prior with RESIDUAL_VARIANCE; t [B]."""
+def skipped(z: Tensor, t: Tensor, prior: Tensor | None) -> Tensor:
+    """E[x0 | z] - prior, were x0 normal around the motion prior with RESIDUAL_VARIANCE, or around 0 with 1; t [B]."""
     t = t.view(-1, 1, 1, 1, 1)
-    gain = (1 - t) * RESIDUAL_VARIANCE / ((1 - t) ** 2 * RESIDUAL_VARIANCE + t**2)
-    return gain * (z - (1 - t) * prior)
+    variance = 1.0 if prior is None else RESIDUAL_VARIANCE
+    gain = (1 - t) * variance / ((1 - t) ** 2 * variance + t**2)
+    return gain * (z if prior is None else z - (1 - t) * prior)
 
 
 def hide_chunks(draws: Draws, chunks: int, probability: float) -> Tensor:
@@ -192,11 +194,23 @@ def hide_chunks(draws: Draws, chunks: int, probability: float) -> Tensor:
     return hidden
 
 
-def load_network(folder: str | Path, preset: Preset, world: World | None = None, skip: bool = False) -> Network:
-    """What is trained of a model folder, which must be of this preset."""
+def load_network(
+    folder: str | Path, preset: Preset, world: World | None = None, skip: bool = False, rgb: bool = False
+) -> Network:
+    """What is trained of a model folder, which must be of this preset; rgb: whether it was trained with `RgbTracks`."""
     folder = model_folder(folder, preset)
-    transformer, head = (load_component(folder / name) for name in ("transformer", "track_head"))
-    return Network(preset, transformer, head, _learned_text(folder, preset), world, skip)
+    head = rgb_head(folder, preset) if rgb else load_component(folder / "track_head")
+    preset = with_rgb(preset) if rgb else preset
+    return Network(preset, load_component(folder / "transformer"), head, _learned_text(folder, preset), world, skip)
+
+
+def rgb_head(folder: Path, preset: Preset) -> RgbTracks:
+    return RgbTracks(load_component(folder / "vae"), preset.spatial_stride)
+
+
+def with_rgb(preset: Preset) -> Preset:
+    """The preset with room for tracks that are encoded as a video."""
+    return replace(preset, track_channels=preset.latent_channels)
 
 
 def model_folder(name: str | Path, preset: Preset) -> Path:
@@ -214,12 +228,12 @@ def model_folder(name: str | Path, preset: Preset) -> Path:
 
 
 def new_network(preset: Preset, vae_folder: Path, seed: int, world: World | None = None, skip: bool = False) -> Network:
-    """A network that has learned nothing; one that predicts the residual begins by showing the motion prior."""
+    """A network that has learned nothing; one that predicts clean latents begins with the prior's, or with none."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         transformer = MotionTransformer(**preset.transformer_config())
         head = new_head(preset)
-    if preset.prediction == "residual":
+    if preset.prediction != "velocity":
         nn.init.zeros_(transformer.proj_out.weight)
         nn.init.zeros_(transformer.proj_out.bias)
     return Network(preset, transformer, head, _learned_text(vae_folder, preset), world, skip)
@@ -230,11 +244,12 @@ def new_head(preset: Preset) -> TrackHead:
     return TrackHead(**sizes, temporal_stride=preset.temporal_stride)
 
 
-def widened_network(preset: Preset, folder: Path, world: World | None = None) -> Network:
+def widened_network(preset: Preset, folder: Path, world: World | None = None, skip: bool = False) -> Network:
     """A network that starts from a video model without tracks (a stock Wan I2V or Fun transformer folder).
 
     Its patch embedding is widened with zeros for the channels it lacks, which are the last: noise, [mask and image,]
-    tracks. So it begins by making exactly what that model makes.
+    tracks. So it begins by making exactly what that model makes. The transformer of one of our own model folders serves
+    too: what it was told of tracks and by a motion prior, which come after these, is left out.
     """
     config = json.loads((folder / "config.json").read_text()) if (folder / "config.json").is_file() else None
     files = sorted(folder.glob("*.safetensors"))
@@ -244,6 +259,8 @@ def widened_network(preset: Preset, folder: Path, world: World | None = None) ->
     weights = dict(itertools.chain.from_iterable(load_file(file).items() for file in files))
     narrow, wide = weights.get("patch_embedding.weight"), transformer.patch_embedding.weight
     lacking = preset.track_channels
+    if narrow is not None and (folder.parent / "model_index.json").is_file():
+        narrow = narrow[:, : wide.shape[1] - lacking]
     if narrow is None or narrow.shape[1] + lacking != wide.shape[1]:
         given = "no patch_embedding.weight" if narrow is None else f"{narrow.shape[1]} input channels"
         raise InputError(f"{folder} has {given}; {preset.name} widens {wide.shape[1] - lacking} of them by {lacking}")
@@ -253,12 +270,11 @@ def widened_network(preset: Preset, folder: Path, world: World | None = None) ->
         if name not in weights or name not in expected or weights[name].shape != expected[name]:
             raise InputError(f"{folder} does not fit {preset.name}: the first weight that differs is {name}")
     transformer.load_state_dict({name: value.float() for name, value in weights.items()})
-    head = new_head(preset)
-    return Network(preset, transformer, head, None, world)
+    return Network(preset, transformer, new_head(preset), _learned_text(folder.parent, preset), world, skip)
 
 
 def save_network(network: Network, source: Path, folder: Path, dtype: torch.dtype) -> None:
-    """Writes a model folder: this network in `dtype`, and all other parts as they are in the folder `source`.
+    """Writes a model folder: this network in `dtype`, and the preset's other parts as they are in the folder `source`.
 
     All processes take part, the first one writes; the folder is complete or as it was.
     """
@@ -268,13 +284,16 @@ def save_network(network: Network, source: Path, folder: Path, dtype: torch.dtyp
     unfinished = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
     for name, part in network.named_children():
+        if isinstance(part, RgbTracks):
+            continue
         whole = type(part).from_config(part.config)
         whole.load_state_dict(
             {key.removeprefix(f"{name}."): v for key, v in weights.items() if key.startswith(f"{name}.")}
         )
         whole.to(dtype).save_pretrained(unfinished / name)
     for other in source.iterdir():
-        if other.is_dir() and not (unfinished / other.name).exists():
+        needless = other.name == "motion_prior" and not network.preset.motion_prior
+        if other.is_dir() and not needless and not (unfinished / other.name).exists():
             shutil.copytree(other, unfinished / other.name)
     index = {"_class_name": INDEX_CLASS, "preset": asdict(network.preset)}
     (unfinished / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")

@@ -11,6 +11,7 @@ import re
 import shutil
 import struct
 import subprocess
+import sys
 import tempfile
 import zlib
 from collections.abc import Iterator
@@ -91,8 +92,8 @@ def unpack(package: str, folder: Path) -> Path:
     with tempfile.TemporaryDirectory() as scratch:
         done = subprocess.run(["apt-get", "download", package], cwd=scratch, capture_output=True, text=True)
         if done.returncode:
-            raise RuntimeError(f"apt-get download {package} failed: {done.stderr.strip()}; run apt-get update, "
-                               "or leave the package out with --packages")
+            raise RuntimeError(f"apt-get download {package} failed: {done.stderr.strip()}; if this release "
+                               "of Debian has it, run apt-get update")
         folder.mkdir(parents=True, exist_ok=True)
         subprocess.run(["dpkg", "-x", str(next(Path(scratch).glob("*.deb"))), str(root)], check=True)
     for path in list(root.rglob("*.rcc")):
@@ -352,8 +353,11 @@ def main() -> None:
         try:
             root = unpack(package.name, args.out / "unpacked")
         except RuntimeError as error:
-            parser.error(str(error))
+            print(f"left out: {error}", file=sys.stderr)
+            continue
         manifest |= collect(root, package, args.out, marks)
+    if not manifest:
+        parser.error("no package could be had: see above")
     (args.out / "LICENCES.json").write_text(json.dumps(manifest, indent=1, sort_keys=True))
     print(f"{len(manifest)} pictures and {write_objects(args.out)} objects in {args.out}")
 

@@ -69,3 +69,4 @@ RECIPES = {
     "wan2.1-1.3b": _paper(7, 800),
     "wan2.2-5b": _paper(10, 400),
 }
+RECIPES["embedded-plain"] = RECIPES["embedded"]

@@ -34,7 +34,7 @@ Sampler = Callable[[ClipBatch], Tensor]  # -> latents of whole clips
 
 def flow_weight(t: Tensor, preset: Preset) -> Tensor:
     """w(t) of equation A2; see the module's docstring."""
-    return (t / T_LEAST).clamp_max(1).square() if preset.prediction == "residual" else torch.ones_like(t)
+    return (t / T_LEAST).clamp_max(1).square() if preset.prediction != "velocity" else torch.ones_like(t)
 
 
 def velocity_loss(x0: Tensor, target: Tensor, t: Tensor, weight: Tensor) -> Tensor:

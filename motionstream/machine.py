@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import math
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -138,11 +139,12 @@ def pick_size(preset: Preset, device: str, run: Callable[[np.ndarray], Iterator[
     """
     if device != "cpu":
         return Choice(max(preset.budgets))
-    smallest = min(preset.budgets)
-    measured = _chunk_fps(preset, smallest, run)
-    promised = {budget: measured * (smallest / budget) ** COST_EXPONENT for budget in sorted(preset.budgets)}
+    sizes = {budget: fit_size(preset, *PROBE_ASPECT, budget) for budget in sorted(preset.budgets)}
+    smallest, width, height = min((width * height, width, height) for width, height in sizes.values())
+    measured = _chunk_fps(width, height, run)
+    promised = {budget: measured * (smallest / math.prod(size)) ** COST_EXPONENT for budget, size in sizes.items()}
     fast = [budget for budget, fps in promised.items() if fps >= HEADROOM * preset.fps]
-    budget = max(fast, default=smallest)
+    budget = max(fast, default=min(sizes))
     return Choice(budget, fps=promised[budget])
 
 
@@ -181,8 +183,7 @@ def _probe(dtype: torch.dtype) -> Callable[[], None]:
     return work
 
 
-def _chunk_fps(preset: Preset, budget: int, run: Callable[[np.ndarray], Iterator[Chunk]]) -> float:
-    width, height = fit_size(preset, *PROBE_ASPECT, budget)
+def _chunk_fps(width: int, height: int, run: Callable[[np.ndarray], Iterator[Chunk]]) -> float:
     ramp = np.linspace(0, 255, width * height * 3).reshape(height, width, 3).astype(np.uint8)
     with closing(run(ramp)) as chunks:
         next(chunks)  # sets up kernels and memory

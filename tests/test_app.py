@@ -391,7 +391,7 @@ def test_sessions_leave_no_threads_files_or_folders(site, cache):
 # --- machine and engine ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("speed, budget", [(5.0, 180), (19.0, 180), (30.0, 240)])
+@pytest.mark.parametrize("speed, budget", [(5.0, 100), (25.0, 100), (36.0, 140), (50.0, 180), (70.0, 240)])
 def test_largest_size_that_keeps_up_is_picked(speed, budget):
     def run(picture):
         for index in range(3):

@@ -1,5 +1,6 @@
 """The motion prior's geometry against closed forms, and its state against one pass over the same tracks."""
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -9,11 +10,13 @@ from motionstream.model.motion_prior import (
     _sample,
     behind,
     cell_centres,
-    clean,
     close_gaps,
     connect,
+    enlarged_motion,
     fill_holes,
     least_squares_motion,
+    outlines,
+    settle,
     splat,
     without_seams,
 )
@@ -66,16 +69,58 @@ def test_one_track_is_a_translation():
     torch.testing.assert_close(motion[0], torch.tensor([7.0, -3.0]).expand_as(motion[0]))
 
 
-def test_cleaning_removes_specks_and_keeps_whole_regions():
+def field(motion):
+    """Motion [h, w] to the right as [1, P, 2]."""
+    return torch.stack([motion, torch.zeros_like(motion)], -1).flatten(0, 1)[None]
+
+
+def test_settling_removes_specks_and_keeps_whole_regions():
     centres = cell_centres(HEIGHT, WIDTH)
-    region = ((centres - torch.tensor([30.0, 24.0])).abs().amax(1) < 12).float()
-    share = region.clone()
-    share[-20] = 1.0  # a lone cell far away
-    share[(centres - torch.tensor([31.0, 25.0])).square().sum(1).argmin()] = 0.0  # a lone hole
-    moved = clean(torch.tensor([6.0, 0.0]).expand(1, len(centres), 2), share, HEIGHT, WIDTH)[0]
-    assert torch.equal(moved[(centres - torch.tensor([30.0, 24.0])).abs().amax(1) < 8, 0].unique(), torch.tensor([6.0]))
-    far = (centres - torch.tensor([30.0, 24.0])).abs().amax(1) > 18
-    assert moved[far & (centres[:, 1] < 44)].abs().max() == 0 and moved[-1].abs().max() == 0
+    off = (centres - torch.tensor([30.0, 24.0])).abs().amax(1)
+    motion = 6.0 * (off < 12).float()
+    motion[-20] = 6.0  # a lone cell far away
+    motion[(centres - torch.tensor([31.0, 25.0])).square().sum(1).argmin()] = 0.0  # a lone hole
+    flat = outlines(torch.zeros(HEIGHT // 2, WIDTH // 2))
+    moved = settle(field(motion.view(HEIGHT // 2, WIDTH // 2)), *flat)[0]
+    assert torch.equal(moved[off < 8, 0].unique(), torch.tensor([6.0]))
+    assert moved[off > 18].abs().max() == 0
+
+
+def test_motion_is_cut_along_outlines_and_stretches_elsewhere():
+    ramp = (torch.arange(WIDTH // 2).float() - 11).clamp(0, 4) * 5  # 0 ... 20 pixels within five cells
+    motion = field(ramp.expand(HEIGHT // 2, -1))
+    flat = settle(motion, *outlines(torch.full((HEIGHT // 2, WIDTH // 2), 0.5)))
+    torch.testing.assert_close(flat, motion)
+    front = (torch.arange(WIDTH // 2) >= 15).float().expand(HEIGHT // 2, -1)
+    cut = settle(motion, *outlines(front))[0, :, 0].view(HEIGHT // 2, -1)
+    assert cut.unique().tolist() == [0.0, 20.0]
+    assert (cut[:, 13:] == 20).all() and (cut[:, :13] == 0).all()  # two cells of rim go along with what is in front
+    gentle = field((torch.arange(WIDTH // 2).float() * 0.9).expand(HEIGHT // 2, -1))  # all of it stretches alike
+    kept = settle(gentle, *outlines(front))[0, :, 0].view(HEIGHT // 2, -1)
+    assert (kept.diff(dim=1) >= 0).all() and len(kept.unique()) > WIDTH // 2 - 6
+
+
+def test_outlines_lie_between_front_and_back():
+    front = torch.zeros(12, 20)
+    front[:, 10:] = 0.9
+    near, rim, foremost = outlines(front)
+    assert near[0].nonzero().flatten().tolist() == [*range(6, 14)] and rim[0].nonzero().flatten().tolist() == [8, 9]
+    assert (front.flatten()[foremost].view(12, 20)[:, 8:] == 0.9).all()
+    assert not outlines(torch.full((12, 20), 0.4))[0].any()
+
+
+def test_motion_of_pixels_is_never_between_two_things():
+    cells = np.zeros((2, 8, 12), np.float32)
+    cells[0, :, 6:] = -30.0
+    pixels = enlarged_motion(cells, np.ones((8, 12), np.float32))
+    assert pixels.shape == (2, 16, 24) and np.array_equal(np.unique(pixels[0]), [-30.0, 0.0])
+    assert (pixels[0, :, 12:] == -30).all() and (pixels[0, :, :12] == 0).all() and not pixels[1].any()
+    smooth = np.linspace(0, 5, 12, dtype=np.float32).repeat(8).reshape(12, 8).T[None].repeat(2, 0)
+    pixels = enlarged_motion(smooth.copy(), np.ones((8, 12), np.float32))
+    np.testing.assert_allclose(pixels[0], cv2.resize(smooth[0], None, fx=2, fy=2), atol=1e-5)
+    known = np.ones((8, 12), np.float32)
+    known[:, 6:] = 0  # of what is not known nothing is taken over
+    assert not enlarged_motion(cells, known)[0, :, :12].any()
 
 
 def test_a_hidden_track_hardly_counts_beside_a_visible_one():
@@ -246,7 +291,6 @@ def test_shares_stay_shares_however_they_are_rounded(seed):
     anchors = torch.rand(5, 2, generator=generator) * torch.tensor([WIDTH, HEIGHT])
     kept = connect(logits.softmax(1), anchors, HEIGHT, WIDTH)
     assert kept.min() >= 0 and kept.max() <= 1 + 1e-6
-    assert torch.isfinite(clean(torch.ones(1, len(kept), 2), 1 - kept[:, 0], HEIGHT, WIDTH)).all()
 
 
 def test_no_tracks_are_connected_to_nothing():

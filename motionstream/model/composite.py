@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from motionstream.model.motion_prior import fill_holes
+from motionstream.model.motion_prior import enlarged, fill_holes
 
 RIDGE = 4e-4  # variance of colours, in [-1, 1], below which they say little of the light
 SMOOTH = 5  # cells over which light does not change by itself
@@ -31,10 +31,6 @@ class Light:
     def on(self, pictures: Tensor) -> Tensor:
         """Pictures [T, 3, H, W] in this light."""
         return (self.matrix @ pictures.flatten(2)).view_as(pictures).add_(enlarged(self.offset, pictures))
-
-
-def enlarged(cells: Tensor, like: Tensor) -> Tensor:
-    return F.interpolate(cells, size=like.shape[-2:], mode="bilinear", align_corners=False)
 
 
 def cell_means(pictures: Tensor, confidence: Tensor, cell: int) -> Tensor:

@@ -6,7 +6,8 @@ already nearly right. The prior makes it, in three steps:
 1. A U-Net reads the first frame and the tracks' anchors (where they start in it) and gives each pixel a feature. How
    much a pixel follows a track is a softmax over the tracks of feature affinity and nearness, beside one learned choice
    more: to stay. These weights depend on the picture and the anchors alone, never on the motion.
-2. Each pixel's motion is the moving-least-squares affine map (Schaefer et al. 2006) of the tracks under these weights.
+2. Each pixel's motion is the moving-least-squares affine map (Schaefer et al. 2006) of the tracks under these weights,
+   cut where the U-Net sees one thing in front of another.
 3. The moved pixels are splatted, nearer ones over farther ones; the first frame is sampled through the resulting
    backward motion, so it stays sharp however long the stream. What no pixel reached has confidence 0 and is filled with
    what is around it, or, beyond the first frame's edges, with its mirror image.
@@ -29,13 +30,18 @@ from motionstream.tracks import Tracks
 
 CELL = 2  # pixels of the frame to a side of one motion cell
 UNIT = 32.0  # pixels: keeps the moments of the least squares near 1
-FRONT = 12.0  # log-weight of a cell that is surely in front over one that is surely behind
+FRONT = 40.0  # log-weight of a cell that is surely in front over one that is surely behind
 HIDDEN = 1e-3  # weight of a hidden track beside a visible one's 1
 CERTAIN = 3.0  # log-odds with which a track moves the place it is attached to, at the least
 CONNECTED = 0.15  # share of a cell's motion that must come from tracks for the cell to join two others
 AROUND = 32  # pixels from a hole within which there should be something of what lies behind
 SEAM = 2  # pixels along a hole that show the edge of what has left it, and so belong to the hole
 RIM = 3  # pixels along a hole whose colours are mixed with those of what has left it
+PARTS = 2.0  # pixels by which motions differ, at the least, where things part
+BEHIND = 0.3  # by how much, of 1, background lies behind an object
+FAR = 1e4  # pixels, more than any motion
+CUT = 0.7  # share of a change of motion that lies within NARROW cells where two things touch
+NARROW, WIDE = 5, 17  # cells
 SHARPEN = 1.5  # power of the odds with which a cell follows the tracks: cleaner cuts, but still soft where unsure
 
 
@@ -125,22 +131,36 @@ def connect(weights: Tensor, anchors: Tensor, height: int, width: int) -> Tensor
     return torch.cat([(1 - kept.sum(1, keepdim=True)).clamp(0, 1), kept], 1)
 
 
-def clean(motion: Tensor, share: Tensor, height: int, width: int) -> Tensor:
-    """Motion [T, P, 2] times the share [P] of it that each cell takes part in, without torn specks.
+def settle(motion: Tensor, outline: Tensor, rim: Tensor, foremost: Tensor) -> Tensor:
+    """Motion [T, P, 2] in pixels, cleaned, and cut along outlines; outline, rim, foremost: see `outlines`.
 
-    Shares are sharpened, so that a cell goes or stays. Medians over 5x5 cells, as in classical optical flow, remove
-    specks and keep edges; between them an object grows by one cell on every side, so that it takes its soft rim along.
+    Medians over 5x5 cells, as in classical optical flow, remove specks and keep edges. Where nearly all that the motion
+    changes within WIDE cells it changes within NARROW ones, two things touch, and a cell goes with one or the other;
+    elsewhere it stretches. Last, the one in front takes its soft rim along.
     """
-    rows, columns = height // CELL, width // CELL
-    share = share**SHARPEN / (share**SHARPEN + (1 - share) ** SHARPEN)
-    wider = F.max_pool2d(share.view(1, rows, columns), 3, 1, 1)[0]
-    wider = torch.from_numpy(cv2.medianBlur(wider.numpy(), 5))
-    share = F.max_pool2d(wider[None], 3, 1, 1).flatten()
-    moved = (motion * share[:, None]).unflatten(1, (rows, columns)).numpy()
-    medians = [
-        np.stack([cv2.medianBlur(np.ascontiguousarray(frame[..., k]), 5) for k in (0, 1)], -1) for frame in moved
-    ]
-    return torch.from_numpy(np.stack(medians)).flatten(1, 2)
+    grids = motion.unflatten(1, outline.shape).numpy()
+    narrow, wide = (np.ones((side, side), np.uint8) for side in (NARROW, WIDE))
+    settled = []
+    for frame in grids:
+        x = np.stack([cv2.medianBlur(np.ascontiguousarray(frame[..., k]), 5) for k in (0, 1)], -1)
+        most, least = cv2.dilate(x, narrow), cv2.erode(x, narrow)
+        step = most - least
+        sharp = (step > CUT * (cv2.dilate(x, wide) - cv2.erode(x, wide))) & (step > PARTS) & outline[..., None].numpy()
+        settled.append(np.where(sharp, np.where(most - x < x - least, most, least), x))
+    cut = torch.from_numpy(np.stack(settled)).flatten(1, 2)
+    taken = cut[:, foremost]
+    taken_along = rim.flatten() & ((taken - cut).norm(dim=-1) > PARTS)
+    return torch.where(taken_along[..., None], taken, cut)
+
+
+def outlines(front: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Where things are in front of others: front [h, w] in [0, 1] -> cells near an outline, bool [h, w]; those of them
+    that are background, bool [h, w]; and the index [h * w] of the cell farthest in front around each.
+    """
+    most, foremost = F.max_pool2d(front[None], NARROW, 1, NARROW // 2, return_indices=True)
+    least = -F.max_pool2d(-front[None], NARROW, 1, NARROW // 2)
+    near = F.max_pool2d((most - least > BEHIND).to(front), NARROW, 1, NARROW // 2)[0] > 0
+    return near, most[0] - front > BEHIND, foremost.flatten()
 
 
 def splat(displacement: Tensor, front: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
@@ -183,6 +203,11 @@ def close_gaps(backward: Tensor, coverage: Tensor) -> tuple[Tensor, Tensor]:
     return filled, ((around - 0.3) / 0.25).clamp(0, 1) * (around > 0)
 
 
+def enlarged(cells: Tensor, like: Tensor) -> Tensor:
+    """[T, C, h, w], bilinear, at the height and width of `like`."""
+    return F.interpolate(cells, size=like.shape[-2:], mode="bilinear", align_corners=False)
+
+
 def fill_holes(picture: Tensor, confidence: Tensor, source: Tensor | None = None) -> Tensor:
     """Pull-push: where confidence is low, the mean of the nearest known surroundings. [T, C, H, W], [T, 1, H, W].
 
@@ -191,15 +216,13 @@ def fill_holes(picture: Tensor, confidence: Tensor, source: Tensor | None = None
     weight, levels = confidence if source is None else source, []
     colour = picture * weight
     while max(colour.shape[-2:]) > 1:
-        levels.append((colour, weight))
         colour = F.avg_pool2d(colour, 2, ceil_mode=True, count_include_pad=False)
         weight = F.avg_pool2d(weight, 2, ceil_mode=True, count_include_pad=False)
-    known = colour / weight.clamp_min(1e-6)
-    for colour, weight in reversed(levels):
-        known = F.interpolate(known, size=colour.shape[-2:], mode="bilinear", align_corners=False)
-        share = (weight * 20).clamp(0, 1)
-        known = torch.lerp(known, colour / weight.clamp_min(1e-6), share)
-    return torch.lerp(known, picture, confidence)
+        levels.append((colour / weight.clamp_min(1e-6), (weight * 20).clamp(0, 1)))
+    known = levels.pop()[0] if levels else picture
+    for colour, share in reversed(levels):
+        known = torch.lerp(enlarged(known, colour), colour, share)
+    return torch.lerp(enlarged(known, picture), picture, confidence)
 
 
 def eroded(known: Tensor, pixels: int) -> Tensor:
@@ -246,8 +269,9 @@ class PriorState:
     held: Tensor | None = None  # [N, 2] base at the anchors
     newest: Tensor | None = None  # [N, 2] each track's newest known displacement on top of that
     weights: Tensor | None = None  # [P, N]
-    stay: Tensor | None = None  # [P]
+    share: Tensor | None = None  # [P], of the tracks' motion that each cell takes part in
     front: Tensor | None = None  # [P]
+    outlines: tuple[Tensor, Tensor, Tensor] | None = None  # see `outlines`
 
     @property
     def size(self) -> tuple[int, int]:
@@ -348,7 +372,8 @@ class MotionPrior(ModelMixin, ConfigMixin):
             motion = least_squares_motion(
                 state.weights, cell_centres(*state.size), anchors, torch.stack(moved), visible, self.ridge.exp()
             )
-            displacement = state.base + clean(motion, 1 - state.stay, *state.size)
+            motion = settle(motion * state.share[:, None], *state.outlines)
+            displacement = state.base + motion
         state.latest = displacement[-1].clone()
         return displacement
 
@@ -373,8 +398,13 @@ class MotionPrior(ModelMixin, ConfigMixin):
         with torch.autocast("cpu", enabled=False):
             weights = self.weigh(centres[None], queries, stay, anchors[None], keys, head_start, valid)[0]
         weights = connect(weights[:, :-1], anchors[:-1], *state.size)
-        state.stay, state.weights, state.front = weights[:, 0], weights[:, 1:].contiguous(), front[0].sigmoid()
+        state.weights = weights[:, 1:].contiguous()
         height, width = state.size
+        share = 1 - weights[:, 0]
+        state.share = share**SHARPEN / (share**SHARPEN + (1 - share) ** SHARPEN)
+        front = front[0].sigmoid()
+        state.outlines = outlines(front.view(height // CELL, width // CELL))
+        state.front = (front - BEHIND * state.outlines[1].flatten()).clamp_min(0)
         places = anchors[:-1] / torch.tensor([width, height]) * 2 - 1
         base = state.base.T.unflatten(1, (height // CELL, width // CELL))[None]
         state.held = F.grid_sample(base, places[None, None], align_corners=False, padding_mode="border")[0, :, 0].T
@@ -382,6 +412,29 @@ class MotionPrior(ModelMixin, ConfigMixin):
             if track in begun:  # exactly where it was grabbed, so that nothing jumps
                 state.held[n] = begun[track]
         state.newest = torch.zeros_like(state.held)
+
+
+def enlarged_motion(motion: np.ndarray, sure: np.ndarray) -> np.ndarray:
+    """Motion [2, h, w] of one frame's cells, in pixels, with its confidence [h, w] -> that of pixels, [2, H, W].
+
+    Bilinear over the cells that are known. Where things part, what lies between two motions is no motion: a pixel there
+    gets that of the four cells around it which is most like their mean.
+    """
+    weight, square = np.maximum(sure, 1e-3), np.ones((2, 2), np.uint8)  # of each cell and the next ones, right and down
+    sums = [cv2.resize(part * weight, None, fx=CELL, fy=CELL) for part in (*motion, np.ones_like(weight))]
+    mean = np.stack(sums[:2]) / sums[2]
+    sure, *motion = (cv2.copyMakeBorder(part, 1, 1, 1, 1, cv2.BORDER_REPLICATE) for part in (sure, *motion))
+    change = [cv2.dilate(part, square, anchor=(0, 0)) - cv2.erode(part, square, anchor=(0, 0)) for part in motion]
+    rows, columns = (np.maximum(*change)[:-1, :-1] > PARTS).nonzero()
+    corners = [(rows + down, columns + right) for down, right in np.ndindex(2, 2)]
+    motions = np.stack([[part[corner] for part in motion] for corner in corners])
+    unknown = np.stack([sure[corner] < 0.5 for corner in corners])
+    for down, right in np.ndindex(CELL, CELL):
+        y, x = (CELL * at - CELL // 2 + step for at, step in ((rows, down), (columns, right)))
+        y, x = y.clip(0, mean.shape[1] - 1), x.clip(0, mean.shape[2] - 1)
+        off = np.abs(motions - mean[:, y, x]).sum(1) + FAR * unknown
+        mean[:, y, x] = motions[off.argmin(0), :, np.arange(len(rows))].T
+    return mean
 
 
 def _sample(image: Tensor, front: Tensor, backward: Tensor, confidence: Tensor) -> tuple[Tensor, ...]:
@@ -394,7 +447,7 @@ def _sample(image: Tensor, front: Tensor, backward: Tensor, confidence: Tensor) 
     near = F.interpolate(front.view(1, 1, height // CELL, width // CELL), size=(height, width), mode="bilinear")[0]
     picture = np.ascontiguousarray(torch.cat([image, near]).permute(1, 2, 0).numpy())
     columns, rows = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
-    flows = F.interpolate(backward, size=(height, width), mode="bilinear", align_corners=False).numpy()
+    flows = (enlarged_motion(*cells) for cells in zip(backward.numpy(), confidence[:, 0].numpy(), strict=True))
     maps = [(columns + flow[0], rows + flow[1]) for flow in flows]
     seen = [cv2.remap(picture, x, y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101) for x, y in maps]
     warped, near = torch.from_numpy(np.stack(seen)).permute(0, 3, 1, 2).split([3, 1], dim=1)

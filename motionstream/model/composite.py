@@ -2,7 +2,7 @@
 
 Its autoencoder loses fine detail, and its own pixels are noisy; the motion prior's picture is sharp, but knows neither
 weather nor what objects uncover. So the light is found that the student puts on the picture, and the moved picture is
-shown in that light. Where it keeps its own light and the prior is not sure, one sees the student itself.
+shown in that light. Where it keeps its own light and the prior is not sure, one sees the mean of both.
 """
 
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from motionstream.model.motion_prior import enlarged, fill_holes
 
 RIDGE = 4e-4  # variance of colours, in [-1, 1], below which they say little of the light
 SMOOTH = 5  # cells over which light does not change by itself
+FILLING = 0.5  # share of the prior's filling in holes; the rest is the student's: the mean is better than either
 NOISE, FLAKE = 0.14, 0.24  # how much brighter than its surroundings the student makes noise at most, a flake at least
 
 
@@ -75,7 +76,7 @@ def composite(
     light: Light | None = None,
     unchanged: Tensor | None = None,
 ) -> Tensor:
-    """Fine detail from the moved picture where it is sure, in the light asked for; the rest from the student.
+    """Fine detail from the moved picture where it is sure, in the light asked for; in holes half of it is the student's.
 
     decoded: the student's frames [T, 3, H, W] in [-1, 1]; warped: the moved picture; confidence: [T, 1, H, W]; light:
     None for the picture's own; unchanged: if something falls, the student's frames as if it had changed nothing.
@@ -89,7 +90,7 @@ def composite(
     known = (F.avg_pool2d(confidence, cell) > 0.5).to(confidence)
     decoded = decoded - enlarged(fill_holes(wanted - given, known), decoded)
     if light is None:
-        return torch.lerp(decoded, shown, confidence)
+        return torch.lerp(decoded, shown, confidence.clamp_min(FILLING))
     if unchanged is not None:
         fine = decoded - light.on(unchanged)
         meant = (F.avg_pool2d(fine.mean(1, keepdim=True), 3, 1, 1) - NOISE) / (FLAKE - NOISE)

@@ -76,7 +76,7 @@ def composite(
     light: Light | None = None,
     unchanged: Tensor | None = None,
 ) -> Tensor:
-    """Fine detail from the moved picture where it is sure, in the light asked for; in holes half of it is the student's.
+    """Fine detail from the moved picture where it is sure, in the light asked for; holes are half the student's.
 
     decoded: the student's frames [T, 3, H, W] in [-1, 1]; warped: the moved picture; confidence: [T, 1, H, W]; light:
     None for the picture's own; unchanged: if something falls, the student's frames as if it had changed nothing.

@@ -5,19 +5,18 @@ import numpy as np
 import pytest
 import torch
 
-from motionstream.model.motion_prior import (
-    MotionPrior,
-    _sample,
+from motionstream.model.motion_prior import MotionPrior, connect
+from motionstream.model.warping import (
     behind,
     cell_centres,
     close_gaps,
-    connect,
     enlarged_motion,
     fill_holes,
     least_squares_motion,
     outlines,
     settle,
     splat,
+    warp,
     without_seams,
 )
 from motionstream.tracks import Tracks
@@ -179,7 +178,7 @@ def test_beyond_the_edge_the_picture_is_mirrored():
     backward = torch.zeros(1, 2, HEIGHT // 2, WIDTH // 2)
     backward[:, 0] = 20  # every pixel shows what was 20 px to its right
     front = torch.zeros(HEIGHT // 2 * (WIDTH // 2))
-    seen, _, sure, beyond = _sample(picture, front, backward, torch.ones(1, 1, HEIGHT // 2, WIDTH // 2))
+    seen, _, sure, beyond = warp(picture, front, backward, torch.ones(1, 1, HEIGHT // 2, WIDTH // 2))
     assert beyond[..., : WIDTH - 21].max() == 0 and beyond[..., WIDTH - 19 :].min() == 1
     assert torch.equal(sure, 1 - beyond)
     torch.testing.assert_close(seen[..., 30], picture[None, ..., 50])

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from motionstream.model.motion_prior import enlarged, fill_holes
+from motionstream.model.warping import enlarged, fill_holes
 
 RIDGE = 4e-4  # variance of colours, in [-1, 1], below which they say little of the light
 SMOOTH = 5  # cells over which light does not change by itself

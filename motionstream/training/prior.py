@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from motionstream.model.motion_prior import CELL, MotionPrior, cell_centres, least_squares_motion
+from motionstream.model.motion_prior import MotionPrior
+from motionstream.model.warping import CELL, cell_centres, least_squares_motion
 from motionstream.training.clips import to_tensor
 from motionstream.training.scenes import (
     MAX_LAYERS,

@@ -225,6 +225,7 @@ def test_a_teacher_learns_from_tracks_as_rgb(workshop, capsys):
     assert train(workshop, "teacher", f"{start} --rgb-tracks --out rgb") == 0
     assert train(workshop, "teacher", "--resume rgb --steps 2") == 0
     net = load_network(workshop / "rgb" / "model", TINY, rgb=True)
+    assert not (workshop / "rgb" / "model" / "track_head").exists()  # it would be another one's
     assert isinstance(net.track_head, RgbTracks) and net.transformer.config.in_channels == 8 + 8 + 12
     batch, told = clip_batch(clips=2), torch.tensor([True, False])
     shown = net.condition(batch, range(3), told).channels[:, :8]

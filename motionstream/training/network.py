@@ -283,8 +283,9 @@ def save_network(network: Network, source: Path, folder: Path, dtype: torch.dtyp
         return
     unfinished = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
+    rgb = isinstance(network.track_head, RgbTracks)
     for name, part in network.named_children():
-        if isinstance(part, RgbTracks):
+        if rgb and name == "track_head":
             continue
         whole = type(part).from_config(part.config)
         whole.load_state_dict(
@@ -292,8 +293,8 @@ def save_network(network: Network, source: Path, folder: Path, dtype: torch.dtyp
         )
         whole.to(dtype).save_pretrained(unfinished / name)
     for other in source.iterdir():
-        needless = other.name == "motion_prior" and not network.preset.motion_prior
-        if other.is_dir() and not needless and not (unfinished / other.name).exists():
+        needless = {"motion_prior": not network.preset.motion_prior, "track_head": rgb}
+        if other.is_dir() and not needless.get(other.name) and not (unfinished / other.name).exists():
             shutil.copytree(other, unfinished / other.name)
     index = {"_class_name": INDEX_CLASS, "preset": asdict(network.preset)}
     (unfinished / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")

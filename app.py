@@ -73,9 +73,10 @@ def load_engine(name: str, resolution: str | None, low_memory: bool = False) -> 
 def measure(model: Model) -> Choice:
     """The largest size at which `model` keeps up with playback here, while something is dragged."""
 
-    def run(picture: np.ndarray) -> Iterator[Chunk]:
+    def run(picture: np.ndarray, sharp: np.ndarray | None) -> Iterator[Chunk]:
         path = np.linspace(0.3, 0.7, 3 * model.preset.chunk_frames(1))[:, None] * picture.shape[1::-1]
-        return stream(model, picture, StaticTracks(Tracks.rigid_grid(path, picture.shape[0] / 12, 3, np.arange(9))))
+        grid = Tracks.rigid_grid(path, picture.shape[0] / 12, 3, np.arange(9))
+        return stream(model, picture, StaticTracks(grid), sharp=sharp)
 
     return pick_size(model.preset, model.device.type, run)
 

@@ -76,13 +76,13 @@ def generate(args: argparse.Namespace) -> dict[str, float | int | str]:
     Returns: out, frames, width, height, fps_playback, fps_generated (frames made over all seconds spent making them),
     first_chunk_s (from the call to the first frames).
     """
-    from motionstream.video import Mp4Writer, fit_image, read_image
+    from motionstream.video import Mp4Writer, read_image
 
     if args.out.suffix.lower() != ".mp4":
         raise InputError(f"cannot write {args.out}: only .mp4 is known")
     picture = read_image(args.image)  # before the imports that take seconds: a wrong name is told at once
 
-    from motionstream.machine import Choice, parse_resolution, pick_device, pick_dtype, size_for, tune
+    from motionstream.machine import Choice, fit_pictures, parse_resolution, pick_device, pick_dtype, tune
     from motionstream.model.checkpoint import load_model
     from motionstream.session import check_prompt, recipe_head
     from motionstream.streaming import stream
@@ -95,9 +95,9 @@ def generate(args: argparse.Namespace) -> dict[str, float | int | str]:
     tune(model)
     preset, picture_size = model.preset, (picture.shape[1], picture.shape[0])
     choice = parse_resolution(args.resolution, preset) if args.resolution else Choice(max(preset.budgets))
-    size = size_for(preset, choice, *picture_size)
-    image = fit_image(picture, *size)
-    recipe, tracks = recipe_head(model, image, args.prompt, args.seed), Tracks.empty(0)
+    image, sharp = fit_pictures(preset, choice, picture)
+    size, shown = image.shape[1::-1], (image if sharp is None else sharp).shape[1::-1]
+    recipe, tracks = recipe_head(model, image, args.prompt, args.seed, sharp=sharp), Tracks.empty(0)
     if args.tracks is not None:
         tracks = load_tracks(args.tracks, picture_size, size, preset.fps)
         recipe["tracks"] = {"sha256": hashlib.sha256(args.tracks.read_bytes()).hexdigest()}
@@ -106,18 +106,18 @@ def generate(args: argparse.Namespace) -> dict[str, float | int | str]:
         frames = max(1, round(args.seconds * preset.fps))
     seconds, made = [], 0
     with (
-        Mp4Writer(args.out, *size, preset.fps, recipe) as writer,
-        closing(stream(model, image, StaticTracks(tracks), prompt=args.prompt, seed=args.seed)) as chunks,
+        Mp4Writer(args.out, *shown, preset.fps, recipe) as writer,
+        closing(stream(model, image, StaticTracks(tracks), prompt=args.prompt, seed=args.seed, sharp=sharp)) as chunks,
     ):
         for chunk, wanted, spent in _take(chunks, frames):
             writer.write(chunk.frames[:wanted])
             seconds.append(spent)
             made += len(chunk.frames)
-    figures = {"frames": frames, "width": size[0], "height": size[1], "fps_playback": preset.fps}
+    figures = {"frames": frames, "width": shown[0], "height": shown[1], "fps_playback": preset.fps}
     figures |= {"fps_generated": made / sum(seconds), "first_chunk_s": seconds[0]}
     if not args.json:
         print(
-            f"{args.out}: {frames} frames of {size[0]}x{size[1]} at {preset.fps:g} fps, "
+            f"{args.out}: {frames} frames of {shown[0]}x{shown[1]} at {preset.fps:g} fps, "
             f"generated at {figures['fps_generated']:.1f} fps, the first after {seconds[0]:.2f} s"
         )
     return {"out": str(args.out), **figures}
@@ -211,7 +211,8 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--prompt", default="", metavar="TEXT")
     one.add_argument("--seconds", type=_seconds, metavar="S", help="length (default: that of the tracks, else 5)")
     one.add_argument("--seed", type=_seed, default=0, metavar="N")
-    one.add_argument("--resolution", metavar="BUDGET|WxH", help="tokens per latent frame, or a size in pixels")
+    one.add_argument("--resolution", metavar="BUDGET|WxH", help="what the student works at: tokens per latent"
+                     " frame, or a size in pixels; a composite shows frames sharper, see the README")
     two = commands.add_parser("bench", help="measure how fast the model streams on this machine")
     two.set_defaults(command=bench)
     two.add_argument("--chunks", type=int, default=40, metavar="N")

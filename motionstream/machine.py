@@ -26,8 +26,9 @@ import torch
 from motionstream.errors import InputError
 from motionstream.model.checkpoint import Model
 from motionstream.model.fp8 import use_fp8
-from motionstream.model.presets import Preset, fit_size
+from motionstream.model.presets import Preset, fit_size, sharp_times
 from motionstream.streaming import Chunk
+from motionstream.video import fit_image
 
 HEADROOM = 1.25  # generation must be this many times as fast as playback
 COST_EXPONENT = 1.15  # a chunk's time grows with its tokens to this power: convolutions linearly, attention faster
@@ -35,6 +36,7 @@ PROBE_ASPECT = (5, 3)
 PROBE_SIDE = 512  # of the matrices and pictures of the format measurement
 PROBE_SECONDS = 1.0  # a quarter of it for the format; what is under way at the end is still finished
 PROBE_CHUNKS = 2  # measured at most
+MAX_PROBE_TIMES = 4  # the picture of the size measurement is as sharp as any that is shown
 HOPPER, AMPERE = (9, 0), (8, 0)  # compute capabilities
 # Of malloc.h: M_ARENA_MAX, M_MMAP_THRESHOLD and M_TRIM_THRESHOLD: one heap for all threads, for blocks of up to 1 GiB.
 MALLOC = {-8: 1, -3: 2**30, -1: 2**31 - 1}
@@ -132,17 +134,19 @@ def _fastest(dtypes: Sequence[torch.dtype]) -> torch.dtype:
     return min(best, key=best.get)
 
 
-def pick_size(preset: Preset, device: str, run: Callable[[np.ndarray], Iterator[Chunk]]) -> Choice:
+def pick_size(preset: Preset, device: str, run: Callable[..., Iterator[Chunk]]) -> Choice:
     """The largest trained size that keeps playback real-time.
 
-    run: image, uint8 RGB [H, W, 3] -> the chunks of a stream that starts from it.
+    run: (image, sharp) as in `stream` -> the chunks of a stream that starts from them.
     """
     if device != "cpu":
         return Choice(max(preset.budgets))
     sizes = {budget: fit_size(preset, *PROBE_ASPECT, budget) for budget in sorted(preset.budgets)}
     smallest, width, height = min((width * height, width, height) for width, height in sizes.values())
-    measured = _chunk_fps(width, height, run)
-    promised = {budget: measured * (smallest / math.prod(size)) ** COST_EXPONENT for budget, size in sizes.items()}
+    picture = _ramp(*(MAX_PROBE_TIMES * side for side in (width, height)))
+    generated, shown = _frame_seconds(run(*fit_pictures(preset, Choice(None, (width, height)), picture)))
+    growth = {budget: (math.prod(size) / smallest) ** COST_EXPONENT for budget, size in sizes.items()}
+    promised = {budget: 1 / (generated * times + shown) for budget, times in growth.items()}
     fast = [budget for budget, fps in promised.items() if fps >= HEADROOM * preset.fps]
     budget = max(fast, default=min(sizes))
     return Choice(budget, fps=promised[budget])
@@ -164,6 +168,14 @@ def parse_resolution(text: str, preset: Preset) -> Choice:
     )
 
 
+def fit_pictures(preset: Preset, choice: Choice, picture: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """What `stream` takes of a picture, uint8 [H, W, 3]: at generation size, and sharper where it is shown so."""
+    width, height = size_for(preset, choice, picture.shape[1], picture.shape[0])
+    times = sharp_times(preset, width, height, picture.shape[1], picture.shape[0])
+    sharp = fit_image(picture, times * width, times * height) if times > 1 else None
+    return fit_image(picture, width, height), sharp
+
+
 def size_for(preset: Preset, choice: Choice, width: int, height: int) -> tuple[int, int]:
     """The size (width, height) at which a picture of the given size is generated."""
     return choice.size or fit_size(preset, width, height, choice.budget)
@@ -183,13 +195,18 @@ def _probe(dtype: torch.dtype) -> Callable[[], None]:
     return work
 
 
-def _chunk_fps(width: int, height: int, run: Callable[[np.ndarray], Iterator[Chunk]]) -> float:
-    ramp = np.linspace(0, 255, width * height * 3).reshape(height, width, 3).astype(np.uint8)
-    with closing(run(ramp)) as chunks:
+def _ramp(width: int, height: int) -> np.ndarray:
+    return np.linspace(0, 255, width * height * 3).reshape(height, width, 3).astype(np.uint8)
+
+
+def _frame_seconds(chunks: Iterator[Chunk]) -> tuple[float, float]:
+    """Seconds a frame of the fastest chunk: to generate, which grows with the size, and to make it sharp."""
+    with closing(chunks):
         next(chunks)  # sets up kernels and memory
         start = time.perf_counter()
-        rates = []
-        while not rates or len(rates) < PROBE_CHUNKS and time.perf_counter() - start < PROBE_SECONDS:
+        spent = []
+        while not spent or len(spent) < PROBE_CHUNKS and time.perf_counter() - start < PROBE_SECONDS:
             chunk = next(chunks)
-            rates.append(len(chunk.frames) / chunk.timings["total"])
-    return max(rates)
+            total, shown = (chunk.timings.get(stage, 0.0) / len(chunk.frames) for stage in ("total", "sharpen"))
+            spent.append((total - shown, shown))
+    return min(spent, key=sum)

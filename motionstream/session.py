@@ -344,18 +344,19 @@ def run_session(
     ahead: int | None = 1,
     idle_s: float = 600.0,
     record: Record | None = None,
+    sharp: np.ndarray | None = None,
     stream: Callable[..., Iterator[Chunk]] = stream,
 ) -> Iterator[Chunk]:
     """Chunks of a live session, until a stop, the end of the mailbox, or `idle_s` seconds of waiting for a message.
 
     image: uint8 RGB [H, W, 3] at generation size; inbox: a mailbox's address, or an `Inbox`, closed at the end;
-    prompt, seed: see `motionstream.streaming.stream`; release: see `DragSource`; base: what the drags are laid on;
+    prompt, seed, sharp: see `streaming.stream`; release: see `DragSource`; base: what the drags are laid on;
     ahead: chunk k is generated once the visitor has seen chunk k - ahead (None: do not wait for acknowledgements);
     record: filled while the session runs. A message that is wrong ends nothing: what is wrong with it goes to the
     record. Raises `InputError` where the base source cannot be had, or breaks.
     """
     record = Record() if record is None else record
-    record.head = recipe_head(model, image, prompt, seed, release, base)
+    record.head = recipe_head(model, image, prompt, seed, release, base, sharp)
     try:
         inbox = Inbox(inbox) if isinstance(inbox, str) else inbox
     except ConnectionRefusedError:  # the visitor left before the worker was there
@@ -364,7 +365,7 @@ def run_session(
     with (
         closing(inbox),
         closing(_State(prompt, seed, release, base)) as state,
-        closing(stream(model, image, state.source, prompt=lambda: state.prompt, seed=seed)) as chunks,
+        closing(stream(model, image, state.source, prompt=lambda: state.prompt, seed=seed, sharp=sharp)) as chunks,
     ):
         while _may_go_on(state, inbox, record, ahead, idle_s) and (chunk := next(chunks, None)):
             record.chunks += 1
@@ -401,11 +402,12 @@ def replay(
     image: np.ndarray,
     recipe: dict,
     base: SourceRecipe | None = None,
+    sharp: np.ndarray | None = None,
     stream: Callable[..., Iterator[Chunk]] = stream,
 ) -> Iterator[Chunk]:
     """The chunks of a recorded session again: same model, image and machine, same pixels.
 
-    image, base: as given to `run_session`; recipe: `Record.recipe()`. `InputError` if they do not belong together.
+    image, base, sharp: as given to `run_session`; recipe: `Record.recipe()`. `InputError` if these differ from then.
     """
     if not isinstance(recipe, dict) or (recipe.get("format"), recipe.get("version")) != (RECIPE_FORMAT, RECIPE_VERSION):
         raise InputError(f"this is not a recipe of format {RECIPE_FORMAT}, version {RECIPE_VERSION}")
@@ -414,17 +416,18 @@ def replay(
         messages = defaultdict(list)
         for entry in recipe["controls"]:
             messages[entry["chunk"]].append(entry["message"])
-        given = {key: recipe[key] for key in ("model", "image")} | {"base": recipe.get("base")}
+        given = {key: recipe[key] for key in ("model", "image")} | {key: recipe.get(key) for key in ("base", "sharp")}
         if "tracks" in recipe:
             raise InputError("the recipe was made with a track file: generate with those tracks instead")
     except (KeyError, TypeError) as error:
         raise InputError(f"the recipe is damaged: {error}") from error
-    for key, value in ({"base": None} | recipe_head(model, image, prompt, seed, release, base)).items():
+    head = recipe_head(model, image, prompt, seed, release, base, sharp)
+    for key, value in ({"base": None, "sharp": None} | head).items():
         if given.get(key, value) != value:
             raise InputError(f"the recipe was made with {key} {given[key]}, not with {value}")
     with (
         closing(_State(prompt, seed, release, base)) as state,
-        closing(stream(model, image, state.source, prompt=lambda: state.prompt, seed=seed)) as chunks,
+        closing(stream(model, image, state.source, prompt=lambda: state.prompt, seed=seed, sharp=sharp)) as chunks,
     ):
         for index in range(length):
             for message in messages[index]:
@@ -433,11 +436,21 @@ def replay(
 
 
 def recipe_head(
-    model: Model, image: np.ndarray, prompt: str, seed: int, release: str = "hold", base: SourceRecipe | None = None
+    model: Model,
+    image: np.ndarray,
+    prompt: str,
+    seed: int,
+    release: str = "hold",
+    base: SourceRecipe | None = None,
+    sharp: np.ndarray | None = None,
 ) -> dict:
-    """What every recipe begins with. The image is named by its pixels: SHA-256 of the array's bytes."""
-    height, width = image.shape[:2]
-    named = {"sha256": hashlib.sha256(image.tobytes()).hexdigest(), "width": width, "height": height}
-    head = {"format": RECIPE_FORMAT, "version": RECIPE_VERSION, "model": model.preset.name, "image": named}
+    """What every recipe begins with. Images are named by their pixels: SHA-256 of the array's bytes."""
+    head = {"format": RECIPE_FORMAT, "version": RECIPE_VERSION, "model": model.preset.name, "image": _named(image)}
     head |= {"prompt": prompt, "seed": seed, "release": release}
+    head |= {} if sharp is None else {"sharp": _named(sharp)}
     return head if base is None else head | {"base": base.describe()}
+
+
+def _named(image: np.ndarray) -> dict:
+    height, width = image.shape[:2]
+    return {"sha256": hashlib.sha256(image.tobytes()).hexdigest(), "width": width, "height": height}

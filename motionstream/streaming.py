@@ -31,13 +31,14 @@ from torch import Tensor
 from motionstream.errors import InputError
 from motionstream.model.cache import RollingCache
 from motionstream.model.checkpoint import Model
-from motionstream.model.composite import Light, composite, fade, find_light
+from motionstream.model.composite import Light, composite, fade, find_light, sharpened
 from motionstream.model.device import GIB, Download, beside, stream_bytes, upload, visiting, weight_bytes
 from motionstream.model.presets import fit_size
 from motionstream.model.text import FALLING
 from motionstream.model.track_head import pack_time, track_map
 from motionstream.model.transformer import Context, MotionTransformer
 from motionstream.model.vae import Stream as DecoderStream
+from motionstream.model.warping import Moved
 from motionstream.tracks import ChunkRequest, Tracks, TrackSource
 
 TIMESTEPS = 1000  # the network counts t in [0, 1] in thousandths
@@ -153,6 +154,11 @@ def sample(predict: Callable[[Tensor, float], Tensor], noise: Callable[[], Tenso
     return x0
 
 
+def quantised(frames: Tensor) -> Tensor:
+    """Frames [T, 3, H, W] in [-1, 1] -> uint8 [T, H, W, 3]."""
+    return (127.5 * (frames + 1)).round_().clamp_(0, 255).byte().permute(0, 2, 3, 1).contiguous()
+
+
 def chunk_noise(seed: int, index: int, shape: tuple[int, ...], device: torch.device) -> Callable[[], Tensor]:
     """A source of standard normals that depends on the seed and the chunk's number only, the same on every device."""
     state = np.random.SeedSequence([seed % 2**64, index]).generate_state(1, np.uint64)[0]
@@ -164,10 +170,11 @@ def chunk_noise(seed: int, index: int, shape: tuple[int, ...], device: torch.dev
 class Chunk:
     """Frames generated together.
 
-    index: 0, 1, ...; start: stream index of the first frame; frames: uint8 RGB [n, H, W, 3], 9 for chunk 0 (frame 0 is
-    the image), 12 afterwards; tracks: those that drove it; timings: seconds spent on "control" (asking the source),
-    "condition", "denoise", "decode", "copy" (of pixels, to the CPU's memory), "cache" (writing the chunk before this
-    one; on a GPU before the "total" begins, beside that chunk's decoding) and in "total".
+    index: 0, 1, ...; start: stream index of the first frame; frames: uint8 RGB [n, H, W, 3], or larger (see `stream`),
+    9 for chunk 0 (frame 0 is the image), 12 afterwards; tracks: those that drove it; timings: seconds spent on
+    "control" (asking the source), "condition", "denoise", "decode", "copy" (of pixels, to the CPU's memory), "sharpen",
+    "cache" (writing the chunk before this one; on a GPU before the "total" begins, beside that chunk's decoding) and in
+    "total".
     """
 
     index: int
@@ -185,13 +192,14 @@ class _Clock:
         self.spans: dict[str, tuple] = {}
 
     @contextlib.contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        begin = self._mark()
+    def stage(self, name: str, on_gpu: bool = True) -> Iterator[None]:
+        """on_gpu: whether a GPU, if there is one, does the stage's work."""
+        begin = self._mark(on_gpu)
         yield
-        self.spans[name] = begin, self._mark()
+        self.spans[name] = begin, self._mark(on_gpu)
 
-    def _mark(self):
-        if not self.on_gpu:
+    def _mark(self, on_gpu: bool):
+        if not (self.on_gpu and on_gpu):
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
         event.record()
@@ -200,7 +208,7 @@ class _Clock:
     def timings(self) -> dict[str, float]:
         """Once the pixels have arrived; `total` is counted from `begun`."""
         total = time.perf_counter() - self.begun
-        spans = {name: a.elapsed_time(b) / 1e3 if self.on_gpu else b - a for name, (a, b) in self.spans.items()}
+        spans = {n: b - a if isinstance(a, float) else a.elapsed_time(b) / 1e3 for n, (a, b) in self.spans.items()}
         return {"cache": 0.0} | spans | {"total": total}
 
 
@@ -215,15 +223,16 @@ def inference(model: Model) -> Iterator[None]:
 class _Stream:
     """All that one stream remembers between chunks; `next_chunk` is the algorithm, the other methods its stages."""
 
-    def __init__(self, model: Model, image: np.ndarray, seed: int):
+    def __init__(self, model: Model, image: np.ndarray, seed: int, sharp: np.ndarray | None = None):
         preset = model.preset
         height, width = (side // preset.spatial_stride for side in image.shape[:2])
         self.model, self.seed, self.index, self.start = model, seed, 0, 0
         self.shape = (1, preset.latent_channels, preset.chunk_size, height, width)
-        self.history = {0: image}
+        self.sharp, self.history = sharp, {0: image}
         self.clean: tuple[Tensor, Condition] | None = None  # the newest chunk, not yet in the cache
         self.prompt: str | None = None
         self.light: Light | None = None  # of the newest frame; None: the picture's own
+        self.shown_in: Light | None = None  # the same for each frame of the newest chunk
         self.dry: DecoderStream | None = None  # of what would be had the student changed nothing, while something falls
         self.beside = torch.cuda.Stream(model.device) if model.device.type == "cuda" else None
         self.clock = _Clock(model.device)
@@ -248,21 +257,24 @@ class _Stream:
         with inference(self.model):
             with clock.stage("condition"):
                 self.read(prompt)
-                condition, warped, confidence = self.condition(tracks)
+                condition, moved = self.condition(tracks)
             with clock.stage("denoise"):
                 x0 = self.denoise(condition)
             self.clean = x0, condition
             with beside(self.beside):
                 with clock.stage("decode"):
-                    decoded = self.decode(x0, condition, warped, confidence)
+                    decoded = self.decode(x0, condition, moved)
                 with clock.stage("copy"):
-                    pixels = Download(decoded)
+                    pixels = Download(decoded if self.sharp is not None else quantised(decoded))
         self.clock = _Clock(self.model.device)
         if self.beside is not None:
             self.prepare(self.index + 1)
-        frames = pixels.wait().numpy()
-        chunk = Chunk(self.index, self.start, frames, tracks, clock.timings())
-        self.remember(frames)
+        small = frames = pixels.wait()
+        with clock.stage("sharpen", on_gpu=False):
+            if self.sharp is not None:
+                small, frames = quantised(frames), sharpened(frames, moved, self.shown_in, self.sharp)
+        chunk = Chunk(self.index, self.start, np.asarray(frames), tracks, clock.timings())
+        self.remember(small.numpy())
         return chunk
 
     def prepare(self, index: int) -> None:
@@ -310,21 +322,21 @@ class _Stream:
                 text = encoder.encode(prompt).to(self.model.device)
             self.prompt, self.context = prompt, self.model.transformer.encode_context(text, self.image_tokens)
 
-    def condition(self, tracks: Tracks) -> tuple[Condition, Tensor | None, Tensor | None]:
-        """The chunk's condition; with a motion prior also the moved picture and its confidence."""
+    def condition(self, tracks: Tracks) -> tuple[Condition, Moved | None]:
+        """The chunk's condition; with a motion prior also the moved picture."""
         model, preset, first = self.model, self.model.preset, self.index == 0
         height, width = self.picture.shape[1:]
         maps = track_map(tracks, width, height, preset.spatial_stride, preset.track_dim, model.device)
-        image = prior = packed = clean = warped = confidence = None
+        image = prior = packed = clean = moved = None
         if self.known is not None:
             image = image_channels(self.known, preset.temporal_stride, first)
         if self.prior is not None:
-            warped, confidence = (x.to(model.device) for x in model.motion_prior.step(self.prior, tracks))
-            prior = self.prior_encoder.step(warped)
-            packed = pack_confidence(confidence, preset.spatial_stride, preset.temporal_stride, first)
+            moved = model.motion_prior.step(self.prior, tracks).to(model.device)
+            prior = self.prior_encoder.step(moved.picture)
+            packed = pack_confidence(moved.confidence, preset.spatial_stride, preset.temporal_stride, first)
         if first and preset.image_conditioning == "first_latent":
             clean = model.vae.encode(self.picture[None, :, None])
-        return assemble_condition(model.track_head(maps[None], first), image, prior, packed, clean), warped, confidence
+        return assemble_condition(model.track_head(maps[None], first), image, prior, packed, clean), moved
 
     def denoise(self, condition: Condition) -> Tensor:
         """A few steps from pure noise to the clean chunk."""
@@ -338,17 +350,15 @@ class _Stream:
         noise = chunk_noise(self.seed, self.index, self.shape, device)
         return sample(predict, noise, sampling_timesteps(preset.steps, preset.shift))
 
-    def decode(self, x0: Tensor, condition: Condition, warped: Tensor | None, confidence: Tensor | None) -> Tensor:
-        """Pixels, uint8 [T, H, W, 3].
+    def decode(self, x0: Tensor, condition: Condition, moved: Moved | None) -> Tensor:
+        """Frames [T, 3, H, W] in [-1, 1].
 
         Where a motion prior is confident, what the autoencoder loses of the moved picture is added back.
         """
         if not self.model.preset.composite:
-            frames = self.decoder.step(x0)[0].float().transpose(0, 1)
-        else:
-            frames = self.composite(x0, condition.prior, warped[0].transpose(0, 1), confidence[0].transpose(0, 1))
-        pixels = (frames + 1).mul_(127.5).round_().clamp_(0, 255)
-        return pixels.byte().permute(0, 2, 3, 1).contiguous()
+            return self.decoder.step(x0)[0].float().transpose(0, 1)
+        warped, confidence = (x[0].transpose(0, 1) for x in (moved.picture, moved.confidence))
+        return self.composite(x0, condition.prior, warped, confidence)
 
     def composite(self, x0: Tensor, prior: Tensor, warped: Tensor, confidence: Tensor) -> Tensor:
         """`composite` in the light that the prompt asks for, to which the stream turns within a chunk."""
@@ -362,8 +372,8 @@ class _Stream:
         unchanged = self.dry and self.dry.step(prior)[0].float().transpose(0, 1)
         with torch.autocast(decoded.device.type, enabled=False):  # colours and their moments need all digits
             self.light = find_light(decoded[newest], warped[newest], confidence[newest], cell) if asked else None
-            light = fade(before, self.light, len(decoded))
-            return composite(decoded, warped, confidence, cell, light, unchanged)
+            self.shown_in = fade(before, self.light, len(decoded))
+            return composite(decoded, warped, confidence, cell, self.shown_in, unchanged)
 
     def remember(self, frames: np.ndarray) -> None:
         """Moves on to the next chunk; the newest frames are kept for sources that look at them."""
@@ -374,12 +384,20 @@ class _Stream:
 
 
 def stream(
-    model: Model, image: np.ndarray, source: TrackSource, *, prompt: str | Callable[[], str] = "", seed: int = 0
+    model: Model,
+    image: np.ndarray,
+    source: TrackSource,
+    *,
+    prompt: str | Callable[[], str] = "",
+    seed: int = 0,
+    sharp: np.ndarray | None = None,
 ) -> Iterator[Chunk]:
     """Video without end, chunk by chunk, from an image and tracks that need not exist yet.
 
     image: uint8 RGB [H, W, 3] at generation size (see `presets.fit_size`), which frame 0 reproduces. source: asked for
     a chunk's tracks when the chunk is due. prompt: text, or a function asked for it once a chunk. seed: any integer.
+    sharp: the same image a whole number of times as large (see `machine.fit_pictures`), for a model with a composite:
+    then frames come at its size, while tracks stay in pixels of `image`.
 
     Raises `InputError` if the image has another type, shape or size, or if the GPU has no room for the stream. Close
     the generator to free what it holds.
@@ -390,15 +408,26 @@ def stream(
     if image.shape[0] % cell or image.shape[1] % cell or not image.size:
         size = f"{image.shape[1]}x{image.shape[0]}"
         raise InputError(f"image is {size}; width and height must be multiples of {cell}: resize it")
-    return _chunks(model, image, source, prompt, seed)
+    if sharp is not None:
+        _check_sharp(model, image, sharp)
+    return _chunks(model, image, source, prompt, seed, sharp)
 
 
-def _chunks(model, image, source, prompt, seed) -> Iterator[Chunk]:
+def _check_sharp(model: Model, image: np.ndarray, sharp: np.ndarray) -> None:
+    if not model.preset.composite:
+        raise InputError(f"{model.preset.name} shows what it generates: it takes no sharper copy of the image")
+    times = sharp.shape[0] // image.shape[0]
+    if sharp.dtype != np.uint8 or sharp.shape != (times * image.shape[0], times * image.shape[1], 3) or not times:
+        given = f"{sharp.dtype} {list(sharp.shape)}"
+        raise InputError(f"the sharper copy is {given}; it must be uint8 and a multiple of the image's {image.shape}")
+
+
+def _chunks(model, image, source, prompt, seed, sharp) -> Iterator[Chunk]:
     def ask() -> str:
         return prompt() if callable(prompt) else prompt
 
     try:
-        state = _Stream(model, image, seed)
+        state = _Stream(model, image, seed, sharp)
         chunk = state.next_chunk(source, ask())
     except torch.OutOfMemoryError as error:
         raise InputError(_no_room(model, image.shape[1], image.shape[0])) from error

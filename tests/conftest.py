@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import cv2
 import gradio as gr
 import httpx
 import numpy as np
@@ -59,7 +60,7 @@ class Paste:
     prompts: list[str] = field(default_factory=list)
     live: int = 0
 
-    def __call__(self, model, image, source, *, prompt, seed) -> Iterator[Chunk]:
+    def __call__(self, model, image, source, *, prompt, seed, sharp=None) -> Iterator[Chunk]:
         frame, start = image, 0
         self.live += 1
         try:
@@ -73,7 +74,9 @@ class Paste:
                 frames = np.stack([moved(frame, tracks.points[0], points) for points in tracks.points])
                 time.sleep(self.seconds)
                 self.prompts.append(prompt())
-                self.chunks.append(Chunk(index, start, frames, tracks, {"total": self.seconds}))
+                size = (image if sharp is None else sharp).shape[1::-1]
+                shown = np.stack([cv2.resize(one, size) for one in frames])
+                self.chunks.append(Chunk(index, start, shown, tracks, {"total": self.seconds}))
                 yield self.chunks[-1]
                 frame, start = frames[-1], start + count
         finally:

@@ -296,7 +296,7 @@ def test_pictures_of_any_shape_are_fitted(visitor, width, height):
     assert (shown["width"] > shown["height"]) == (width > height)
     assert "paths" not in shown
     visitor.start()
-    assert pixels(visitor.expect("frame", binary=True)[1]).shape[:2] == (shown["height"], shown["width"])
+    assert pixels(visitor.expect("frame", binary=True)[1]).shape[:2] == tuple(shown["times"] * shown[side] for side in ("height", "width"))
 
 
 @pytest.mark.parametrize(
@@ -393,13 +393,17 @@ def test_sessions_leave_no_threads_files_or_folders(site, cache):
 
 @pytest.mark.parametrize("speed, budget", [(5.0, 100), (25.0, 100), (36.0, 140), (50.0, 180), (70.0, 240)])
 def test_largest_size_that_keeps_up_is_picked(speed, budget):
-    def run(picture):
+    def run(picture, sharp):
+        assert sharp.size > 4 * picture.size
         for index in range(3):
-            frames = np.zeros((12, *picture.shape), np.uint8)
-            yield Chunk(index, 0, frames, Tracks.empty(12), {"total": 12 / speed})
+            frames = np.zeros((12, *sharp.shape), np.uint8)
+            yield Chunk(index, 0, frames, Tracks.empty(12), {"total": 12 / speed + shown, "sharpen": shown})
 
+    shown = 0.0
     choice = pick_size(PRESET, "cpu", run)
     assert choice.budget == budget and choice.fps <= speed
+    shown = 12 / 24  # what is shown takes as long at any size, here nearly all the time there is
+    assert pick_size(PRESET, "cpu", run).budget <= budget and pick_size(PRESET, "cpu", run).fps < 24
     assert pick_size(PRESET, "cuda", run) == Choice(max(PRESET.budgets))
 
 

@@ -2,11 +2,14 @@
 
 import itertools
 
+import cv2
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from motionstream.model.composite import FILLING, Light, composite, fade, find_light
+from motionstream.model.composite import FILLING, Light, composite, fade, find_light, sharpened
+from motionstream.model.warping import Moved
 
 CELL = 16
 GREY = torch.full((3, 3), 1 / 3)
@@ -123,3 +126,66 @@ def test_light_fades_from_one_to_another_and_away(moved):
         torch.testing.assert_close(made[4], ends[1])
         torch.testing.assert_close(made[2], (ends[0] + ends[1]) / 2)
     assert fade(None, None, 5) is None
+
+
+# ---------------------------------------------------------------- frames larger than the student's
+
+
+@pytest.fixture
+def photo() -> np.ndarray:
+    """Three times as large as the student's frames, uint8 [96, 144, 3]."""
+    coarse = np.random.default_rng(0).integers(0, 256, (24, 36, 3), np.uint8)
+    return cv2.resize(coarse, (144, 96), interpolation=cv2.INTER_CUBIC)
+
+
+def small(photo: np.ndarray, frames: int = 1) -> torch.Tensor:
+    """The photo as the student's frames have it, [T, 3, 32, 48] in [-1, 1]."""
+    shrunk = cv2.resize(photo, (48, 32), interpolation=cv2.INTER_AREA)
+    return (torch.tensor(shrunk) / 127.5 - 1).permute(2, 0, 1).expand(frames, -1, -1, -1)
+
+
+def at_rest(picture: torch.Tensor, sure: float = 1.0) -> Moved:
+    picture = picture.transpose(0, 1)[None]
+    return Moved(picture, torch.full_like(picture[:, :1], sure))
+
+
+def test_what_is_sure_is_as_sharp_as_the_photo(photo):
+    frames = small(photo, 2)
+    assert np.array_equal(sharpened(frames, at_rest(frames), None, photo), np.stack([photo, photo]))
+
+
+def test_what_moves_is_as_sharp_as_the_photo(photo):
+    backward, sure = np.zeros((1, 2, 16, 24), np.float32), np.ones((1, 16, 24), np.float32)
+    backward[:, 0] = -4  # everything has moved right by four of the student's pixels
+    frames = small(np.roll(photo, 12, axis=1))
+    picture = frames.transpose(0, 1)[None]
+    made = sharpened(frames, Moved(picture, torch.ones_like(picture[:, :1]), backward, sure), None, photo)
+    assert np.array_equal(made[0, :, 12:], photo[:, :-12])
+
+
+def test_what_is_not_sure_is_the_small_frame_enlarged(photo):
+    frames = small(photo) * 0.5
+    made = sharpened(frames, at_rest(small(photo), 0.0), None, photo)
+    wanted = F.interpolate(127.5 * (frames + 1), size=(96, 144), mode="bilinear", align_corners=False)
+    assert np.abs(made.transpose(0, 3, 1, 2) - wanted.numpy()).max() <= 1
+
+
+@each_light
+def test_the_photo_is_shown_in_the_light_of_each_frame(light, photo):
+    own = torch.eye(3) - 1
+    matrix = torch.stack([light((own + 1)[None, :, :, None])[0, :, :, 0] - light(torch.zeros(1, 3, 1, 1))[0, :, :, 0]])
+    found = Light(matrix, light(torch.zeros(1, 3, 2, 3)))
+    frames = small(photo, 2)
+    made = sharpened(found.on(frames), at_rest(frames), found, photo)
+    wanted = found.on((torch.tensor(photo) / 127.5 - 1).permute(2, 0, 1)[None])
+    wanted = (127.5 * (wanted + 1)).clamp(0, 255)
+    assert len(made) == 2 and np.abs(made.transpose(0, 3, 1, 2) - wanted.numpy()).max() <= 1
+
+
+def test_what_falls_stays_on_top(photo):
+    frames, dark = small(photo // 2), photo // 2
+    flake = torch.zeros_like(frames)
+    flake[..., 10:14, 20:24] = 0.8
+    made = sharpened(frames + flake, at_rest(frames), None, dark)[0].astype(int)
+    assert np.array_equal(made[33:39, 63:69], dark[33:39, 63:69] + 102)
+    assert np.array_equal(made[:24], dark[:24])

@@ -14,6 +14,7 @@ from motionstream.evaluation import baselines, metrics, motion, sheets
 from motionstream.model.checkpoint import random_model
 from motionstream.model.presets import PRESETS
 from motionstream.tracks import Tracks
+from motionstream.video import fit_image
 
 WIDTH, HEIGHT = 96, 64
 
@@ -256,7 +257,7 @@ def drag_file(tmp_path):
 
 
 def test_a_drag_file_becomes_tracks_of_the_generated_frame(drag_file):
-    run = motion.read_drags(drag_file, PRESETS["embedded"], lambda width, height: (160, 120))
+    run = motion.read_drags(drag_file, PRESETS["embedded"], lambda image: (fit_image(image, 160, 120), None))
     assert run.image.shape == (120, 160, 3) and run.end == 16
     assert run.tracks.T == 249 and run.tracks.N == 18  # to the end of chunk 20; one grid dragged, one pinned
     assert np.allclose(run.tracks.points[[0, 8, 16, 248], 4], [[50, 60], [70, 60], [90, 60], [90, 60]])
@@ -270,7 +271,7 @@ def test_a_drag_file_becomes_tracks_of_the_generated_frame(drag_file):
 def test_a_bad_drag_file_is_named(drag_file, text):
     drag_file.write_text(text)
     with pytest.raises(InputError):
-        motion.read_drags(drag_file, PRESETS["embedded"], lambda width, height: (160, 120))
+        motion.read_drags(drag_file, PRESETS["embedded"], lambda image: (fit_image(image, 160, 120), None))
 
 
 def test_the_drag_table_knows_a_good_mover_from_a_still_one(drag_file):
@@ -286,7 +287,7 @@ def test_the_drag_table_knows_a_good_mover_from_a_still_one(drag_file):
 
     preset = PRESETS["embedded"]
     compared = {"mover": mover, "motionless": motion.methods(None)["motionless"]}
-    runs = motion.drag_runs(drag_file, preset, lambda width, height: (160, 120))
+    runs = motion.drag_runs(drag_file, preset, lambda image: (fit_image(image, 160, 120), None))
     figures, rows = motion.evaluate_drags(runs, compared, preset, seed=0)
     means = motion.mean_over(figures, weight="drags")
     assert means["mover"]["arrived"] == means["mover"]["stayed"] == 1 and means["mover"]["off"] < 1
@@ -327,12 +328,12 @@ def test_videos_are_compared_at_the_size_that_is_asked_for(tmp_path):
     for t in range(5):
         frame = np.roll(texture(480, 320, grain=6), 8 * t, axis=1)
         cv2.imwrite(str(tmp_path / "slide" / f"{t}.png"), frame[..., ::-1])
-    (plain,) = motion.real_clips(tmp_path, 5, 16.0, lambda *_: (96, 64))
-    (clip,) = motion.real_clips(tmp_path, 5, 16.0, lambda *_: (96, 64), (208, 120))
+    (plain,) = motion.real_clips(tmp_path, 5, 16.0, lambda image: (fit_image(image, 96, 64), None))
+    (clip,) = motion.real_clips(tmp_path, 5, 16.0, lambda image: (fit_image(image, 96, 64), None), (208, 120))
     assert plain.judged is None and np.array_equal(plain.frames, clip.frames)
     assert clip.judged.frames.shape == (5, 120, 208, 3)
     np.testing.assert_allclose(clip.judged.tracks.points, clip.tracks.points * (208 / 96, 120 / 64), rtol=1e-5)
-    still = {"motionless": lambda image, tracks, _: baselines.motionless(image, tracks)}
+    still = {"motionless": motion.methods(None)["motionless"]}
     figures, _ = motion.evaluate_clips(iter([clip]), still, 0)
     at_size, _ = motion.evaluate_clips(iter([plain]), {}, 0)
     assert 20 < figures["slide"]["clip itself"]["psnr"] < at_size["slide"]["clip itself"]["psnr"]

@@ -117,6 +117,8 @@ def test_motion_of_pixels_is_never_between_two_things():
     smooth = np.linspace(0, 5, 12, dtype=np.float32).repeat(8).reshape(12, 8).T[None].repeat(2, 0)
     pixels = enlarged_motion(smooth.copy(), np.ones((8, 12), np.float32))
     np.testing.assert_allclose(pixels[0], cv2.resize(smooth[0], None, fx=2, fy=2), atol=1e-5)
+    pixels = enlarged_motion(cells, np.ones((8, 12), np.float32), 6)
+    assert (pixels[0, :, 36:] == -30).all() and (pixels[0, :, :36] == 0).all() and pixels.shape == (2, 48, 72)
     known = np.ones((8, 12), np.float32)
     known[:, 6:] = 0  # of what is not known nothing is taken over
     assert not enlarged_motion(cells, known)[0, :, :12].any()
@@ -204,7 +206,8 @@ def test_without_motion_the_picture_stays_exactly(prior):
     state = prior.start(image())
     pinned = tracks(np.full((9, 1, 2), 20.0))
     for given in (Tracks.empty(9), pinned.resample(12)):
-        warped, confidence = prior.step(state, given)
+        moved = prior.step(state, given)
+        warped, confidence = moved.picture, moved.confidence
         assert warped.shape == (1, 3, given.T, HEIGHT, WIDTH) and confidence.shape == (1, 1, given.T, HEIGHT, WIDTH)
         assert torch.equal(warped, state.image[None, :, None].expand_as(warped)) and confidence.min() == 1
 

@@ -38,7 +38,7 @@ STOP = {"kind": "stop"}
 
 
 def fake_stream(
-    model, image, source, *, prompt: Callable[[], str], seed: int, asked: list | None = None
+    model, image, source, *, prompt: Callable[[], str], seed: int, sharp: None = None, asked: list | None = None
 ) -> Iterator[Chunk]:
     """The contract of `streaming.stream` without a network: every frame depends on tracks, prompt, seed and history."""
     frame, start, index = image, 0, 0
@@ -356,16 +356,20 @@ def test_replay_of_a_real_stream():
     row = PRESETS["embedded"]
     shape = dict(row.transformer) | dict(num_layers=1, num_attention_heads=1, attention_head_dim=12, ffn_dim=16)
     model, record = random_model(dataclasses.replace(row, transformer=shape)), Record()
+    large = np.kron(IMAGE, np.ones((2, 2, 1), np.uint8))
     with Mailbox() as mailbox:
         for message in (start(5), {"kind": "prompt", "text": "fog"}):
             mailbox.send(message)
         chunks = []
-        for chunk in run_session(model, IMAGE, mailbox.address, seed=2, record=record):
+        for chunk in run_session(model, IMAGE, mailbox.address, seed=2, record=record, sharp=large):
             chunks.append(chunk)
             for message in (move(20 + 9 * chunk.index), ack(chunk.index) if chunk.index < 3 else STOP):
                 mailbox.send(message)
-    again = list(replay(model, IMAGE, record.recipe()))
-    assert len(again) == len(chunks) == 4
+    recipe = json.loads(json.dumps(record.recipe()))
+    with pytest.raises(InputError, match="made with sharp"):
+        next(replay(model, IMAGE, recipe))
+    again = list(replay(model, IMAGE, recipe, sharp=large))
+    assert len(again) == len(chunks) == 4 and again[0].frames.shape[1:] == large.shape
     assert all(np.array_equal(a.frames, b.frames) for a, b in zip(chunks, again, strict=True))
     assert again[3].tracks.points[-1, 0].tolist() == [38, 5]
 

@@ -13,8 +13,8 @@ from motionstream.model.checkpoint import random_model
 from motionstream.model.presets import PRESETS
 from motionstream.tracks import ChunkRequest
 
-KEYS = {"model", "device", "dtype", "tuned", "vae", "width", "height", "params_m", "fps", "first_chunk_s", "latency_s",
-        "chunk_s_median", "chunk_s_p95", "chunk_s_last_over_first", "jpeg_s", "peak_rss_mb", "gpu_peak_mb",
+KEYS = {"model", "device", "dtype", "tuned", "vae", "width", "height", "shown", "params_m", "fps", "first_chunk_s",
+        "latency_s", "chunk_s_median", "chunk_s_p95", "chunk_s_last_over_first", "jpeg_s", "peak_rss_mb", "gpu_peak_mb",
         "weights_mb", "flops_per_chunk", "peak_tflops", "utilisation", "denoise_utilisation"}
 
 

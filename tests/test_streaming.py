@@ -220,7 +220,7 @@ def test_chunks_follow_each_other_and_frame_0_is_the_image(embedded, image):
     assert all(c.frames.dtype == np.uint8 and c.tracks.T == len(c.frames) for c in chunks)
     assert np.abs(chunks[0].frames[0].astype(int) - image).max() <= 1
     for c in chunks:
-        assert c.timings.keys() == {"control", "condition", "denoise", "cache", "decode", "copy", "total"}
+        assert c.timings.keys() == {"control", "condition", "denoise", "cache", "decode", "copy", "sharpen", "total"}
         assert sum(c.timings.values()) == pytest.approx(2 * c.timings["total"], rel=0.05)
 
 
@@ -407,3 +407,42 @@ def test_training_rolls_out_with_the_same_functions(embedded):
     sum(losses).backward()
     for part in (model.transformer, model.track_head):
         assert all(p.grad is not None and p.grad.isfinite().all() for p in part.parameters())
+
+
+# ---------------------------------------------------------------- frames larger than the student's
+
+
+@pytest.fixture
+def photo(image) -> np.ndarray:
+    return np.kron(image, np.ones((2, 2, 1), np.uint8))
+
+
+class Still:
+    def tracks_for(self, request: ChunkRequest) -> Tracks:
+        assert (request.width, request.height) == (WIDTH, HEIGHT)
+        assert all(frame.shape == (HEIGHT, WIDTH, 3) for frame in request.history.values())
+        return Tracks.empty(request.frames)
+
+
+def test_an_untouched_photo_is_shown_as_it_is(embedded, image, photo):
+    with contextlib.closing(stream(embedded, image, Still(), sharp=photo)) as chunks:
+        for chunk in itertools.islice(chunks, 3):
+            assert np.abs(chunk.frames.astype(int) - photo).max() <= 1
+
+
+def test_sharp_frames_move_as_the_students_do(embedded, image, photo):
+    plain, sharp = pixels(play(embedded, image, 3)), play(embedded, image, 3, sharp=photo)
+    assert all(one.timings["sharpen"] > 0 for one in sharp)
+    assert pixels(sharp).shape == (len(plain), 2 * HEIGHT, 2 * WIDTH, 3)
+    shrunk = pixels(sharp).reshape(len(plain), HEIGHT, 2, WIDTH, 2, 3).mean((2, 4))
+    assert np.abs(shrunk - plain).mean() < np.abs(shrunk - image).mean() / 2
+    assert np.array_equal(pixels(sharp), pixels(play(embedded, image, 3, sharp=photo)))
+
+
+def test_a_sharper_copy_must_fit(embedded, concatenated, image, photo):
+    with pytest.raises(InputError, match="multiple of the image's"):
+        stream(embedded, image, Still(), sharp=photo[:-1])
+    with pytest.raises(InputError, match="multiple of the image's"):
+        stream(embedded, image, Still(), sharp=photo.astype(np.float32))
+    with pytest.raises(InputError, match="no sharper copy"):
+        stream(concatenated, image, Still(), sharp=photo)

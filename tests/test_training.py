@@ -277,7 +277,8 @@ def test_a_record_holds_what_a_stream_would_have_met(encoders, scene, record):
     with torch.inference_mode():
         state, stream = encoders.motion_prior.start(to_tensor(frames[:1])[:, 0]), encoders.vae.encoder_stream()
         for index, (start, stop) in enumerate(chunk_bounds(PRESET, 3)):
-            warped, sure = encoders.motion_prior.step(state, tracks.rows(start, stop))
+            moved = encoders.motion_prior.step(state, tracks.rows(start, stop))
+            warped, sure = moved.picture, moved.confidence
             part = slice(3 * index, 3 * index + 3)
             torch.testing.assert_close(record["prior"][:, part], stream.step(warped)[0])
             torch.testing.assert_close(record["confidence"][:, part], pack_confidence(sure, 8, 4, index == 0)[0])

@@ -34,10 +34,10 @@ import torch
 from motionstream.errors import InputError
 from motionstream.evaluation import metrics
 from motionstream.evaluation.lpips import Lpips
-from motionstream.evaluation.motion import SCENE, Clip, mean_over, real_clips, synthetic_clips
+from motionstream.evaluation.motion import Clip, Fit, mean_over, real_clips, synthetic_clips
 from motionstream.evaluation.plot import line_plot
 from motionstream.evaluation.sheets import contact_sheet, save_png, table
-from motionstream.machine import Choice, parse_resolution, size_for
+from motionstream.machine import Choice, fit_pictures, parse_resolution
 from motionstream.model.checkpoint import Model, load_model
 from motionstream.model.presets import Preset
 from motionstream.model.track_head import track_map
@@ -276,7 +276,7 @@ def main(argv: list[str]) -> int:
     model = load_model(args.model, args.device)
     lpips = Lpips.load(args.lpips) if args.lpips else None
     choice = parse_resolution(args.resolution, model.preset) if args.resolution else Choice(max(model.preset.budgets))
-    clips = list(_clips(args, partial(size_for, model.preset, choice)))
+    clips = list(_clips(args, partial(fit_pictures, model.preset, choice)))
     result: dict[str, dict] = {}
     figures, curves, rows = context_table(model, iter(clips), args.seed, lpips)
     result["context"] = mean_over(figures)
@@ -306,11 +306,11 @@ def _tell(result: Mapping[str, dict], as_json: bool) -> None:
         print(json.dumps(json.loads(json.dumps(result), parse_constant=lambda constant: None)))  # JSON knows no NaN
 
 
-def _clips(args: argparse.Namespace, fit: Callable[[int, int], tuple[int, int]]) -> Iterator[Clip]:
+def _clips(args: argparse.Namespace, fit: Fit) -> Iterator[Clip]:
     if args.frames < 8:
         raise InputError(f"{args.frames} frames are too few to speak of drift; at least 8")
     if args.synthetic and args.library is not None:
-        return synthetic_clips(args.library, args.synthetic, args.frames, args.spacing, fit(*SCENE), args.seed)
+        return synthetic_clips(args.library, args.synthetic, args.frames, args.spacing, fit, args.seed)
     if args.folder is None:
         raise InputError("name a folder of clips, or ask for --synthetic ones with their --library")
     return real_clips(args.folder, args.frames, args.spacing, fit)

@@ -30,10 +30,11 @@ from motionstream.controls.planes import guess_planes
 from motionstream.errors import InputError
 from motionstream.evaluation import baselines, metrics
 from motionstream.evaluation.lpips import Lpips
-from motionstream.evaluation.motion import PICTURE, Method, add_common, mean_over, report, student
+from motionstream.evaluation.motion import PICTURE, add_common, mean_over, report, resized, student
 from motionstream.evaluation.sheets import draw_tracks
 from motionstream.machine import Choice, parse_resolution, size_for
 from motionstream.model.checkpoint import Model, load_model
+from motionstream.model.presets import sharp_times
 from motionstream.tracks import Tracks, draw_ids
 from motionstream.video import fit_image, read_image
 
@@ -169,20 +170,21 @@ def pick_depth(name: str) -> Callable[[np.ndarray], Depth]:
     return (lambda image: learned[name]) if name in learned else guess_planes
 
 
-def methods(model: Model | None, size: tuple[int, int], prompt: str) -> dict[str, Method]:
+def methods(model: Model | None, size: tuple[int, int], prompt: str) -> dict[str, Callable]:
     """What is compared, each (picture, tracks, seed) -> video at SIZE; the model works at `size` (width, height)."""
     def generate(image: np.ndarray, tracks: Tracks, seed: int) -> np.ndarray:
-        small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-        video = student(model, small, tracks.scale(SIZE, size), seed, prompt)
-        return np.stack([cv2.resize(frame, SIZE, interpolation=cv2.INTER_CUBIC) for frame in video])
+        times = sharp_times(model.preset, *size, *SIZE)
+        small, sharp = (resized(image[None], (n * size[0], n * size[1]))[0] for n in (1, times))
+        video = student(model, small, tracks.scale(SIZE, size), seed, sharp if times > 1 else None, prompt)
+        return resized(video, SIZE)
 
-    found: dict[str, Method] = {} if model is None else {"student": generate}
+    found: dict[str, Callable] = {} if model is None else {"student": generate}
     found["warp"] = lambda image, tracks, seed: baselines.warp(image, tracks)
     found["motionless"] = lambda image, tracks, seed: baselines.motionless(image, tracks)
     return found
 
 
-def evaluate(scene: Scene, compared: dict[str, Method], args: argparse.Namespace, lpips: Lpips | None):
+def evaluate(scene: Scene, compared: dict[str, Callable], args: argparse.Namespace, lpips: Lpips | None):
     """-> ({"scene, view n": {method: figures}}, rows of the contact sheet)."""
     source, targets = scene.split()
     image, camera = scene.picture(source), scene.cameras[source]

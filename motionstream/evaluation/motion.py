@@ -6,8 +6,9 @@
 
 **motion**: first frame of the clip as image, tracks of a grid over it, and the generated video against the clip itself.
 A real clip's tracks come from Lucas-Kanade with a forward-backward check, which stands in for the paper's CoTracker3;
-a synthetic clip's are exact. As in the paper (appendix E), longer clips are sampled evenly to 81 frames, first and last
-kept, and both videos are resized to 832x480 before they are compared; synthetic clips are compared as generated.
+a synthetic clip's are exact. Methods that show the first frame's own pixels get it as sharp as the app would. As in the
+paper (appendix E), longer clips are sampled evenly to 81 frames, first and last kept, and both videos are resized to
+832x480 before they are compared; synthetic clips are compared as generated.
 
 **drags**: DRAGS_DIR holds JSON files like those in `examples/`, one a run: {"image": path from the file, "paths":
 [{"points": [[x, y], ...], "seconds": 2}], "pins": [[x, y], ...], "grid": {"spacing": px, "size": n}}, all in pixels of
@@ -37,16 +38,17 @@ from motionstream.errors import InputError
 from motionstream.evaluation import baselines, metrics
 from motionstream.evaluation.lpips import Lpips
 from motionstream.evaluation.sheets import contact_sheet, draw_tracks, save_png, table
-from motionstream.machine import Choice, parse_resolution, size_for
+from motionstream.machine import Choice, fit_pictures, parse_resolution
 from motionstream.model.checkpoint import Model, load_model
 from motionstream.model.presets import PRESETS, Preset
 from motionstream.streaming import stream
 from motionstream.tracks import StaticTracks, Tracks, draw_ids
 from motionstream.video import fit_image, read_clip, read_image
 
-# (image uint8 [H, W, 3], tracks of T frames in its pixels, seed) -> video uint8 [T, H, W, 3], frame 0 the image
-Method = Callable[[np.ndarray, Tracks, int], np.ndarray]
-Fit = Callable[[int, int], tuple[int, int]]  # (width, height) of a picture -> (width, height) to generate, px
+# (image uint8 [H, W, 3], tracks of T frames in its pixels, seed[, a sharper copy of the image, see `stream`]) ->
+# video uint8 [T, H, W, 3], or as large as that copy; frame 0 the image
+Method = Callable[..., np.ndarray]
+Fit = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]]  # `fit_pictures` for a model and a size
 
 VIDEO = {".mp4", ".mov", ".m4v", ".webm", ".mkv", ".avi", ".gif"}
 PICTURE = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
@@ -65,27 +67,41 @@ def methods(model: Model | None, drags: bool = False) -> dict[str, Method]:
     """
     found: dict[str, Method] = {}
     if model is not None:
-        found["student"] = lambda image, tracks, seed: student(model, image, tracks, seed)
+        found["student"] = partial(student, model)
         if model.preset.composite:
             plain = replace(model, preset=replace(model.preset, composite=False))
-            found["student, no composite"] = lambda image, tracks, seed: student(plain, image, tracks, seed)
+            found["student, no composite"] = lambda image, tracks, seed, sharp=None: student(plain, image, tracks, seed)
         if model.motion_prior is not None:
-            found["motion prior alone"] = lambda image, tracks, seed: prior_alone(model, image, tracks)
-    found["warp"] = lambda image, tracks, seed: baselines.warp(image, tracks)
+            found["motion prior alone"] = lambda image, tracks, seed, sharp=None: prior_alone(model, image, tracks)
+    found["warp"] = warp
     if drags:
-        found["warp, border pinned"] = lambda image, tracks, seed: baselines.warp(image, tracks, pinned_border=True)
-    found["motionless"] = lambda image, tracks, seed: baselines.motionless(image, tracks)
+        found["warp, border pinned"] = partial(warp, pinned_border=True)
+    found["motionless"] = lambda image, tracks, seed, sharp=None: baselines.motionless(largest(image, sharp), tracks)
     return found
 
 
-def student(model: Model, image: np.ndarray, tracks: Tracks, seed: int, prompt: str = "") -> np.ndarray:
+def student(
+    model: Model, image: np.ndarray, tracks: Tracks, seed: int, sharp: np.ndarray | None = None, prompt: str = ""
+) -> np.ndarray:
     """The model as every visitor gets it: a `Method` with the model in front."""
-    frames, count = [], 0
-    with contextlib.closing(stream(model, image, StaticTracks(tracks), prompt=prompt, seed=seed)) as chunks:
+    frames, count, source = [], 0, StaticTracks(tracks)
+    with contextlib.closing(stream(model, image, source, prompt=prompt, seed=seed, sharp=sharp)) as chunks:
         while count < tracks.T:
             frames.append(next(chunks).frames)
             count += len(frames[-1])
     return np.concatenate(frames)[: tracks.T]
+
+
+def warp(
+    image: np.ndarray, tracks: Tracks, seed: int, sharp: np.ndarray | None = None, pinned_border: bool = False
+) -> np.ndarray:
+    """`baselines.warp` as a `Method`."""
+    large = largest(image, sharp)
+    return baselines.warp(large, tracks.scale(image.shape[1::-1], large.shape[1::-1]), pinned_border)
+
+
+def largest(image: np.ndarray, sharp: np.ndarray | None) -> np.ndarray:
+    return image if sharp is None else sharp
 
 
 def prior_alone(model: Model, image: np.ndarray, tracks: Tracks) -> np.ndarray:
@@ -93,7 +109,7 @@ def prior_alone(model: Model, image: np.ndarray, tracks: Tracks) -> np.ndarray:
     state = model.motion_prior.start(torch.tensor(image, device=model.device).permute(2, 0, 1) / 127.5 - 1)
     frames, chunk = [], 0
     while (rows := chunk_span(model.preset, chunk)).start < tracks.T:
-        moved, _ = model.motion_prior.step(state, tracks.rows(rows.start, min(rows.stop, tracks.T)))
+        moved = model.motion_prior.step(state, tracks.rows(rows.start, min(rows.stop, tracks.T))).picture
         frames.append(((moved[0] + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 3, 0).cpu().numpy())
         chunk += 1
     return np.concatenate(frames)
@@ -112,7 +128,7 @@ def chunk_span(preset: Preset, index: int) -> range:
 class Clip:
     """frames: uint8 [T, H, W, 3], the truth at the generated size; tracks: of a grid over frame 0, `spacing` px apart.
 
-    judged: the same at the size in which videos are compared; None: at the generated one.
+    judged: the same at the size in which videos are compared; None: at the generated one. sharp: see `stream`.
     """
 
     name: str
@@ -120,6 +136,7 @@ class Clip:
     tracks: Tracks
     spacing: float
     judged: Clip | None = None
+    sharp: np.ndarray | None = None
 
 
 def real_clips(
@@ -127,14 +144,16 @@ def real_clips(
 ) -> Iterator[Clip]:
     """Every clip in `folder`, or the one that it is: video files and folders of pictures.
 
-    compare: (width, height) that videos are resized to before they are compared, as the paper does.
+    fit: (a clip's first frame) -> that frame at generation size, and sharper or None. compare: (width, height) that
+    videos are resized to before they are compared, as the paper does.
     """
     found = [folder] if _is_clip(folder) else sorted(path for path in folder.glob("*") if _is_clip(path))
     if not found:
         raise InputError(f"{folder} has no clips; expected video files or folders of pictures")
     for path in found:
         source = _read(path, frames)
-        size = fit(source.shape[2], source.shape[1])
+        image, sharp = fit(source[0])
+        size = image.shape[1::-1]
         video = np.stack([fit_image(frame, *size) for frame in source])
         points = grid(*size, spacing)
         found = metrics.lucas_kanade(video, points)
@@ -144,17 +163,18 @@ def real_clips(
             large = np.stack([fit_image(frame, times * size[0], times * size[1]) for frame in source])
             wide = spacing * max(np.divide(compare, size))
             judged = Clip(path.stem, resized(large, compare), tracks.scale(size, compare), wide)
-        yield Clip(path.stem, video, tracks, spacing, judged)
+        yield Clip(path.stem, video, tracks, spacing, judged, sharp)
 
 
 def synthetic_clips(
-    library: Path, count: int, frames: int, spacing: float, size: tuple[int, int], seed: int
+    library: Path, count: int, frames: int, spacing: float, fit: Fit, seed: int
 ) -> Iterator[Clip]:
     """Scenes like those of the training, with exact tracks; held out if the library is."""
     from motionstream.training.photos import load_library
     from motionstream.training.scenes import random_scene, render_clip, track_points
 
     pictures = load_library(library)
+    size = fit(np.zeros((*SCENE[::-1], 3), np.uint8))[0].shape[1::-1]
     for index in range(count):
         scene = random_scene(np.random.default_rng([seed, index]), pictures, *size, frames)
         clip = render_clip(scene)
@@ -214,14 +234,14 @@ def evaluate_clips(
     figures, rows = {}, []
     for clip in clips:
         videos = {"clip itself": clip.frames}
-        videos |= {name: method(clip.frames[0], clip.tracks, seed) for name, method in compared.items()}
+        videos |= {name: method(clip.frames[0], clip.tracks, seed, clip.sharp) for name, method in compared.items()}
         truth = clip.judged or clip
         wanted, size = metrics.measurable(truth.frames, truth.tracks), truth.frames.shape[2:0:-1]
         figures[clip.name] = {
             name: score_clip(resized(video, size), truth, wanted, lpips) for name, video in videos.items()
         }
         for t in (len(clip.frames) // 2, len(clip.frames) - 1):
-            moments = [clip.frames[0], *(video[t] for video in videos.values())]
+            moments = [clip.frames[0], *(resized(video[t, None], size)[0] for video in videos.values())]
             rows.append((f"{clip.name}, frame {t}", [moment.copy() for moment in moments]))  # not the whole videos
     return figures, rows
 
@@ -287,8 +307,8 @@ def read_drags(file: Path, preset: Preset, fit: Fit) -> DragRun:
         raise InputError(f"{file} does not describe drags: {type(error).__name__}: {error}") from error
     if not centres:
         raise InputError(f"{file} has no drags; give at least one path")
-    from_size = (image.shape[1], image.shape[0])
-    to_size = fit(*from_size)
+    from_size, fitted = image.shape[1::-1], fit(image)[0]
+    to_size = fitted.shape[1::-1]
     ids = _ids(size * size * len(centres + pins)).reshape(-1, size * size)
     grids = [Tracks.rigid_grid(path, spacing, size, i) for path, i in zip(centres + pins, ids, strict=True)]
     middle = Tracks(np.stack(centres, axis=1), np.ones((frames, len(centres)), bool), np.arange(len(centres)))
@@ -296,7 +316,7 @@ def read_drags(file: Path, preset: Preset, fit: Fit) -> DragRun:
     end = min(max(length for _, length in drags), frames - 1)
     tracks = Tracks.concatenate(grids).fit(from_size, to_size)
     paths = list(middle.points[: end + 1].swapaxes(0, 1))
-    return DragRun(file.stem, fit_image(image, *to_size), tracks, paths, end)
+    return DragRun(file.stem, fitted, tracks, paths, end)
 
 
 def along(points: np.ndarray, length: int, frames: int) -> np.ndarray:
@@ -376,7 +396,7 @@ def main(argv: list[str]) -> int:
     model = None if args.model == "none" else load_model(args.model, args.device)
     preset = PRESETS["embedded"] if model is None else model.preset
     choice = parse_resolution(args.resolution, preset) if args.resolution else Choice(max(preset.budgets))
-    fit = partial(size_for, preset, choice)
+    fit = partial(fit_pictures, preset, choice)
     compared = methods(model, drags=args.table == "drags")
     if args.table == "motion":
         lpips = Lpips.load(args.lpips) if args.lpips else None
@@ -404,7 +424,7 @@ def _clips(args: argparse.Namespace, fit: Fit) -> Iterator[Clip]:
     if args.synthetic:
         if args.library is None:
             raise InputError("synthetic clips need pictures: name their folder with --library")
-        return synthetic_clips(args.library, args.synthetic, args.frames, args.spacing, fit(*SCENE), args.seed)
+        return synthetic_clips(args.library, args.synthetic, args.frames, args.spacing, fit, args.seed)
     if args.folder is None:
         raise InputError("name a folder of clips, or ask for --synthetic ones")
     return real_clips(args.folder, args.frames, args.spacing, fit, args.compare)

@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import cv2
 import numpy as np
@@ -25,14 +26,14 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop
 
 from motionstream.errors import InputError
 from motionstream.evaluation.sheets import table
-from motionstream.machine import tune
+from motionstream.machine import Choice, fit_pictures, tune
 from motionstream.model.checkpoint import Model, load_model, random_model
 from motionstream.model.device import weight_bytes
 from motionstream.model.presets import PRESETS, fit_size
 from motionstream.streaming import stream
 from motionstream.tracks import ChunkRequest, Tracks
 
-STAGES = ("control", "condition", "denoise", "decode", "copy", "cache")
+STAGES = ("control", "condition", "denoise", "decode", "copy", "sharpen", "cache")
 ASPECT = (832, 480)
 FIFTHS = 5
 JPEG_QUALITY = 88  # of the canvas's frames
@@ -85,7 +86,7 @@ def bench(model: str = "embedded", chunks: int = 40, random_weights: bool = Fals
     chunk_s_p95, chunk_s_last_over_first (medians of the last and the first fifth of the steady chunks; on a CPU see
     `compare_ages`), peak_rss_mb (of this process so far, MiB), gpu_peak_mb (0 on the CPU), weights_mb (on the device),
     flops_per_chunk, peak_tflops (of plain matrix products), utilisation and denoise_utilisation [0, 1], jpeg_s, and
-    model, device, dtype, tuned, vae, width, height, params_m (millions, all parts).
+    model, device, dtype, tuned, vae, width, height, shown (size of the frames), params_m (millions, all parts).
     """
     if random_weights and model not in PRESETS:
         raise InputError(f"no preset is called {model!r}; random weights need one of {', '.join(PRESETS)}")
@@ -103,7 +104,9 @@ def bench_model(
     """`bench` for a model that is loaded already."""
     width, height = fit_size(model.preset, *ASPECT, budget or max(model.preset.budgets))
     peak = matmul_peak(model.device, model.dtype)
-    timing = measure(model, _picture(width, height), chunks)
+    image, sharp = fit_pictures(model.preset, Choice(None, (width, height)), _picture())
+    shown = image if sharp is None else sharp
+    timing = measure(model, image, sharp, chunks)
     peak = max(peak, matmul_peak(model.device, model.dtype))  # whichever moment the machine was less busy
     on_gpu = model.device.type == "cuda"
     figures = {
@@ -114,6 +117,7 @@ def bench_model(
         "vae": type(model.decoder).__name__,
         "width": width,
         "height": height,
+        "shown": "x".join(map(str, shown.shape[1::-1])),
         "params_m": count_parameters(model) / 1e6,
         **_speed(timing),
         "peak_rss_mb": timing.rss,
@@ -151,8 +155,11 @@ def report(figures: dict, stages: dict[str, float]) -> str:
     return "\n".join([*lines, "", table(split)])
 
 
-def measure(model: Model, image: np.ndarray, chunks: int) -> Timing:
-    """Streams `chunks` chunks from `image` under the clock, then one more of which the operations are counted."""
+def measure(model: Model, image: np.ndarray, sharp: np.ndarray | None, chunks: int) -> Timing:
+    """Streams `chunks` chunks from `image` under the clock, then one more of which the operations are counted.
+
+    sharp: see `stream`.
+    """
     steady, on_cpu = model.preset.sink + model.preset.window, model.device.type == "cpu"
     if chunks < steady + FIFTHS:
         raise InputError(f"{chunks} chunks are too few; this model needs {steady + FIFTHS} or more: "
@@ -160,7 +167,8 @@ def measure(model: Model, image: np.ndarray, chunks: int) -> Timing:
     if not on_cpu:
         torch.cuda.reset_peak_memory_stats(model.device)
     seconds, stages = [], []
-    with contextlib.closing(stream(model, image, MovingDrag(), seed=0)) as chunk_stream:
+    begin_stream = partial(stream, model, image, MovingDrag(), seed=0, sharp=sharp)
+    with contextlib.closing(begin_stream()) as chunk_stream:
         for _ in range(chunks):
             begin = time.perf_counter()
             chunk = next(chunk_stream)
@@ -174,7 +182,7 @@ def measure(model: Model, image: np.ndarray, chunks: int) -> Timing:
         gpu = 0.0 if on_cpu else torch.cuda.max_memory_allocated(model.device) / 2**20
         fifth = (chunks - steady) // FIFTHS
         if on_cpu:
-            with contextlib.closing(stream(model, image, MovingDrag(), seed=0)) as young:
+            with contextlib.closing(begin_stream()) as young:
                 ageing = compare_ages(chunk_stream, young, steady, fifth)
         else:  # nobody else uses it, and it may not hold two streams
             ageing = float(np.median(seconds[-fifth:]) / np.median(seconds[steady : steady + fifth]))
@@ -251,7 +259,7 @@ def count_parameters(model: Model) -> int:
     return sum(weights.numel() for part in model.components().values() for weights in part.parameters())
 
 
-def _picture(width: int, height: int) -> np.ndarray:
+def _picture() -> np.ndarray:
     """A smooth colourful picture, uint8 [H, W, 3]: speed doesn't depend on what it shows."""
-    y, x = np.mgrid[:height, :width] / 30
+    y, x = np.mgrid[: ASPECT[1], : ASPECT[0]] / 80
     return (127 + 120 * np.stack([np.sin(x), np.sin(y + x), np.cos(y)], axis=-1)).astype(np.uint8)

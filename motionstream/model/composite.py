@@ -3,15 +3,20 @@
 Its autoencoder loses fine detail, and its own pixels are noisy; the motion prior's picture is sharp, but knows neither
 weather nor what objects uncover. So the light is found that the student puts on the picture, and the moved picture is
 shown in that light. Where it keeps its own light and the prior is not sure, one sees the mean of both.
+
+Since that picture needs no network, it may be larger than what the student works at (`sharpened`): then only what the
+student adds, and what is filled, is as coarse as its frames.
 """
 
 from dataclasses import dataclass
 
+import cv2
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from motionstream.model.warping import enlarged, fill_holes
+from motionstream.model.warping import Moved, enlarged, fill_holes
 
 RIDGE = 4e-4  # variance of colours, in [-1, 1], below which they say little of the light
 SMOOTH = 5  # cells over which light does not change by itself
@@ -96,3 +101,26 @@ def composite(
         meant = (F.avg_pool2d(fine.mean(1, keepdim=True), 3, 1, 1) - NOISE) / (FLAKE - NOISE)
         shown = shown.addcmul(meant.clamp_(0, 1), fine.clamp_(min=0), value=2)
     return shown
+
+
+def sharpened(frames: Tensor, moved: Moved, light: Light | None, sharp: np.ndarray) -> np.ndarray:
+    """Frames as large as `sharp`, a copy of the first frame a whole number of times as large as they: uint8.
+
+    frames: [T, 3, H, W] in [-1, 1], as `composite` made them of the moved picture; light: the one that it is shown in;
+    sharp: uint8 [kH, kW, 3] -> [T, kH, kW, 3]. What is sure of the moved picture is taken out of the small frames; they
+    are enlarged, and the moved copy is put in.
+    """
+    size, matrices = sharp.shape[1::-1], [None] * len(frames)
+    warped, sure = (x[0].transpose(0, 1).cpu() for x in (moved.picture, moved.confidence))
+    frames, shown = 127.5 * (frames + 1), 127.5 * (warped + 1)
+    if light is not None:  # its offset is smooth and stays with the small frames
+        shown = Light(light.matrix.cpu(), torch.zeros(1, 3, 1, 1)).on(shown)
+        matrices = light.matrix.cpu().expand(len(frames), -1, -1).numpy()
+    kept, rest = (x.permute(0, 2, 3, 1).numpy() for x in (sure.expand(-1, 3, -1, -1), frames - sure * shown))
+    large = []
+    for t, matrix in enumerate(matrices):
+        seen = moved.look_through(t, sharp)
+        seen = seen if matrix is None else cv2.transform(seen.astype(np.float32), matrix)
+        seen = cv2.multiply(seen, cv2.resize(kept[t], size), dtype=cv2.CV_32F)
+        large.append(cv2.add(seen, cv2.resize(rest[t], size), dtype=cv2.CV_8U))
+    return np.stack(large)

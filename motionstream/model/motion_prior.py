@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from motionstream.model.warping import (
     BEHIND,
     CELL,
+    Moved,
     behind,
     cell_centres,
     close_gaps,
@@ -184,19 +185,19 @@ class MotionPrior(ModelMixin, ConfigMixin):
         return PriorState(image.float(), torch.zeros(cells, 2), torch.zeros(cells, 2))
 
     @torch.no_grad()
-    def step(self, state: PriorState, tracks: Tracks) -> tuple[Tensor, Tensor]:
-        """The next `tracks.T` frames: the moved picture [1, 3, T, H, W] in [-1, 1], confidence [1, 1, T, H, W]."""
+    def step(self, state: PriorState, tracks: Tracks) -> Moved:
+        """The next `tracks.T` frames of the moved picture; on the CPU."""
         displacement = self.motion(state, tracks)
         if not displacement.any():
             still = state.image[None, :, None].expand(-1, -1, tracks.T, -1, -1)
-            return still, torch.ones_like(still[:, :1])
+            return Moved(still, torch.ones_like(still[:, :1]))
         backward, confidence = close_gaps(*splat(displacement, state.front, *state.size))
-        filled = fill_holes(backward, confidence)
-        warped, front, confidence, beyond = warp(state.image, state.front, filled, confidence)
+        backward, cells = fill_holes(backward, confidence), confidence
+        warped, front, confidence, beyond = warp(state.image, state.front, backward, cells)
         confidence = without_seams(confidence, beyond, front)
         known = torch.maximum(confidence, beyond)
         warped = fill_holes(warped, known, behind(front, known))
-        return warped.movedim(0, 1)[None], confidence.movedim(0, 1)[None]
+        return Moved(*(x.movedim(0, 1)[None] for x in (warped, confidence)), backward.numpy(), cells[:, 0].numpy())
 
     @torch.no_grad()
     def motion(self, state: PriorState, tracks: Tracks) -> Tensor:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+SHARP_PIXELS = 640 * 384  # of a frame as it is shown
 MAX_ASPECT = 2.25  # wider or taller pictures are cropped to this: nobody trains on strips
 
 
@@ -209,6 +210,15 @@ PRESETS = {
 PRESETS["embedded-plain"] = replace(
     PRESETS["embedded"], name="embedded-plain", prediction="clean", motion_prior=False, composite=False
 )
+
+
+def sharp_times(preset: Preset, width: int, height: int, picture_width: int, picture_height: int) -> int:
+    """How many times as large as generated, `width` x `height`, frames are shown; see `composite.sharpened`.
+
+    As large as SHARP_PIXELS allow and the picture's own pixels are worth, for a preset that has a composite; else 1.
+    """
+    own = math.ceil(min(picture_width / width, picture_height / height))
+    return max(1, min(own, math.isqrt(SHARP_PIXELS // (width * height)))) if preset.composite else 1
 
 
 def fit_size(preset: Preset, width: float, height: float, budget: int) -> tuple[int, int]:

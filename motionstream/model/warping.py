@@ -2,8 +2,11 @@
 
 Motion lives on cells of 2x2 pixels of the first frame (`least_squares_motion`, `settle`). It is laid on the cells of
 the new frame and turned around (`splat`, `close_gaps`); through that the first frame is seen (`warp`), and what
-nothing has landed on is filled with what lies behind (`fill_holes`).
+nothing has landed on is filled with what lies behind (`fill_holes`). A larger copy of the first frame can be seen
+through the same motion (`look_through`).
 """
+
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -181,14 +184,14 @@ def behind(front: Tensor, known: Tensor) -> Tensor:
     return weight / F.interpolate(best, scale_factor=block)[..., :height, :width].clamp_min(1e-6)
 
 
-def enlarged_motion(motion: np.ndarray, sure: np.ndarray) -> np.ndarray:
-    """Motion [2, h, w] of one frame's cells, in pixels, with its confidence [h, w] -> that of pixels, [2, H, W].
+def enlarged_motion(motion: np.ndarray, sure: np.ndarray, scale: int = CELL) -> np.ndarray:
+    """Motion [2, h, w] of one frame's cells, with its confidence [h, w] -> that of pixels, [2, scale * h, scale * w].
 
     Bilinear over the cells that are known. Where things part, what lies between two motions is no motion: a pixel there
-    gets that of the four cells around it which is most like their mean.
+    gets that of the four cells around it which is most like their mean. Motion keeps its unit; scale: an even number.
     """
     weight, square = np.maximum(sure, 1e-3), np.ones((2, 2), np.uint8)  # of each cell and the next ones, right and down
-    sums = [cv2.resize(part * weight, None, fx=CELL, fy=CELL) for part in (*motion, np.ones_like(weight))]
+    sums = [cv2.resize(part * weight, None, fx=scale, fy=scale) for part in (*motion, np.ones_like(weight))]
     mean = np.stack(sums[:2]) / sums[2]
     sure, *motion = (cv2.copyMakeBorder(part, 1, 1, 1, 1, cv2.BORDER_REPLICATE) for part in (sure, *motion))
     change = [cv2.dilate(part, square, anchor=(0, 0)) - cv2.erode(part, square, anchor=(0, 0)) for part in motion]
@@ -196,12 +199,48 @@ def enlarged_motion(motion: np.ndarray, sure: np.ndarray) -> np.ndarray:
     corners = [(rows + down, columns + right) for down, right in np.ndindex(2, 2)]
     motions = np.stack([[part[corner] for part in motion] for corner in corners])
     unknown = np.stack([sure[corner] < 0.5 for corner in corners])
-    for down, right in np.ndindex(CELL, CELL):
-        y, x = (CELL * at - CELL // 2 + step for at, step in ((rows, down), (columns, right)))
+    for down, right in np.ndindex(scale, scale):
+        y, x = (scale * at - scale // 2 + step for at, step in ((rows, down), (columns, right)))
         y, x = y.clip(0, mean.shape[1] - 1), x.clip(0, mean.shape[2] - 1)
         off = np.abs(motions - mean[:, y, x]).sum(1) + FAR * unknown
         mean[:, y, x] = motions[off.argmin(0), :, np.arange(len(rows))].T
     return mean
+
+
+@dataclass(frozen=True)
+class Moved:
+    """Some frames of the first frame in motion.
+
+    picture: [1, 3, T, H, W] in [-1, 1]; confidence: [1, 1, T, H, W]; backward: [T, 2, h, w], pixels, where the cells
+    of each frame are to be found in the first one, and sure: [T, h, w], their confidence; None where nothing has moved.
+    """
+
+    picture: Tensor
+    confidence: Tensor
+    backward: np.ndarray | None = None
+    sure: np.ndarray | None = None
+
+    def to(self, device: torch.device) -> "Moved":
+        return replace(self, picture=self.picture.to(device), confidence=self.confidence.to(device))
+
+    def look_through(self, t: int, large: np.ndarray) -> np.ndarray:
+        """Frame t of a copy of the first frame that is a whole number of times as large, uint8 [kH, kW, 3]."""
+        if self.backward is None:
+            return large
+        times = large.shape[1] // self.picture.shape[-1]
+        flow = enlarged_motion(self.backward[t], self.sure[t], CELL * times)
+        return seen_through(large, *in_the_first_frame(times * flow))
+
+
+def in_the_first_frame(flow: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Backward motion [2, H, W] of pixels -> columns and rows [H, W] of the first frame that they show."""
+    _, height, width = flow.shape
+    return flow[0] + np.arange(width, dtype=np.float32), flow[1] + np.arange(height, dtype=np.float32)[:, None]
+
+
+def seen_through(picture: np.ndarray, columns: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """A picture [H, W, C] at other places, bicubic, mirrored at its edges."""
+    return cv2.remap(picture, columns, rows, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101)
 
 
 def warp(image: Tensor, front: Tensor, backward: Tensor, confidence: Tensor) -> tuple[Tensor, ...]:
@@ -213,10 +252,9 @@ def warp(image: Tensor, front: Tensor, backward: Tensor, confidence: Tensor) -> 
     _, height, width = image.shape
     near = F.interpolate(front.view(1, 1, height // CELL, width // CELL), size=(height, width), mode="bilinear")[0]
     picture = np.ascontiguousarray(torch.cat([image, near]).permute(1, 2, 0).numpy())
-    columns, rows = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
-    flows = (enlarged_motion(*cells) for cells in zip(backward.numpy(), confidence[:, 0].numpy(), strict=True))
-    maps = [(columns + flow[0], rows + flow[1]) for flow in flows]
-    seen = [cv2.remap(picture, x, y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101) for x, y in maps]
+    flows = [enlarged_motion(*cells) for cells in zip(backward.numpy(), confidence[:, 0].numpy(), strict=True)]
+    maps = [in_the_first_frame(flow) for flow in flows]
+    seen = [seen_through(picture, *at) for at in maps]
     warped, near = torch.from_numpy(np.stack(seen)).permute(0, 3, 1, 2).split([3, 1], dim=1)
     beyond = torch.from_numpy(np.stack([(x < -1) | (x > width) | (y < -1) | (y > height) for x, y in maps]))[:, None]
     sure = F.interpolate(confidence, size=(height, width), mode="bilinear", align_corners=False) * ~beyond

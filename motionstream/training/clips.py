@@ -115,7 +115,8 @@ class Encoders:
         state, encoder = self.motion_prior.start(picture), self.vae.encoder_stream()
         parts: dict[str, list[Tensor]] = {"prior": [], "confidence": [], "held": [], "held_confidence": []}
         for index, (start, stop) in enumerate(chunk_bounds(preset, 1 + (tracks.T - 1) // chunk)):
-            warped, sure = (x.to(picture) for x in self.motion_prior.step(state, tracks.rows(start, stop)))
+            moved = self.motion_prior.step(state, tracks.rows(start, stop))
+            warped, sure = moved.picture.to(picture), moved.confidence.to(picture)
             pack = (preset.spatial_stride, preset.temporal_stride)
             parts["prior"].append(encoder.step(warped)[0])
             parts["confidence"].append(pack_confidence(sure, *pack, index == 0)[0])

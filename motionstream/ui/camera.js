@@ -108,15 +108,15 @@ function upload(what, file) {
 /* ---- handles of the back wall ---- */
 
 function corners() {                     // top left and bottom right, in pixels of the picture, inside its edges
-  const inset = INSET * picture.width / picture.clientWidth;
+  const inset = INSET * extent.width / picture.clientWidth;
   return [[planes[0], planes[1]], [planes[2], planes[3]]].map(([x, y]) => [
-    clamp(x * picture.width, inset, picture.width - inset), clamp(y * picture.height, inset, picture.height - inset)]);
+    clamp(x * extent.width, inset, extent.width - inset), clamp(y * extent.height, inset, extent.height - inset)]);
 }
 
 function dragHandle({ x, y }) {
-  const least = 0.06, inset = INSET * picture.width / picture.clientWidth;
+  const least = 0.06, inset = INSET * extent.width / picture.clientWidth;
   const share = (value, side) => value <= inset ? 0 : value >= side - inset ? 1 : value / side;
-  const [u, v] = [share(x, picture.width), share(y, picture.height)];
+  const [u, v] = [share(x, extent.width), share(y, extent.height)];
   if (handle === 0) planes = [Math.min(u, planes[2] - least), Math.min(v, planes[3] - least), planes[2], planes[3]];
   else planes = [planes[0], planes[1], Math.max(u, planes[0] + least), Math.max(v, planes[1] + least)];
   planes = planes.map(value => clamp(value, 0, 1));
@@ -124,7 +124,7 @@ function dragHandle({ x, y }) {
 }
 
 function paintBox(pen, unit) {
-  const { width, height } = picture, [x, y] = [vanishing[0] * width, vanishing[1] * height];
+  const { width, height } = extent, [x, y] = [vanishing[0] * width, vanishing[1] * height];
   const [left, top, right, bottom] = planes.map((share, i) => share * (i % 2 ? height : width));
   Object.assign(pen, { strokeStyle: WALL, lineWidth: 1.5 * unit, globalAlpha: 0.8 });
   pen.strokeRect(left, top, right - left, bottom - top);
@@ -258,7 +258,7 @@ panel.paint = (context, unit) => {
 };
 panel.press = ({ x, y }) => {
   if (!planes || state !== 'idle') return false;
-  const reach = REACH * picture.width / picture.clientWidth;
+  const reach = REACH * extent.width / picture.clientWidth;
   handle = corners().findIndex(([u, v]) => Math.hypot(u - x, v - y) < reach);
   return handle >= 0;
 };

@@ -3,8 +3,8 @@
    Gradio's own channel carries two things: the value {token, clip} (watch) and the 'start' event (trigger), whose
    pending request is the visitor's place on the machine. All else runs over one WebSocket: control messages up
    (JSON), pictures down (binary: uint32 little endian header length, JSON header, JPEG). Coordinates are pixels of the
-   generated frame, which the picture canvas has exactly as its size. Parts: Player, panel, gestures, painting, Link,
-   page. A tab's own script (PANEL.js) is put in near the end, in a block of its own, and sees all that is here. */
+   generated frame (`extent`); frames and the picture canvas may be larger than that. Parts: Player, panel, gestures,
+   painting, Link, page. A tab's own script (PANEL.js) is put in near the end, in a block of its own, and sees all that is here. */
 'use strict';
 
 const COLOURS = { drag: '#22c55e', hold: '#ef4444', pin: '#ef4444', path: '#3b82f6' };
@@ -25,6 +25,7 @@ const BADGES = {
 };
 
 const part = name => element.querySelector(`[data-ms="${name}"]`);
+const extent = { width: 1, height: 1 };  // of the picture, in the pixels in which places are told
 const root = part('root'), picture = part('picture'), overlay = part('overlay'), poster = part('poster');
 const closing = new AbortController();   // takes the listeners on document away with the component
 const median = values => [...values].sort((a, b) => a - b)[values.length >> 1];
@@ -225,8 +226,8 @@ const wire = ({ kind, id, x, y, points, seconds, frame }) =>
 
 function sample(event) {
   const box = picture.getBoundingClientRect();
-  const x = (event.clientX - box.left) * picture.width / box.width;
-  const y = (event.clientY - box.top) * picture.height / box.height;
+  const x = (event.clientX - box.left) * extent.width / box.width;
+  const y = (event.clientY - box.top) * extent.height / box.height;
   return { x, y, t: event.timeStamp, frame: player.frame };
 }
 
@@ -264,7 +265,7 @@ function press(event) {
 }
 
 function regrab({ x, y }) {              // what is grabbed again must not be held where it was left
-  const reach = ({ spacing, size }) => Math.max(spacing * size, Math.min(picture.width, picture.height) / 6);
+  const reach = ({ spacing, size }) => Math.max(spacing * size, Math.min(extent.width, extent.height) / 6);
   const near = control => Math.hypot(control.x - x, control.y - y) < reach(control.grid);
   const held = controls.filter(control => control.kind === 'hold' && near(control));
   for (const { id } of held) link.send({ kind: 'remove', id });
@@ -348,7 +349,7 @@ function paintOverlay() {
   if (overlay.width !== width || overlay.height !== height) Object.assign(overlay, { width, height });
   pen.setTransform(1, 0, 0, 1, 0, 0);
   pen.clearRect(0, 0, width, height);
-  const scale = width / picture.width;
+  const scale = width / extent.width;
   pen.setTransform(scale, 0, 0, scale, 0, 0);
   const unit = ratio / scale;            // one CSS pixel
   pen.save();
@@ -468,15 +469,18 @@ function welcome(message) {
 
 async function showPicture(header, blob) {
   const bitmap = await createImageBitmap(blob);
-  Object.assign(picture, { width: header.width, height: header.height });
-  picture.getContext('2d').drawImage(bitmap, 0, 0, header.width, header.height);
+  const { width, height, times } = header;
+  Object.assign(extent, { width, height });
+  Object.assign(picture, { width: times * width, height: times * height });
+  picture.getContext('2d').drawImage(bitmap, 0, 0, picture.width, picture.height);
   bitmap.close();
   URL.revokeObjectURL(poster.src);
   poster.src = URL.createObjectURL(blob);
   poster.hidden = false;
-  part('facts').textContent = `${facts.text} · picture ${header.width} × ${header.height}`;
-  part('frame').style.setProperty('--ms-aspect', `${header.width} / ${header.height}`);
-  part('frame').style.setProperty('--ms-ratio', header.width / header.height);
+  const shown = times > 1 ? `, shown at ${picture.width} × ${picture.height}` : '';
+  part('facts').textContent = `${facts.text} · picture ${width} × ${height}${shown}`;
+  part('frame').style.setProperty('--ms-aspect', `${width} / ${height}`);
+  part('frame').style.setProperty('--ms-ratio', width / height);
   player.reset(facts.fps);
   controls = initial = [];
   if (header.grid) setGrid(header.grid);

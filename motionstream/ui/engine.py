@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from motionstream.controls.layers import SourceRecipe
-from motionstream.machine import Choice, size_for
+from motionstream.machine import Choice, fit_pictures
 from motionstream.model.checkpoint import Model
 from motionstream.session import Record, run_session
 from motionstream.streaming import Chunk
@@ -42,11 +42,11 @@ class Engine:
 
     def __init__(self, model: Model, choice: Choice, run_session: Callable[..., Iterator[Chunk]] = run_session):
         self.model, self.choice = model, choice
-        self.run = on_gpu(_reporter(model, run_session))  # (picture, address, prompt, base) -> News, News, ...
+        self.run = on_gpu(_reporter(model, run_session))  # (picture, sharp, address, prompt, base) -> News, News, ...
 
-    def size_for(self, width: int, height: int) -> tuple[int, int]:
-        """The generation size (width, height) for a picture of the given size, pixels."""
-        return size_for(self.model.preset, self.choice, width, height)
+    def fit(self, picture: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """A picture at generation size, and sharper if frames are shown so: see `fit_pictures`."""
+        return fit_pictures(self.model.preset, self.choice, picture)
 
     def describe(self) -> str:
         """One line for the page: model, number format, device, and what was measured."""
@@ -69,9 +69,11 @@ def on_gpu(function: Callable) -> Callable:
 
 def _reporter(model: Model, run_session: Callable[..., Iterator[Chunk]]) -> Callable[..., Iterator[News]]:
     # The model is in the closure, not among the arguments: it reaches a forked worker by the fork, not by pickling.
-    def run(picture: np.ndarray, address: str, prompt: str, base: SourceRecipe | None = None) -> Iterator[News]:
+    def run(
+        picture: np.ndarray, sharp: np.ndarray | None, address: str, prompt: str, base: SourceRecipe | None = None
+    ) -> Iterator[News]:
         record = Record()
-        for chunk in run_session(model, picture, address, prompt=prompt, base=base, record=record):
+        for chunk in run_session(model, picture, address, prompt=prompt, base=base, record=record, sharp=sharp):
             yield News(chunk, record.take_errors())
         yield News(None, record.take_errors(), record.recipe(), record.end)
 

@@ -55,13 +55,15 @@ class Tab(Protocol):
 class Seat:
     """One visitor's place at one canvas. Any thread may call its methods.
 
-    picture: uint8 RGB [H, W, 3] at generation size, what the next stream starts from; shown: the message that showed
-    it, for a canvas that connects again; own: whatever else the tab remembers of this visitor; all set by the tab.
+    picture: uint8 RGB [H, W, 3] at generation size, what the next stream starts from; sharp: a larger copy of it or
+    None, see `stream`; shown: the message that showed it, for a canvas that connects again; own: whatever else the tab
+    remembers of this visitor; all set by the tab.
     stopped_for: why the newest stream was stopped, if not by the visitor: a sentence or "".
     """
 
     def __init__(self, tab: Tab, sessions: Sessions):
         self.picture: np.ndarray | None = None
+        self.sharp: np.ndarray | None = None
         self.shown: tuple[dict, bytes] | None = None
         self.own: object | None = None
         self.stopped_for = ""

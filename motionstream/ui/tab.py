@@ -176,11 +176,12 @@ class CanvasTab:
 
     def show(self, seat: Seat, picture: np.ndarray, example: Example | None = None) -> None:
         """Makes `picture` the seat's: cropped to the generated shape, sent sharp, kept at generation size."""
-        width, height = self.engine.size_for(picture.shape[1], picture.shape[0])
-        seat.picture = fit_image(picture, width, height)
+        seat.picture, seat.sharp = self.engine.fit(picture)
+        height, width = seat.picture.shape[:2]
         detail = min(picture.shape[1] / width, picture.shape[0] / height, POSTER_SIDE / max(width, height))
         poster = fit_image(picture, round(width * max(1, detail)), round(height * max(1, detail)))
-        header = {"kind": "picture", "width": width, "height": height}
+        times = 1 if seat.sharp is None else seat.sharp.shape[1] // width
+        header = {"kind": "picture", "width": width, "height": height, "times": times}
         if example is not None:
             header["name"] = example.name
         seat.shown = header | self.picture_facts(seat, example), jpeg(poster)
@@ -193,12 +194,13 @@ class CanvasTab:
         cache = Path(self.canvas.GRADIO_CACHE)  # the one folder that Gradio serves files from
         cache.mkdir(parents=True, exist_ok=True)
         path = Path(tempfile.mkdtemp(dir=cache)) / "motionstream.mp4"
-        height, width = seat.picture.shape[:2]
+        shown = seat.picture if seat.sharp is None else seat.sharp
+        height, width = shown.shape[:2]
         wanted = False
         try:
             with (
                 ClipEncoder(seat, run, path, width, height, self.engine.model.preset.fps) as encoder,
-                closing(self.engine.run(seat.picture, mailbox.address, prompt, base)) as reports,
+                closing(self.engine.run(seat.picture, seat.sharp, mailbox.address, prompt, base)) as reports,
             ):
                 for news in reports:
                     self._pass_on(news, seat, encoder)

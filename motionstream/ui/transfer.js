@@ -325,17 +325,17 @@ panel.tick = now => {
 };
 panel.paint = (pen, unit) => {
   if (fit !== 'align' || running()) return;
-  pairs.forEach(([, [x, y]], i) => paintHandle(pen, x * picture.width, y * picture.height, i, unit));
+  pairs.forEach(([, [x, y]], i) => paintHandle(pen, x * extent.width, y * extent.height, i, unit));
 };
 panel.press = ({ x, y }) => {
   if (fit !== 'align' || running()) return false;
-  const at = [x / picture.width, y / picture.height], reach = 24 * picture.width / picture.clientWidth;
-  const handle = near(pairs.map(pair => pair[1]), at, picture.width, picture.height, reach);
+  const at = [x / extent.width, y / extent.height], reach = 24 * extent.width / picture.clientWidth;
+  const handle = near(pairs.map(pair => pair[1]), at, extent.width, extent.height, reach);
   held = handle < 0 ? null : [handle, 1];
   return handle >= 0;
 };
 panel.move = ({ x, y }) => {
-  if (held) pairs[held[0]][1] = [clamp(x / picture.width, 0, 1), clamp(y / picture.height, 0, 1)];
+  if (held) pairs[held[0]][1] = [clamp(x / extent.width, 0, 1), clamp(y / extent.height, 0, 1)];
 };
 panel.lift = () => { held = null; };
 setSource('clip');

@@ -33,12 +33,12 @@ from motionstream.model.cache import RollingCache
 from motionstream.model.checkpoint import Model
 from motionstream.model.composite import Light, composite, fade, find_light, sharpened
 from motionstream.model.device import GIB, Download, beside, stream_bytes, upload, visiting, weight_bytes
+from motionstream.model.motion_prior import Moved
 from motionstream.model.presets import fit_size
 from motionstream.model.text import FALLING
 from motionstream.model.track_head import pack_time, track_map
 from motionstream.model.transformer import Context, MotionTransformer
 from motionstream.model.vae import Stream as DecoderStream
-from motionstream.model.warping import Moved
 from motionstream.tracks import ChunkRequest, Tracks, TrackSource
 
 TIMESTEPS = 1000  # the network counts t in [0, 1] in thousandths
@@ -357,11 +357,11 @@ class _Stream:
         """
         if not self.model.preset.composite:
             return self.decoder.step(x0)[0].float().transpose(0, 1)
-        warped, confidence = (x[0].transpose(0, 1) for x in (moved.picture, moved.confidence))
-        return self.composite(x0, condition.prior, warped, confidence)
+        return self.composite(x0, condition.prior, moved)
 
-    def composite(self, x0: Tensor, prior: Tensor, warped: Tensor, confidence: Tensor) -> Tensor:
+    def composite(self, x0: Tensor, prior: Tensor, moved: Moved) -> Tensor:
         """`composite` in the light that the prompt asks for, to which the stream turns within a chunk."""
+        warped, confidence, guessed = (x[0].transpose(0, 1) for x in (moved.picture, moved.confidence, moved.guessed))
         cell, newest = self.model.preset.cell, slice(-self.model.preset.temporal_stride, None)
         asked, before = self.model.text_encoder.effects(self.prompt), self.light
         if FALLING.isdisjoint(asked):
@@ -373,7 +373,7 @@ class _Stream:
         with torch.autocast(decoded.device.type, enabled=False):  # colours and their moments need all digits
             self.light = find_light(decoded[newest], warped[newest], confidence[newest], cell) if asked else None
             self.shown_in = fade(before, self.light, len(decoded))
-            return composite(decoded, warped, confidence, cell, self.shown_in, unchanged)
+            return composite(decoded, warped, confidence, cell, self.shown_in, unchanged, guessed)
 
     def remember(self, frames: np.ndarray) -> None:
         """Moves on to the next chunk; the newest frames are kept for sources that look at them."""

@@ -23,7 +23,7 @@ import app
 from motionstream import machine
 from motionstream.errors import InputError
 from motionstream.machine import Choice, parse_resolution, pick_dtype, pick_size
-from motionstream.model.presets import PRESETS
+from motionstream.model.presets import PRESETS, SHARP_PIXELS
 from motionstream.streaming import Chunk
 from motionstream.tracks import Tracks
 from motionstream.ui import live as live_module
@@ -296,7 +296,9 @@ def test_pictures_of_any_shape_are_fitted(visitor, width, height):
     assert (shown["width"] > shown["height"]) == (width > height)
     assert "paths" not in shown
     visitor.start()
-    assert pixels(visitor.expect("frame", binary=True)[1]).shape[:2] == tuple(shown["times"] * shown[side] for side in ("height", "width"))
+    size = tuple(shown["times"] * shown[side] for side in ("height", "width"))
+    assert pixels(visitor.expect("frame", binary=True)[1]).shape[:2] == size
+    assert size[0] * size[1] <= SHARP_PIXELS and size[1] < 2 * max(width, shown["width"])
 
 
 @pytest.mark.parametrize(

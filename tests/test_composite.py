@@ -1,5 +1,6 @@
 """What is shown: the picture's own detail in the light that the student puts on it, elsewhere the student itself."""
 
+import dataclasses
 import itertools
 
 import cv2
@@ -8,8 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from motionstream.model.composite import FILLING, Light, composite, fade, find_light, sharpened
-from motionstream.model.warping import Moved
+from motionstream.model.completion import Completion
+from motionstream.model.composite import FILLING, GUESSED, Light, composite, fade, find_light, sharpened
+from motionstream.model.motion_prior import Moved
 
 CELL = 16
 GREY = torch.full((3, 3), 1 / 3)
@@ -146,7 +148,8 @@ def small(photo: np.ndarray, frames: int = 1) -> torch.Tensor:
 
 def at_rest(picture: torch.Tensor, sure: float = 1.0) -> Moved:
     picture = picture.transpose(0, 1)[None]
-    return Moved(picture, torch.full_like(picture[:, :1], sure))
+    confidence = torch.full_like(picture[:, :1], sure)
+    return Moved(picture, confidence, torch.zeros_like(confidence))
 
 
 def test_what_is_sure_is_as_sharp_as_the_photo(photo):
@@ -158,8 +161,8 @@ def test_what_moves_is_as_sharp_as_the_photo(photo):
     backward, sure = np.zeros((1, 2, 16, 24), np.float32), np.ones((1, 16, 24), np.float32)
     backward[:, 0] = -4  # everything has moved right by four of the student's pixels
     frames = small(np.roll(photo, 12, axis=1))
-    picture = frames.transpose(0, 1)[None]
-    made = sharpened(frames, Moved(picture, torch.ones_like(picture[:, :1]), backward, sure), None, photo)
+    moved = dataclasses.replace(at_rest(frames), backward=backward, sure=sure)
+    made = sharpened(frames, moved, None, photo)
     assert np.array_equal(made[0, :, 12:], photo[:, :-12])
 
 
@@ -189,3 +192,19 @@ def test_what_falls_stays_on_top(photo):
     made = sharpened(frames + flake, at_rest(frames), None, dark)[0].astype(int)
     assert np.array_equal(made[33:39, 63:69], dark[33:39, 63:69] + 102)
     assert np.array_equal(made[:24], dark[:24])
+
+
+def test_what_is_guessed_to_lie_behind_is_as_sharp_as_the_photo(photo):
+    behind = Completion.empty(16, 24)
+    behind.filled[4:8, 4:12], behind.shift[4:8, 4:12] = True, (6, 8)
+    plate = behind.of(photo)
+    still = dict(backward=np.zeros((1, 2, 16, 24), np.float32), sure=np.ones((1, 16, 24), np.float32))
+    frames, guessed = small(plate), torch.zeros(1, 1, 1, 32, 48)
+    guessed[..., 8:16, 8:24] = 1
+    moved = dataclasses.replace(at_rest(frames), guessed=guessed, behind=behind, **still)
+    moved = dataclasses.replace(moved, confidence=1 - guessed)
+    made = sharpened(frames, moved, None, photo)[0]
+    blurred = cv2.resize(cv2.resize(plate, (48, 32), interpolation=cv2.INTER_AREA), (144, 96))
+    assert np.abs(made - GUESSED * plate - (1 - GUESSED) * blurred)[27:45, 27:69].max() <= 3
+    assert np.array_equal(made[60:], photo[60:])
+    assert np.array_equal(plate[24:48, 24:72], photo[60:84, 72:120])

@@ -12,6 +12,7 @@ from motionstream.model.warping import (
     close_gaps,
     enlarged_motion,
     fill_holes,
+    in_the_first_frame,
     least_squares_motion,
     outlines,
     settle,
@@ -180,7 +181,8 @@ def test_beyond_the_edge_the_picture_is_mirrored():
     backward = torch.zeros(1, 2, HEIGHT // 2, WIDTH // 2)
     backward[:, 0] = 20  # every pixel shows what was 20 px to its right
     front = torch.zeros(HEIGHT // 2 * (WIDTH // 2))
-    seen, _, sure, beyond = warp(picture, front, backward, torch.ones(1, 1, HEIGHT // 2, WIDTH // 2))
+    maps = [in_the_first_frame(enlarged_motion(backward[0].numpy(), np.ones((HEIGHT // 2, WIDTH // 2), np.float32)))]
+    seen, _, sure, beyond = warp(picture, front, maps, torch.ones(1, 1, HEIGHT // 2, WIDTH // 2))
     assert beyond[..., : WIDTH - 21].max() == 0 and beyond[..., WIDTH - 19 :].min() == 1
     assert torch.equal(sure, 1 - beyond)
     torch.testing.assert_close(seen[..., 30], picture[None, ..., 50])
@@ -322,3 +324,25 @@ def test_what_lies_behind_is_not_sure_along_a_hole():
     assert not sure[..., 6:18, 6:16].any()
     sure[..., 6:18, 6:16] = confidence[..., 6:18, 6:16]
     assert torch.equal(sure, confidence)
+
+
+def test_behind_a_thing_that_leaves_the_picture_goes_on_and_stays(prior):
+    height, width = 96, 160
+    wave = 0.6 * torch.sin(2 * torch.pi * torch.arange(width).float() / 8)
+    picture = wave.expand(3, height, -1).contiguous()
+    picture[:, 32:56, 32:56] = 1.0
+    state, there = prior.start(picture), torch.zeros(height // 2, width // 2)
+    there[16:28, 16:28] = 1
+    prior.motion(state, tracks(np.full((1, 1, 2), 44.0)))
+    state.front, state.share, state.weights = there.flatten(), there.flatten(), there.flatten()[:, None]
+    state.outlines = outlines(there)
+    path = np.linspace([[44.0, 44.0]], [[80.0, 44.0]], 13)[1:]
+    first, second = (prior.step(state, tracks(part)) for part in (path, path[-1:].repeat(4, axis=0)))
+    assert first.behind.filled[16:28, 16:28].all() and second.behind is first.behind
+    hole = np.s_[..., 38:50, 38:50]
+    assert first.guessed[0, 0, -1][hole].min() == 1 and first.confidence[0, 0, -1][hole].max() == 0
+    assert first.guessed[..., 120:].max() == 0 and (first.guessed + first.confidence).max() <= 1
+    shown = first.picture[0, :, -1][hole]
+    assert (shown - wave[38:50]).abs().mean() < 0.1 < wave[38:50].abs().mean() / 3
+    torch.testing.assert_close(second.picture[0, :, 0], second.picture[0, :, -1])
+    torch.testing.assert_close(second.picture[0, :, 0][hole], shown)

@@ -174,7 +174,7 @@ def test_the_image_mask_marks_the_first_latent_frame_of_the_stream_only():
 
 def test_what_is_shown_follows_the_prompt(embedded, image, monkeypatch):
     seen, compose = [], streaming.composite
-    monkeypatch.setattr(streaming, "composite", lambda *a: seen.append(a[4:]) or compose(*a))
+    monkeypatch.setattr(streaming, "composite", lambda *a: seen.append(a[4:6]) or compose(*a))
     prompts = iter(["", "a dragon", "fog", "snow at night", "", ""])
     with contextlib.closing(stream(embedded, image, Recorder(), prompt=lambda: next(prompts))) as chunks:
         for _ in range(6):

@@ -2,7 +2,7 @@
 
 Its autoencoder loses fine detail, and its own pixels are noisy; the motion prior's picture is sharp, but knows neither
 weather nor what objects uncover. So the light is found that the student puts on the picture, and the moved picture is
-shown in that light. Where it keeps its own light and the prior is not sure, one sees the mean of both.
+shown in that light. Where it keeps its own light and the prior has no more than a blur, one sees the mean of both.
 
 Since that picture needs no network, it may be larger than what the student works at (`sharpened`): then only what the
 student adds, and what is filled, is as coarse as its frames.
@@ -16,11 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from motionstream.model.warping import Moved, enlarged, fill_holes
+from motionstream.model.motion_prior import Moved
+from motionstream.model.warping import enlarged, fill_holes
 
 RIDGE = 4e-4  # variance of colours, in [-1, 1], below which they say little of the light
 SMOOTH = 5  # cells over which light does not change by itself
-FILLING = 0.5  # share of the prior's filling in holes; the rest is the student's: the mean is better than either
+FILLING = 0.5  # share of the prior's blur in holes; the rest is the student's: the mean is better than either
+GUESSED = 0.7  # share of what the prior guesses to lie behind: less has less detail, more is farther from the truth
 NOISE, FLAKE = 0.14, 0.24  # how much brighter than its surroundings the student makes noise at most, a flake at least
 
 
@@ -80,11 +82,14 @@ def composite(
     cell: int,
     light: Light | None = None,
     unchanged: Tensor | None = None,
+    guessed: Tensor | None = None,
 ) -> Tensor:
-    """Fine detail from the moved picture where it is sure, in the light asked for; holes are half the student's.
+    """The moved picture where it is sure, or guesses what lies behind, in the light asked for; else half the student's.
 
     decoded: the student's frames [T, 3, H, W] in [-1, 1]; warped: the moved picture; confidence: [T, 1, H, W]; light:
-    None for the picture's own; unchanged: if something falls, the student's frames as if it had changed nothing.
+    None for the picture's own; unchanged: if something falls, the student's frames as if it had changed nothing;
+    guessed: see `Moved`.
+
     By what else the student changes the mean colours of what is sure, in squares of `cell` pixels, it errs: beside what
     is sure that is taken off. In another light than the picture's own it is too noisy to be shown even there. What it
     makes brighter than the light by more than its noise are flakes and drops. They are added, twice as bright as it
@@ -95,7 +100,8 @@ def composite(
     known = (F.avg_pool2d(confidence, cell) > 0.5).to(confidence)
     decoded = decoded - enlarged(fill_holes(wanted - given, known), decoded)
     if light is None:
-        return torch.lerp(decoded, shown, confidence.clamp_min(FILLING))
+        kept = confidence if guessed is None else confidence + GUESSED * guessed
+        return torch.lerp(decoded, shown, kept.clamp(FILLING, 1))
     if unchanged is not None:
         fine = decoded - light.on(unchanged)
         meant = (F.avg_pool2d(fine.mean(1, keepdim=True), 3, 1, 1) - NOISE) / (FLAKE - NOISE)
@@ -107,20 +113,24 @@ def sharpened(frames: Tensor, moved: Moved, light: Light | None, sharp: np.ndarr
     """Frames as large as `sharp`, a copy of the first frame a whole number of times as large as they: uint8.
 
     frames: [T, 3, H, W] in [-1, 1], as `composite` made them of the moved picture; light: the one that it is shown in;
-    sharp: uint8 [kH, kW, 3] -> [T, kH, kW, 3]. What is sure of the moved picture is taken out of the small frames; they
-    are enlarged, and the moved copy is put in.
+    sharp: uint8 [kH, kW, 3] -> [T, kH, kW, 3]. What is sure of the moved picture, and what is guessed to lie behind, is
+    taken out of the small frames; they are enlarged, and the same is put in of the copy.
     """
     size, matrices = sharp.shape[1::-1], [None] * len(frames)
-    warped, sure = (x[0].transpose(0, 1).cpu() for x in (moved.picture, moved.confidence))
+    warped, sure, guessed = (x[0].transpose(0, 1).cpu() for x in (moved.picture, moved.confidence, moved.guessed))
+    pictures = [sharp] if moved.behind is None else [sharp, moved.behind.of(sharp)]
     frames, shown = 127.5 * (frames + 1), 127.5 * (warped + 1)
     if light is not None:  # its offset is smooth and stays with the small frames
         shown = Light(light.matrix.cpu(), torch.zeros(1, 3, 1, 1)).on(shown)
         matrices = light.matrix.cpu().expand(len(frames), -1, -1).numpy()
-    kept, rest = (x.permute(0, 2, 3, 1).numpy() for x in (sure.expand(-1, 3, -1, -1), frames - sure * shown))
+    guessed = (1 if light else GUESSED) * guessed
+    parts = (frames - (sure + guessed) * shown, sure, guessed)
+    rest, *shares = (part.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy() for part in parts)
     large = []
     for t, matrix in enumerate(matrices):
-        seen = moved.look_through(t, sharp)
-        seen = seen if matrix is None else cv2.transform(seen.astype(np.float32), matrix)
-        seen = cv2.multiply(seen, cv2.resize(kept[t], size), dtype=cv2.CV_32F)
-        large.append(cv2.add(seen, cv2.resize(rest[t], size), dtype=cv2.CV_8U))
+        frame = cv2.resize(rest[t], size)
+        for seen, share in zip(moved.look_through(t, *pictures), shares, strict=False):
+            seen = seen if matrix is None else cv2.transform(seen.astype(np.float32), matrix)
+            frame += cv2.multiply(seen, cv2.resize(share[t], size), dtype=cv2.CV_32F)
+        large.append(cv2.convertScaleAbs(np.maximum(frame, 0, out=frame)))
     return np.stack(large)

@@ -9,32 +9,37 @@ already nearly right. The prior makes it, in three steps:
 2. Each pixel's motion is the moving-least-squares affine map (Schaefer et al. 2006) of the tracks under these weights,
    cut where the U-Net sees one thing in front of another.
 3. The moved pixels are splatted, nearer ones over farther ones; the first frame is sampled through the resulting
-   backward motion, so it stays sharp however long the stream. What no pixel reached has confidence 0 and is filled with
-   what is around it, or, beyond the first frame's edges, with its mirror image.
+   backward motion, so it stays sharp however long the stream. What no pixel reached has confidence 0. Where a thing in
+   front has moved away, it shows what may lie behind (`completion`), elsewhere a blur of what is around it, and beyond
+   the first frame's edges its mirror image.
 
 The reference is the first frame for ever. When the set of tracks changes, the motion so far is kept as the base on
 which new tracks add; a track that starts later finds its anchor through the inverse of the motion so far.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import cv2
+import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
+from motionstream.model.completion import Completion, complete, seen_behind, things_in_front, with_rim
 from motionstream.model.warping import (
     BEHIND,
     CELL,
-    Moved,
     behind,
     cell_centres,
     close_gaps,
+    enlarged_motion,
     fill_holes,
+    in_the_first_frame,
     least_squares_motion,
     outlines,
+    seen_through,
     settle,
     splat,
     warp,
@@ -44,6 +49,8 @@ from motionstream.tracks import Tracks
 
 CERTAIN = 3.0  # log-odds with which a track moves the place it is attached to, at the least
 CONNECTED = 0.15  # share of a cell's motion that must come from tracks for the cell to join two others
+LEAVES = 2.0  # pixels that something has moved when one may see behind it
+WHOLE = 0.8  # share of a thing that has moved if one sees behind it
 SHARPEN = 1.5  # power of the odds with which a cell follows the tracks: cleaner cuts, but still soft where unsure
 
 
@@ -103,6 +110,35 @@ def _nearest(centres: Tensor, anchors: Tensor, valid: Tensor) -> Tensor:
         return torch.cdist(centres, anchors).masked_fill(~valid[:, None], 1e4).amin(-1)
 
 
+@dataclass(frozen=True)
+class Moved:
+    """Some frames of the first frame in motion.
+
+    picture: [1, 3, T, H, W] in [-1, 1]; confidence: [1, 1, T, H, W]; guessed: likewise, where it shows what may lie
+    behind. backward: [T, 2, h, w], pixels, where the cells of each frame are to be found in the first one, and sure:
+    [T, h, w], their confidence; None where nothing has moved. behind: see `PriorState`.
+    """
+
+    picture: Tensor
+    confidence: Tensor
+    guessed: Tensor
+    backward: np.ndarray | None = None
+    sure: np.ndarray | None = None
+    behind: Completion | None = None
+
+    def to(self, device: torch.device) -> "Moved":
+        parts = ("picture", "confidence", "guessed")
+        return replace(self, **{name: getattr(self, name).to(device) for name in parts})
+
+    def look_through(self, t: int, *pictures: np.ndarray) -> list[np.ndarray]:
+        """Pictures a whole number of times as large as the first frame, uint8 [kH, kW, 3], as it is seen in frame t."""
+        if self.backward is None:
+            return list(pictures)
+        times = pictures[0].shape[1] // self.picture.shape[-1]
+        maps = in_the_first_frame(times * enlarged_motion(self.backward[t], self.sure[t], CELL * times))
+        return [seen_through(picture, *maps) for picture in pictures]
+
+
 @dataclass
 class PriorState:
     """What one stream's prior remembers: fixed size but for one row a track."""
@@ -118,6 +154,10 @@ class PriorState:
     share: Tensor | None = None  # [P], of the tracks' motion that each cell takes part in
     front: Tensor | None = None  # [P]
     outlines: tuple[Tensor, Tensor, Tensor] | None = None  # see `outlines`
+    behind: Completion | None = None  # of the first frame, without what has moved in front of it
+    uncovered: np.ndarray | None = None  # bool [h, w]: those things
+    seen: np.ndarray | None = None  # [h, w]: see `seen_behind`, of all of them
+    plate: np.ndarray | None = None  # [H, W, 4]: the first frame so filled, and how much of that is seen
 
     @property
     def size(self) -> tuple[int, int]:
@@ -190,14 +230,45 @@ class MotionPrior(ModelMixin, ConfigMixin):
         displacement = self.motion(state, tracks)
         if not displacement.any():
             still = state.image[None, :, None].expand(-1, -1, tracks.T, -1, -1)
-            return Moved(still, torch.ones_like(still[:, :1]))
+            return Moved(still, torch.ones_like(still[:, :1]), torch.zeros_like(still[:, :1]))
+        self._uncover(state, displacement[-1])
         backward, confidence = close_gaps(*splat(displacement, state.front, *state.size))
-        backward, cells = fill_holes(backward, confidence), confidence
-        warped, front, confidence, beyond = warp(state.image, state.front, backward, cells)
+        flow, sure = fill_holes(backward, confidence).numpy(), confidence[:, 0].numpy()
+        maps = [in_the_first_frame(enlarged_motion(*cells)) for cells in zip(flow, sure, strict=True)]
+        warped, front, confidence, beyond = warp(state.image, state.front, maps, confidence)
         confidence = without_seams(confidence, beyond, front)
         known = torch.maximum(confidence, beyond)
-        warped = fill_holes(warped, known, behind(front, known))
-        return Moved(*(x.movedim(0, 1)[None] for x in (warped, confidence)), backward.numpy(), cells[:, 0].numpy())
+        picture, guessed = fill_holes(warped, known, behind(front, known)), torch.zeros_like(known)
+        if state.plate is not None:
+            seen = torch.from_numpy(np.stack([seen_through(state.plate, *at) for at in maps])).permute(0, 3, 1, 2)
+            plate, there = seen.clamp(-1, 1).split([3, 1], dim=1)
+            there = there.clamp_min(0)
+            picture = torch.lerp(picture, torch.lerp(plate, warped, known), there)
+            guessed = there * (1 - known)
+        parts = (x.movedim(0, 1)[None] for x in (picture, confidence, guessed))
+        return Moved(*parts, flow, sure, state.behind)
+
+    def _uncover(self, state: PriorState, displacement: Tensor) -> None:
+        """Guesses what lies behind things that have moved, each once; not beside parts of them that have stayed."""
+        front = state.front.view(state.size[0] // CELL, state.size[1] // CELL).numpy()
+        far = displacement.norm(dim=1).view(front.shape).numpy()
+        if state.behind is None:
+            state.behind, state.uncovered = Completion.empty(*front.shape), np.zeros(front.shape, bool)
+            state.seen = np.zeros(front.shape, np.float32)
+        things = things_in_front(front)
+        new = [thing for thing in things if (far[thing] > LEAVES).mean() > WHOLE > state.uncovered[thing].mean()]
+        if not new:
+            return
+        cells = F.avg_pool2d(127.5 * (state.image[None] + 1), CELL)[0].permute(1, 2, 0).contiguous().numpy()
+        source = ~with_rim(np.any(things, axis=0))
+        for thing in new:
+            seen = seen_behind(thing, thing & (far < np.median(far[thing]) / 2))
+            complete(state.behind, cells, (seen > 0) & ~state.behind.filled, source)
+            state.seen = np.maximum(state.seen, seen * state.behind.filled)
+            state.uncovered |= thing
+        picture = (127.5 * (state.image + 1)).round().byte().permute(1, 2, 0).numpy()
+        seen = cv2.resize(state.seen, picture.shape[1::-1])[..., None]
+        state.plate = np.concatenate([state.behind.of(picture).astype(np.float32) / 127.5 - 1, seen], axis=-1)
 
     @torch.no_grad()
     def motion(self, state: PriorState, tracks: Tracks) -> Tensor:

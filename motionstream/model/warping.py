@@ -2,11 +2,8 @@
 
 Motion lives on cells of 2x2 pixels of the first frame (`least_squares_motion`, `settle`). It is laid on the cells of
 the new frame and turned around (`splat`, `close_gaps`); through that the first frame is seen (`warp`), and what
-nothing has landed on is filled with what lies behind (`fill_holes`). A larger copy of the first frame can be seen
-through the same motion (`look_through`).
+nothing has landed on is filled with what lies behind (`fill_holes`).
 """
-
-from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -207,31 +204,6 @@ def enlarged_motion(motion: np.ndarray, sure: np.ndarray, scale: int = CELL) -> 
     return mean
 
 
-@dataclass(frozen=True)
-class Moved:
-    """Some frames of the first frame in motion.
-
-    picture: [1, 3, T, H, W] in [-1, 1]; confidence: [1, 1, T, H, W]; backward: [T, 2, h, w], pixels, where the cells
-    of each frame are to be found in the first one, and sure: [T, h, w], their confidence; None where nothing has moved.
-    """
-
-    picture: Tensor
-    confidence: Tensor
-    backward: np.ndarray | None = None
-    sure: np.ndarray | None = None
-
-    def to(self, device: torch.device) -> "Moved":
-        return replace(self, picture=self.picture.to(device), confidence=self.confidence.to(device))
-
-    def look_through(self, t: int, large: np.ndarray) -> np.ndarray:
-        """Frame t of a copy of the first frame that is a whole number of times as large, uint8 [kH, kW, 3]."""
-        if self.backward is None:
-            return large
-        times = large.shape[1] // self.picture.shape[-1]
-        flow = enlarged_motion(self.backward[t], self.sure[t], CELL * times)
-        return seen_through(large, *in_the_first_frame(times * flow))
-
-
 def in_the_first_frame(flow: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Backward motion [2, H, W] of pixels -> columns and rows [H, W] of the first frame that they show."""
     _, height, width = flow.shape
@@ -243,17 +215,16 @@ def seen_through(picture: np.ndarray, columns: np.ndarray, rows: np.ndarray) -> 
     return cv2.remap(picture, columns, rows, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101)
 
 
-def warp(image: Tensor, front: Tensor, backward: Tensor, confidence: Tensor) -> tuple[Tensor, ...]:
-    """The first frame [3, H, W] seen through backward motion, bicubic, mirrored at its edges: [T, 3, H, W].
+def warp(image: Tensor, front: Tensor, maps: list, confidence: Tensor) -> tuple[Tensor, ...]:
+    """The first frame [3, H, W] seen at other places, bicubic, mirrored at its edges: [T, 3, H, W].
 
-    Also at that size, [T, 1, H, W]: what lies in front (given for cells, [P]); the confidence, 0 where the picture is
-    mirrored; and 1 where it is ("beyond"), else 0.
+    maps: those places, one `in_the_first_frame` a frame; confidence: [T, 1, h, w] of the cells. Returns also, [T, 1, H,
+    W]: what lies in front (given for cells, [P]); the confidence, 0 where the picture is mirrored; and 1 where it is
+    ("beyond"), else 0.
     """
     _, height, width = image.shape
     near = F.interpolate(front.view(1, 1, height // CELL, width // CELL), size=(height, width), mode="bilinear")[0]
     picture = np.ascontiguousarray(torch.cat([image, near]).permute(1, 2, 0).numpy())
-    flows = [enlarged_motion(*cells) for cells in zip(backward.numpy(), confidence[:, 0].numpy(), strict=True)]
-    maps = [in_the_first_frame(flow) for flow in flows]
     seen = [seen_through(picture, *at) for at in maps]
     warped, near = torch.from_numpy(np.stack(seen)).permute(0, 3, 1, 2).split([3, 1], dim=1)
     beyond = torch.from_numpy(np.stack([(x < -1) | (x > width) | (y < -1) | (y > height) for x, y in maps]))[:, None]

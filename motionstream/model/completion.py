@@ -1,0 +1,127 @@
+"""What lies behind things: guessed once, in the first frame, so that it stays the same for as long as one can see it.
+
+A hole is filled square by square from its rim inwards, each with the place of the picture whose surroundings are most
+like its own (Criminisi et al. 2004, "Region Filling and Object Removal by Exemplar-Based Inpainting", with large
+squares). What is copied keeps its detail, and takes on the colours around it (Pérez et al. 2003, "Poisson Image
+Editing"). All this happens on cells; the copies are then made of pixels, of as sharp a picture as there is.
+"""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+
+from motionstream.model.warping import fill_holes
+
+SOLID = 0.6  # how far in front, in [0, 1], a thing lies that leaves a hole
+FEW = 12  # cells that are no thing yet
+RIM = 4  # cells around a thing that may show it still: its soft edge, its thin parts
+THIN, GAP = 5, 12  # cells: parts that stay and are less wide count for nothing; how wide a gap is beside the others
+SQUARE = 6  # cells that are filled at once, from the middle one to each side
+RING = 4  # cells around them that must be alike
+NEAR = 2.0  # squared difference of colours, of 255, that a cell of distance counts as much as
+
+
+@dataclass(frozen=True)
+class Completion:
+    """How some cells of a picture are filled with others.
+
+    filled: bool [h, w]; shift: int [h, w, 2], rows and columns to where a cell is copied from; colour: float32
+    [h, w, 3], what is added to it, of 255.
+    """
+
+    filled: np.ndarray
+    shift: np.ndarray
+    colour: np.ndarray
+
+    @classmethod
+    def empty(cls, rows: int, columns: int) -> "Completion":
+        zeros = np.zeros((rows, columns, 3), np.float32)
+        return cls(zeros[..., 0] > 0, zeros[..., :2].astype(int), zeros)
+
+    def of(self, picture: np.ndarray) -> np.ndarray:
+        """The picture, uint8 [n * h, n * w, 3], filled."""
+        times = len(picture) // len(self.filled)
+        rows, columns = np.nonzero(np.kron(self.filled, np.ones((times, times), bool)))
+        shift = times * self.shift[rows // times, columns // times]
+        copied = picture[rows + shift[:, 0], columns + shift[:, 1]]
+        colour = cv2.resize(self.colour, picture.shape[1::-1])[rows, columns]
+        done = picture.copy()
+        done[rows, columns] = np.rint(copied + colour).clip(0, 255)
+        return done
+
+
+def things_in_front(front: np.ndarray) -> list[np.ndarray]:
+    """Connected things without holes, bool [h, w] each; front: how far in front cells lie, [h, w] in [0, 1]."""
+    count, numbers = cv2.connectedComponents((front > SOLID).view(np.uint8))
+    things = []
+    for number in range(1, count):
+        thing = (numbers == number).view(np.uint8)
+        outer = cv2.findContours(thing, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0]
+        things.append(cv2.drawContours(thing, outer, -1, 1, cv2.FILLED).view(bool))
+    return [thing for thing in things if thing.sum() >= FEW]
+
+
+def with_rim(thing: np.ndarray) -> np.ndarray:
+    """All cells, bool [h, w], that may show something of the thing."""
+    return cv2.dilate(thing.view(np.uint8), np.ones((2 * RIM + 1, 2 * RIM + 1), np.uint8)).view(bool)
+
+
+def seen_behind(thing: np.ndarray, stays: np.ndarray) -> np.ndarray:
+    """How much one sees of what lies behind a thing that leaves, float32 [h, w] in [0, 1], rim included.
+
+    stays: bool [h, w], parts of it that stay. In a gap beside them one sees the thing itself, unless they are thin.
+    """
+    thick = cv2.morphologyEx(stays.view(np.uint8), cv2.MORPH_OPEN, np.ones((THIN, THIN), np.uint8))
+    away = cv2.distanceTransform(1 - thick, cv2.DIST_L2, 5) if thick.any() else np.full(thing.shape, np.inf, np.float32)
+    return with_rim(thing) * np.clip((away - GAP) / RIM, 0, 1)
+
+
+def complete(found: Completion, picture: np.ndarray, hole: np.ndarray, source: np.ndarray) -> None:
+    """Fills `hole` with what lies in `source`, both bool [h, w], of a picture's cells, float32 [h, w, 3] of 255.
+
+    Adds to what was `found` before. What nothing fits into is left out.
+    """
+    left, now, reach = hole.copy(), picture.copy(), SQUARE + RING
+    while left.any():
+        known = cv2.boxFilter((~left).astype(np.float32), -1, (2 * reach + 1,) * 2, borderType=cv2.BORDER_CONSTANT)
+        middle = np.unravel_index(np.where(left, known, -1).argmax(), left.shape)
+        window, square = (tuple(slice(max(0, at - far), at + far + 1) for at in middle) for far in (reach, SQUARE))
+        piece, ring = np.zeros_like(left), ~left & (source | hole)
+        piece[square] = left[square]
+        piece, ring = piece[window], ring[window]
+        left[window] &= ~piece
+        corner = best_place(picture, source, now[window], piece, ring, (window[0].start, window[1].start))
+        if corner is None:
+            continue
+        copied = picture[corner[0] : corner[0] + len(piece), corner[1] : corner[1] + piece.shape[1]]
+        colour = spread(now[window] - copied, ring)
+        now[window][piece] = (copied + colour)[piece]
+        found.filled[window][piece], found.colour[window][piece] = True, colour[piece]
+        found.shift[window][piece] = corner[0] - window[0].start, corner[1] - window[1].start
+
+
+def best_place(
+    picture: np.ndarray, source: np.ndarray, now: np.ndarray, piece: np.ndarray, ring: np.ndarray, here: tuple[int, int]
+) -> tuple[int, int] | None:
+    """Row and column of the window of a picture whose `ring` is most like that of the window `now` [n, m, 3].
+
+    It must have `piece` and `ring`, bool [n, m], in `source`. here: row and column of that window, which the other one
+    should not be far from. None: there is no such place.
+    """
+    alike = np.repeat(ring[..., None].astype(np.float32), 3, axis=2)
+    unlike = cv2.matchTemplate(picture, now, cv2.TM_SQDIFF, mask=alike) / max(1, ring.sum())
+    missing = cv2.matchTemplate((~source).astype(np.float32), (ring | piece).astype(np.float32), cv2.TM_CCORR)
+    rows, columns = np.indices(unlike.shape, np.float32)
+    unlike += NEAR * np.hypot(rows - here[0], columns - here[1])
+    unlike[missing > 0.5] = np.inf
+    row, column = np.unravel_index(unlike.argmin(), unlike.shape)
+    return (int(row), int(column)) if np.isfinite(unlike[row, column]) else None
+
+
+def spread(values: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Values [h, w, C], known in some places, bool [h, w], smoothly continued into the others."""
+    weight = torch.from_numpy(known).float()[None, None]
+    filled = fill_holes(torch.from_numpy(values).permute(2, 0, 1)[None] * weight, weight, weight)
+    return filled[0].permute(1, 2, 0).numpy()

@@ -1,0 +1,110 @@
+"""What lies behind things: copied from where the surroundings are alike, in the colours around, once."""
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from motionstream.model.completion import (
+    FEW,
+    GAP,
+    RIM,
+    THIN,
+    Completion,
+    complete,
+    seen_behind,
+    things_in_front,
+    with_rim,
+)
+
+H, W = 60, 90
+
+
+def stripes(period: float = 10, ramp: float = 0.0) -> np.ndarray:
+    """Cells of a picture that repeats itself, and may get brighter to the right: float32 [H, W, 3] of 255."""
+    y, x = np.mgrid[:H, :W]
+    wave = 40 * np.sin(2 * np.pi * x / period) + 30 * np.sin(2 * np.pi * y / period) + 90 + ramp * x
+    return np.repeat(wave[..., None], 3, axis=2).astype(np.float32)
+
+
+def box(top=20, bottom=40, left=30, right=50) -> np.ndarray:
+    hole = np.zeros((H, W), bool)
+    hole[top:bottom, left:right] = True
+    return hole
+
+
+def filled(cells: np.ndarray, hole: np.ndarray, source: np.ndarray | None = None) -> tuple[Completion, np.ndarray]:
+    found, damaged = Completion.empty(H, W), cells.copy()
+    damaged[hole] = (255, 0, 0)
+    complete(found, damaged, hole, ~hole if source is None else source)
+    return found, found.of(damaged.round().astype(np.uint8)).astype(float)
+
+
+@pytest.mark.parametrize("ramp", (0.0, 1.0))
+def test_a_pattern_goes_on_in_the_colours_around_it(ramp):
+    cells, hole = stripes(ramp=ramp), box()
+    found, made = filled(cells, hole)
+    assert np.array_equal(found.filled, hole) and np.array_equal(made[~hole], cells.round().clip(0, 255)[~hole])
+    blur = np.abs(cells[hole] - cells[hole].mean()).mean()
+    assert np.abs(made - cells)[hole].mean() < (0.01 if ramp == 0 else 0.25) * blur
+
+
+def test_detail_comes_from_as_sharp_a_picture_as_there_is():
+    hole = box()
+    found, made = filled(stripes(), hole)
+    large = cv2.resize(stripes().astype(np.uint8), None, fx=4, fy=4, interpolation=cv2.INTER_CUBIC)
+    large[::2] += 20  # what cells cannot hold
+    wanted, within = found.of(large).astype(int), np.kron(hole, np.ones((4, 4), bool))
+    assert np.array_equal(wanted[~within], large[~within])
+    assert 15 < (wanted[80:160:2, 120:200] - wanted[81:160:2, 120:200]).mean() < 25
+    small = cv2.resize(wanted.astype(np.float32) - 10, (W, H), interpolation=cv2.INTER_AREA)
+    assert np.abs(small - made)[hole].mean() < 2
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 2**32 - 1))
+def test_only_what_may_be_copied_is_copied(seed):
+    rng = np.random.default_rng(seed)
+    top, left = rng.integers(0, H - 15), rng.integers(0, W - 15)
+    hole, source = box(top, top + rng.integers(3, 15), left, left + rng.integers(3, 15)), np.zeros((H, W), bool)
+    source[:, : rng.integers(0, W)] = True
+    source &= ~hole
+    found, _ = filled(rng.uniform(0, 255, (H, W, 3)).astype(np.float32), hole, source)
+    assert not found.filled[~hole].any()
+    rows, columns = (np.argwhere(found.filled) + found.shift[found.filled]).T
+    assert (rows >= 0).all() and (columns >= 0).all() and source[rows, columns].all()
+
+
+def test_one_sees_behind_a_thing_but_not_beside_parts_of_it_that_stay():
+    whole, thin, thick = box(10, 50, 10, 80), box(30, 30 + THIN - 1, 10, 80), box(10, 50, 10, 10 + THIN)
+    for stays in (np.zeros_like(whole), thin):
+        assert np.array_equal(seen_behind(whole, stays), with_rim(whole).astype(np.float32))
+    seen = seen_behind(whole, thick)
+    edge = 10 + THIN - 1 + GAP
+    assert seen[30, edge] == 0 < seen[30, edge + 1] < seen[30, edge + 2] < 1 == seen[30, edge + RIM]
+    assert seen[30, :edge].max() == 0 and seen[30, edge + RIM : 80 + RIM].min() == 1 and seen[30, 80 + RIM :].max() == 0
+
+
+def test_where_nothing_fits_nothing_is_filled():
+    found, made = filled(stripes(), box(), np.zeros((H, W), bool))
+    assert not found.filled.any() and (made[box()] == (255, 0, 0)).all()
+
+
+def test_what_was_guessed_before_stays():
+    found, cells, first, second = Completion.empty(H, W), stripes(), box(), box(25, 45, 60, 80)
+    complete(found, cells, first, ~first)
+    before = found.of(cells.astype(np.uint8))
+    complete(found, cells, second, ~(first | second))
+    assert np.array_equal(found.of(cells.astype(np.uint8))[first], before[first]) and found.filled[second].all()
+
+
+def test_things_are_whole_and_have_a_rim():
+    front = np.zeros((H, W), np.float32)
+    front[20:40, 30:50] = 0.9
+    front[28:32, 38:42] = 0.1  # a window
+    front[50:52, 80:82] = 0.9  # a speck
+    assert (front[50:52, 80:82] > 0).sum() < FEW
+    (thing,) = things_in_front(front)
+    assert np.array_equal(thing, box()) and np.array_equal(with_rim(thing), box(20 - RIM, 40 + RIM, 30 - RIM, 50 + RIM))
+    assert things_in_front(np.full((H, W), 0.3, np.float32)) == []

@@ -243,7 +243,7 @@ def test_a_recipe_survives_a_fork_and_names_its_clip(clip):
     np.testing.assert_array_equal(again.points, first.points)
 
 
-def still(model, image, source, *, prompt, seed):
+def still(model, image, source, *, prompt, seed, sharp=None):
     """The contract of `streaming.stream`: nothing but the tracks, drawn as dots."""
     from motionstream.streaming import Chunk
 

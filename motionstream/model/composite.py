@@ -8,6 +8,7 @@ Since that picture needs no network, it may be larger than what the student work
 student adds, and what is filled, is as coarse as its frames.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import cv2
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from motionstream.model.motion_prior import Moved
-from motionstream.model.warping import enlarged, fill_holes
+from motionstream.model.warping import enlarged, fill_holes, seen_through
 
 RIDGE = 4e-4  # variance of colours, in [-1, 1], below which they say little of the light
 SMOOTH = 5  # cells over which light does not change by itself
@@ -116,21 +117,31 @@ def sharpened(frames: Tensor, moved: Moved, light: Light | None, sharp: np.ndarr
     sharp: uint8 [kH, kW, 3] -> [T, kH, kW, 3]. What is sure of the moved picture, and what is guessed to lie behind, is
     taken out of the small frames; they are enlarged, and the same is put in of the copy.
     """
-    size, matrices = sharp.shape[1::-1], [None] * len(frames)
     warped, sure, guessed = (x[0].transpose(0, 1).cpu() for x in (moved.picture, moved.confidence, moved.guessed))
-    pictures = [sharp] if moved.behind is None else [sharp, moved.behind.of(sharp)]
-    frames, shown = 127.5 * (frames + 1), 127.5 * (warped + 1)
+    size, guessed = sharp.shape[1::-1], (1 if light else GUESSED) * guessed
+    times, plate = size[0] // warped.shape[-1], moved.behind and moved.behind.of(sharp)
+    frames, shown, matrices = 127.5 * (frames + 1), 127.5 * (warped + 1), [None] * len(frames)
     if light is not None:  # its offset is smooth and stays with the small frames
         shown = Light(light.matrix.cpu(), torch.zeros(1, 3, 1, 1)).on(shown)
         matrices = light.matrix.cpu().expand(len(frames), -1, -1).numpy()
-    guessed = (1 if light else GUESSED) * guessed
     parts = (frames - (sure + guessed) * shown, sure, guessed)
-    rest, *shares = (part.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy() for part in parts)
-    large = []
-    for t, matrix in enumerate(matrices):
+    rest, sure, guessed = (part.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy() for part in parts)
+
+    def lit(picture: np.ndarray, matrix: np.ndarray | None, share: np.ndarray) -> np.ndarray:
+        picture = picture if matrix is None else cv2.transform(picture.astype(np.float32), matrix)
+        return cv2.multiply(picture, share, dtype=cv2.CV_32F)
+
+    def make(t: int) -> np.ndarray:
+        matrix = matrices[t]
+        places = None if moved.backward is None else moved.places(t, times)
+        seen = sharp if places is None else seen_through(sharp, *places)
         frame = cv2.resize(rest[t], size)
-        for seen, share in zip(moved.look_through(t, *pictures), shares, strict=False):
-            seen = seen if matrix is None else cv2.transform(seen.astype(np.float32), matrix)
-            frame += cv2.multiply(seen, cv2.resize(share[t], size), dtype=cv2.CV_32F)
-        large.append(cv2.convertScaleAbs(np.maximum(frame, 0, out=frame)))
-    return np.stack(large)
+        cv2.add(frame, lit(seen, matrix, cv2.resize(sure[t], size)), dst=frame)
+        if guessed[t].any():
+            rows, columns = (slice(times * at.min(), times * (at.max() + 1)) for at in guessed[t, ..., 0].nonzero())
+            seen = seen_through(plate, *(np.ascontiguousarray(place[rows, columns]) for place in places))
+            frame[rows, columns] += lit(seen, matrix, cv2.resize(guessed[t], size)[rows, columns])
+        return cv2.convertScaleAbs(cv2.max(frame, 0.0))
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        return np.stack(list(pool.map(make, range(len(frames)))))

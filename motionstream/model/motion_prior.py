@@ -130,13 +130,9 @@ class Moved:
         parts = ("picture", "confidence", "guessed")
         return replace(self, **{name: getattr(self, name).to(device) for name in parts})
 
-    def look_through(self, t: int, *pictures: np.ndarray) -> list[np.ndarray]:
-        """Pictures a whole number of times as large as the first frame, uint8 [kH, kW, 3], as it is seen in frame t."""
-        if self.backward is None:
-            return list(pictures)
-        times = pictures[0].shape[1] // self.picture.shape[-1]
-        maps = in_the_first_frame(times * enlarged_motion(self.backward[t], self.sure[t], CELL * times))
-        return [seen_through(picture, *maps) for picture in pictures]
+    def places(self, t: int, times: int) -> tuple[np.ndarray, np.ndarray]:
+        """`in_the_first_frame` of frame t, for a picture that is so many times as large; where anything has moved."""
+        return in_the_first_frame(times * enlarged_motion(self.backward[t], self.sure[t], CELL * times))
 
 
 @dataclass

@@ -196,11 +196,11 @@ def enlarged_motion(motion: np.ndarray, sure: np.ndarray, scale: int = CELL) -> 
     corners = [(rows + down, columns + right) for down, right in np.ndindex(2, 2)]
     motions = np.stack([[part[corner] for part in motion] for corner in corners])
     unknown = np.stack([sure[corner] < 0.5 for corner in corners])
-    for down, right in np.ndindex(scale, scale):
-        y, x = (scale * at - scale // 2 + step for at, step in ((rows, down), (columns, right)))
-        y, x = y.clip(0, mean.shape[1] - 1), x.clip(0, mean.shape[2] - 1)
-        off = np.abs(motions - mean[:, y, x]).sum(1) + FAR * unknown
-        mean[:, y, x] = motions[off.argmin(0), :, np.arange(len(rows))].T
+    between = np.indices((scale, scale)).reshape(2, -1, 1) - scale // 2  # pixels between four cells
+    y, x = (scale * at + step for at, step in zip((rows, columns), between, strict=True))
+    y, x = y.clip(0, mean.shape[1] - 1), x.clip(0, mean.shape[2] - 1)
+    off = np.abs(motions[:, :, None] - mean[:, y, x]).sum(1) + FAR * unknown[:, None]
+    mean[:, y, x] = np.moveaxis(motions[off.argmin(0), :, np.arange(len(rows))], -1, 0)
     return mean
 
 

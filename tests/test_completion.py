@@ -86,6 +86,18 @@ def test_one_sees_behind_a_thing_but_not_beside_parts_of_it_that_stay():
     assert seen[30, :edge].max() == 0 and seen[30, edge + RIM : 80 + RIM].min() == 1 and seen[30, 80 + RIM :].max() == 0
 
 
+def test_each_thing_that_leaves_is_looked_behind_once():
+    front, far = np.where(box(), 0.9, 0.1).astype(np.float32), np.zeros((H, W), np.float32)
+    found, picture = Completion.empty(H, W), cv2.resize(stripes(), None, fx=2, fy=2).astype(np.uint8)
+    assert not found.uncover(picture, front, far) and not found.filled.any()
+    far[20:34, 30:50] = 5.0
+    assert not found.uncover(picture, front, far)  # most of it has left, but not all
+    far[20:38, 30:50] = 5.0
+    assert found.uncover(picture, front, far) and np.array_equal(found.things, box())
+    assert np.array_equal(found.filled, with_rim(box())) and found.seen.max() == 1
+    assert not found.uncover(picture, front, far)
+
+
 def test_where_nothing_fits_nothing_is_filled():
     found, made = filled(stripes(), box(), np.zeros((H, W), bool))
     assert not found.filled.any() and (made[box()] == (255, 0, 0)).all()

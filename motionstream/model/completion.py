@@ -15,6 +15,7 @@ import torch
 from motionstream.model.warping import fill_holes
 
 SOLID = 0.6  # how far in front, in [0, 1], a thing lies that leaves a hole
+LEAVES, WHOLE = 2.0, 0.8  # pixels that a thing has moved, and how much of it, when one sees behind it
 FEW = 12  # cells that are no thing yet
 RIM = 4  # cells around a thing that may show it still: its soft edge, its thin parts
 THIN, GAP = 5, 12  # cells: parts that stay and are less wide count for nothing; how wide a gap is beside the others
@@ -25,20 +26,42 @@ NEAR = 2.0  # squared difference of colours, of 255, that a cell of distance cou
 
 @dataclass(frozen=True)
 class Completion:
-    """How some cells of a picture are filled with others.
+    """How some cells of a picture are filled with others, instead of what lies in front there.
 
     filled: bool [h, w]; shift: int [h, w, 2], rows and columns to where a cell is copied from; colour: float32
-    [h, w, 3], what is added to it, of 255.
+    [h, w, 3], what is added to it, of 255; seen: float32 [h, w] in [0, 1], how much of that is to be shown; things:
+    bool [h, w], behind which that is.
     """
 
     filled: np.ndarray
     shift: np.ndarray
     colour: np.ndarray
+    seen: np.ndarray
+    things: np.ndarray
 
     @classmethod
     def empty(cls, rows: int, columns: int) -> "Completion":
         zeros = np.zeros((rows, columns, 3), np.float32)
-        return cls(zeros[..., 0] > 0, zeros[..., :2].astype(int), zeros)
+        seen = zeros[..., 0].copy()
+        return cls(seen > 0, zeros[..., :2].astype(int), zeros, seen, seen > 0)
+
+    def uncover(self, picture: np.ndarray, front: np.ndarray, far: np.ndarray) -> bool:
+        """Fills what lies behind things that have left, each once; whether there were new ones.
+
+        picture: uint8 [H, W, 3]; front: how far in front cells lie, [h, w] in [0, 1]; far: how far they have moved,
+        pixels [h, w].
+        """
+        things = things_in_front(front)
+        new = [thing for thing in things if (far[thing] > LEAVES).mean() > WHOLE > self.things[thing].mean()]
+        if new:
+            cells = cv2.resize(picture, front.shape[::-1], interpolation=cv2.INTER_AREA).astype(np.float32)
+            source = ~with_rim(np.any(things, axis=0))
+        for thing in new:
+            seen = seen_behind(thing, thing & (far < np.median(far[thing]) / 2))
+            complete(self, cells, (seen > 0) & ~self.filled, source)
+            np.maximum(self.seen, seen * self.filled, out=self.seen)
+            self.things[thing] = True
+        return bool(new)
 
     def of(self, picture: np.ndarray) -> np.ndarray:
         """The picture, uint8 [n * h, n * w, 3], filled."""

@@ -27,7 +27,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from motionstream.model.completion import Completion, complete, seen_behind, things_in_front, with_rim
+from motionstream.model.completion import Completion
 from motionstream.model.warping import (
     BEHIND,
     CELL,
@@ -49,8 +49,6 @@ from motionstream.tracks import Tracks
 
 CERTAIN = 3.0  # log-odds with which a track moves the place it is attached to, at the least
 CONNECTED = 0.15  # share of a cell's motion that must come from tracks for the cell to join two others
-LEAVES = 2.0  # pixels that something has moved when one may see behind it
-WHOLE = 0.8  # share of a thing that has moved if one sees behind it
 SHARPEN = 1.5  # power of the odds with which a cell follows the tracks: cleaner cuts, but still soft where unsure
 
 
@@ -150,9 +148,7 @@ class PriorState:
     share: Tensor | None = None  # [P], of the tracks' motion that each cell takes part in
     front: Tensor | None = None  # [P]
     outlines: tuple[Tensor, Tensor, Tensor] | None = None  # see `outlines`
-    behind: Completion | None = None  # of the first frame, without what has moved in front of it
-    uncovered: np.ndarray | None = None  # bool [h, w]: those things
-    seen: np.ndarray | None = None  # [h, w]: see `seen_behind`, of all of them
+    behind: Completion | None = None  # what lies behind things of the first frame that have left
     plate: np.ndarray | None = None  # [H, W, 4]: the first frame so filled, and how much of that is seen
 
     @property
@@ -245,26 +241,14 @@ class MotionPrior(ModelMixin, ConfigMixin):
         return Moved(*parts, flow, sure, state.behind)
 
     def _uncover(self, state: PriorState, displacement: Tensor) -> None:
-        """Guesses what lies behind things that have moved, each once; not beside parts of them that have stayed."""
+        """Guesses what lies behind things that have left, if there are new ones."""
         front = state.front.view(state.size[0] // CELL, state.size[1] // CELL).numpy()
         far = displacement.norm(dim=1).view(front.shape).numpy()
-        if state.behind is None:
-            state.behind, state.uncovered = Completion.empty(*front.shape), np.zeros(front.shape, bool)
-            state.seen = np.zeros(front.shape, np.float32)
-        things = things_in_front(front)
-        new = [thing for thing in things if (far[thing] > LEAVES).mean() > WHOLE > state.uncovered[thing].mean()]
-        if not new:
-            return
-        cells = F.avg_pool2d(127.5 * (state.image[None] + 1), CELL)[0].permute(1, 2, 0).contiguous().numpy()
-        source = ~with_rim(np.any(things, axis=0))
-        for thing in new:
-            seen = seen_behind(thing, thing & (far < np.median(far[thing]) / 2))
-            complete(state.behind, cells, (seen > 0) & ~state.behind.filled, source)
-            state.seen = np.maximum(state.seen, seen * state.behind.filled)
-            state.uncovered |= thing
         picture = (127.5 * (state.image + 1)).round().byte().permute(1, 2, 0).numpy()
-        seen = cv2.resize(state.seen, picture.shape[1::-1])[..., None]
-        state.plate = np.concatenate([state.behind.of(picture).astype(np.float32) / 127.5 - 1, seen], axis=-1)
+        state.behind = state.behind or Completion.empty(*front.shape)
+        if state.behind.uncover(picture, front, far):
+            seen = cv2.resize(state.behind.seen, picture.shape[1::-1])[..., None]
+            state.plate = np.concatenate([state.behind.of(picture).astype(np.float32) / 127.5 - 1, seen], axis=-1)
 
     @torch.no_grad()
     def motion(self, state: PriorState, tracks: Tracks) -> Tensor:

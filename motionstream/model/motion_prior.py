@@ -225,20 +225,27 @@ class MotionPrior(ModelMixin, ConfigMixin):
             return Moved(still, torch.ones_like(still[:, :1]), torch.zeros_like(still[:, :1]))
         self._uncover(state, displacement[-1])
         backward, confidence = close_gaps(*splat(displacement, state.front, *state.size))
-        flow, sure = fill_holes(backward, confidence).numpy(), confidence[:, 0].numpy()
-        maps = [in_the_first_frame(enlarged_motion(*cells)) for cells in zip(flow, sure, strict=True)]
-        warped, front, confidence, beyond = warp(state.image, state.front, maps, confidence)
+        sure = confidence[:, 0].numpy()
+
+        def places(flow: Tensor) -> list[tuple[np.ndarray, np.ndarray]]:
+            return [in_the_first_frame(enlarged_motion(*cells)) for cells in zip(flow.numpy(), sure, strict=True)]
+
+        flow = fill_holes(backward, confidence)
+        warped, front, confidence, beyond = warp(state.image, state.front, places(flow), confidence)
         confidence = without_seams(confidence, beyond, front)
         known = torch.maximum(confidence, beyond)
-        picture, guessed = fill_holes(warped, known, behind(front, known)), torch.zeros_like(known)
-        if state.plate is not None:
+        around = behind(front, known)
+        picture, guessed = fill_holes(warped, known, around), torch.zeros_like(known)
+        if state.plate is not None:  # what lies behind a thing moves as what is seen beside it, not as the thing
+            flow = fill_holes(backward, torch.from_numpy(sure)[:, None], F.avg_pool2d(around, CELL))
+            maps = places(flow)
             seen = torch.from_numpy(np.stack([seen_through(state.plate, *at) for at in maps])).permute(0, 3, 1, 2)
             plate, there = seen.clamp(-1, 1).split([3, 1], dim=1)
             there = there.clamp_min(0)
             picture = torch.lerp(picture, torch.lerp(plate, warped, known), there)
             guessed = there * (1 - known)
         parts = (x.movedim(0, 1)[None] for x in (picture, confidence, guessed))
-        return Moved(*parts, flow, sure, state.behind)
+        return Moved(*parts, flow.numpy(), sure, state.behind)
 
     def _uncover(self, state: PriorState, displacement: Tensor) -> None:
         """Guesses what lies behind things that have left, if there are new ones."""

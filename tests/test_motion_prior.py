@@ -341,7 +341,7 @@ def test_behind_a_thing_that_leaves_the_picture_goes_on_and_stays(prior):
     assert first.behind.filled[16:28, 16:28].all() and first.behind.things.sum() == 144
     assert second.behind is first.behind and np.array_equal(second.behind.things, there.numpy() > 0)
     hole = np.s_[..., 38:50, 38:50]
-    assert first.guessed[0, 0, -1][hole].min() == 1 and first.confidence[0, 0, -1][hole].max() == 0
+    assert first.guessed[0, 0, -1][hole].min() > 0.999 and first.confidence[0, 0, -1][hole].max() == 0
     assert first.guessed[..., 120:].max() == 0 and (first.guessed + first.confidence).max() <= 1
     shown = first.picture[0, :, -1][hole]
     assert (shown - wave[38:50]).abs().mean() < 0.1 < wave[38:50].abs().mean() / 3

@@ -176,6 +176,11 @@ def fit_pictures(preset: Preset, choice: Choice, picture: np.ndarray) -> tuple[n
     return fit_image(picture, width, height), sharp
 
 
+def shown_size(image: np.ndarray, sharp: np.ndarray | None) -> tuple[int, int]:
+    """(width, height) of the frames of a stream that starts from these, see `stream`."""
+    return (image if sharp is None else sharp).shape[1::-1]
+
+
 def size_for(preset: Preset, choice: Choice, width: int, height: int) -> tuple[int, int]:
     """The size (width, height) at which a picture of the given size is generated."""
     return choice.size or fit_size(preset, width, height, choice.budget)

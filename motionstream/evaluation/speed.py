@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop
 
 from motionstream.errors import InputError
 from motionstream.evaluation.sheets import table
-from motionstream.machine import Choice, fit_pictures, tune
+from motionstream.machine import Choice, fit_pictures, shown_size, tune
 from motionstream.model.checkpoint import Model, load_model, random_model
 from motionstream.model.device import weight_bytes
 from motionstream.model.presets import PRESETS, fit_size
@@ -105,7 +105,6 @@ def bench_model(
     width, height = fit_size(model.preset, *ASPECT, budget or max(model.preset.budgets))
     peak = matmul_peak(model.device, model.dtype)
     image, sharp = fit_pictures(model.preset, Choice(None, (width, height)), _picture())
-    shown = image if sharp is None else sharp
     timing = measure(model, image, sharp, chunks)
     peak = max(peak, matmul_peak(model.device, model.dtype))  # whichever moment the machine was less busy
     on_gpu = model.device.type == "cuda"
@@ -117,7 +116,7 @@ def bench_model(
         "vae": type(model.decoder).__name__,
         "width": width,
         "height": height,
-        "shown": "x".join(map(str, shown.shape[1::-1])),
+        "shown": "x".join(map(str, shown_size(image, sharp))),
         "params_m": count_parameters(model) / 1e6,
         **_speed(timing),
         "peak_rss_mb": timing.rss,

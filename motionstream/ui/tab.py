@@ -22,6 +22,7 @@ from gradio.data_classes import FileData
 
 from motionstream.controls.layers import SourceRecipe
 from motionstream.errors import InputError
+from motionstream.machine import shown_size
 from motionstream.session import Mailbox, check_prompt, decode_message
 from motionstream.tracks import Tracks
 from motionstream.ui.canvas import CanvasValue, LiveCanvas
@@ -180,7 +181,7 @@ class CanvasTab:
         height, width = seat.picture.shape[:2]
         detail = min(picture.shape[1] / width, picture.shape[0] / height, POSTER_SIDE / max(width, height))
         poster = fit_image(picture, round(width * max(1, detail)), round(height * max(1, detail)))
-        times = 1 if seat.sharp is None else seat.sharp.shape[1] // width
+        times = shown_size(seat.picture, seat.sharp)[0] // width
         header = {"kind": "picture", "width": width, "height": height, "times": times}
         if example is not None:
             header["name"] = example.name
@@ -194,8 +195,7 @@ class CanvasTab:
         cache = Path(self.canvas.GRADIO_CACHE)  # the one folder that Gradio serves files from
         cache.mkdir(parents=True, exist_ok=True)
         path = Path(tempfile.mkdtemp(dir=cache)) / "motionstream.mp4"
-        shown = seat.picture if seat.sharp is None else seat.sharp
-        height, width = shown.shape[:2]
+        width, height = shown_size(seat.picture, seat.sharp)
         wanted = False
         try:
             with (

@@ -3,7 +3,8 @@
 Decisions:
 - bfloat16 is used where it is measured to be faster than float32: CPUs without its instructions are slower with it.
 - A chunk of the smallest trained size is generated; its time is scaled up to the larger sizes. The largest one that
-  keeps up with playback, with HEADROOM to spare for the web server and the browser's encoder, is taken.
+  keeps up with playback, with HEADROOM to spare for the web server and the browser's encoder, is taken. Where none
+  does, the smallest is, and its frames are shown less sharp.
 - On a CPU freed memory is kept (`keep_memory`): getting it from the system anew took a sixth of a chunk's time.
 - A GPU gets bfloat16 and the largest size unmeasured: the models for it were trained at one size.
 - Attention on a GPU is FlashAttention 3 where the `kernels` package brings it (Hopper), else PyTorch's own with cuDNN.
@@ -48,11 +49,13 @@ class Choice:
     """What was picked. budget: tokens per latent frame, or None where `size` (width, height) in pixels is fixed.
 
     fps: frames generated per second that the measurement promises at this size; None where nothing was measured.
+    times: how many times as large as generated frames are shown at most; None where that costs too little to matter.
     """
 
     budget: int | None
     size: tuple[int, int] | None = None
     fps: float | None = None
+    times: int | None = None
 
 
 def pick_device() -> str:
@@ -135,7 +138,7 @@ def _fastest(dtypes: Sequence[torch.dtype]) -> torch.dtype:
 
 
 def pick_size(preset: Preset, device: str, run: Callable[..., Iterator[Chunk]]) -> Choice:
-    """The largest trained size that keeps playback real-time.
+    """The largest trained size that keeps playback real-time, or the smallest, shown as sharp as that leaves time for.
 
     run: (image, sharp) as in `stream` -> the chunks of a stream that starts from them.
     """
@@ -144,12 +147,17 @@ def pick_size(preset: Preset, device: str, run: Callable[..., Iterator[Chunk]]) 
     sizes = {budget: fit_size(preset, *PROBE_ASPECT, budget) for budget in sorted(preset.budgets)}
     smallest, width, height = min((width * height, width, height) for width, height in sizes.values())
     picture = _ramp(*(MAX_PROBE_TIMES * side for side in (width, height)))
-    generated, shown = _frame_seconds(run(*fit_pictures(preset, Choice(None, (width, height)), picture)))
+    image, sharp = fit_pictures(preset, Choice(None, (width, height)), picture)
+    generated, shown = _frame_seconds(run(image, sharp))
     growth = {budget: (math.prod(size) / smallest) ** COST_EXPONENT for budget, size in sizes.items()}
     promised = {budget: 1 / (generated * times + shown) for budget, times in growth.items()}
-    fast = [budget for budget, fps in promised.items() if fps >= HEADROOM * preset.fps]
-    budget = max(fast, default=min(sizes))
-    return Choice(budget, fps=promised[budget])
+    needed = HEADROOM * preset.fps
+    if fast := [budget for budget, fps in promised.items() if fps >= needed]:
+        return Choice(max(fast), fps=promised[max(fast)])
+    full, budget = shown_size(image, sharp)[0] // width, min(sizes)
+    slower = {times: 1 / (generated * growth[budget] + shown * (times / full) ** 2) for times in range(full, 0, -1)}
+    times = next((times for times, fps in slower.items() if fps >= needed), 1)
+    return Choice(budget, fps=slower[times], times=times)
 
 
 def parse_resolution(text: str, preset: Preset) -> Choice:
@@ -172,6 +180,7 @@ def fit_pictures(preset: Preset, choice: Choice, picture: np.ndarray) -> tuple[n
     """What `stream` takes of a picture, uint8 [H, W, 3]: at generation size, and sharper where it is shown so."""
     width, height = size_for(preset, choice, picture.shape[1], picture.shape[0])
     times = sharp_times(preset, width, height, picture.shape[1], picture.shape[0])
+    times = min(times, choice.times or times)
     sharp = fit_image(picture, times * width, times * height) if times > 1 else None
     return fit_image(picture, width, height), sharp
 

@@ -22,7 +22,7 @@ from websockets.exceptions import ConnectionClosed
 import app
 from motionstream import machine
 from motionstream.errors import InputError
-from motionstream.machine import Choice, parse_resolution, pick_dtype, pick_size
+from motionstream.machine import Choice, fit_pictures, parse_resolution, pick_dtype, pick_size, shown_size
 from motionstream.model.presets import PRESETS, SHARP_PIXELS
 from motionstream.streaming import Chunk
 from motionstream.tracks import Tracks
@@ -405,8 +405,24 @@ def test_largest_size_that_keeps_up_is_picked(speed, budget):
     choice = pick_size(PRESET, "cpu", run)
     assert choice.budget == budget and choice.fps <= speed
     shown = 12 / 24  # what is shown takes as long at any size, here nearly all the time there is
-    assert pick_size(PRESET, "cpu", run).budget <= budget and pick_size(PRESET, "cpu", run).fps < 24
+    slower = pick_size(PRESET, "cpu", run)
+    assert slower.budget <= budget and slower.fps < speed
     assert pick_size(PRESET, "cuda", run) == Choice(max(PRESET.budgets))
+
+
+@pytest.mark.parametrize("seconds, times", [(0.015, 3), (0.03, 2), (0.06, 1)])
+def test_frames_are_shown_less_sharp_where_even_the_smallest_size_would_not_keep_up(seconds, times):
+    """20 frames a second are needed: of 0.05 s a frame, 0.033 are spent before a frame is made sharp."""
+
+    def run(picture, sharp):
+        for index in range(3):
+            frames = np.zeros((12, *sharp.shape), np.uint8)
+            yield Chunk(index, 0, frames, Tracks.empty(12), {"total": 12 * (1 / 30 + seconds), "sharpen": 12 * seconds})
+
+    choice = pick_size(PRESET, "cpu", run)
+    assert choice.budget == 100 and choice.fps >= 20
+    image, sharp = fit_pictures(PRESET, choice, np.zeros((1200, 2000, 3), np.uint8))
+    assert shown_size(image, sharp)[0] == times * image.shape[1]
 
 
 def test_faster_number_format_is_picked(monkeypatch):

@@ -43,6 +43,8 @@ def test_configurations_are_the_papers(model):
         if name.startswith("c"):
             assert name_of(one.preset) == name and not one.preset.composite
     assert found["as shipped"].preset == TINY
+    without = replace(model, preset=replace(TINY, composite=False))
+    assert list(contexts(without, 241)) == list(found)[1:]  # it is shipped as it is
     grows = found["window grows"].preset
     assert grows.sink == 0 and grows.chunk_frames(0) + grows.chunk_frames(1) * (grows.window - 1) >= 241
 
@@ -107,7 +109,7 @@ def test_one_run_writes_tables_plot_and_sheets(model, tmp_path, monkeypatch, cap
     assert code == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert list(result["context"]) == ["as shipped", "c3s1w1", "c3s0w1", "c1s1w1", "window grows"]
-    assert list(result["guidance"]) == ["teacher, text", "teacher, motion", "teacher, both", "student"]
+    assert list(result["guidance"]) == ["teacher, text", "teacher, motion", "teacher, both", "student", "motionless"]
     heads = result["tracks"]
     assert list(heads) == ["track head", "RGB through the VAE"] and all(row["ms"] > 0 for row in heads.values())
     assert heads["track head"]["psnr"] != heads["RGB through the VAE"]["psnr"]

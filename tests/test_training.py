@@ -19,6 +19,7 @@ from motionstream.streaming import pack_confidence
 from motionstream.tracks import Tracks
 from motionstream.training import prior, tiny_vae
 from motionstream.training.clips import (
+    MIXTURES,
     Clips,
     Encoders,
     chunk_bounds,
@@ -251,7 +252,7 @@ def encoders():
 
 @pytest.fixture(scope="module")
 def scene(encoders):
-    return make_scene(np.random.default_rng(5), EMPTY, (64, 64), 33, False, Sky(encoders.vae))
+    return make_scene(np.random.default_rng(5), EMPTY, (64, 64), 33, MIXTURES["embedded"].modes, Sky(encoders.vae))
 
 
 @pytest.fixture(scope="module")
@@ -286,10 +287,18 @@ def test_a_record_holds_what_a_stream_would_have_met(encoders, scene, record):
                 torch.testing.assert_close(record["held"][:, index], encoders.vae.encode(warped[:, :, -1:])[0, :, 0])
 
 
+def test_every_preset_has_a_mixture_of_clips_that_its_tokens_fit():
+    assert MIXTURES.keys() == PRESETS.keys()
+    for name, mixture in MIXTURES.items():
+        assert sum(mixture.sizes.values()) == pytest.approx(1) == sum(mixture.modes.values())
+        assert not any(side % PRESETS[name].cell for size in (*mixture.sizes, mixture.still_size) for side in size)
+
+
 @pytest.mark.parametrize("still", (False, True))
 def test_without_a_sky_a_clip_belongs_to_no_noise(still):
     for seed in range(6):
-        frames, tracks, prompt, noise = make_scene(np.random.default_rng(seed), EMPTY, (64, 64), 33, still, None)
+        modes = None if still else {"dense": 1.0}
+        frames, tracks, prompt, noise = make_scene(np.random.default_rng(seed), EMPTY, (64, 64), 33, modes, None)
         assert frames.shape == (33, 64, 64, 3) and tracks.T == 33 and noise is None
         assert bool(tracks.N) != still
         assert prompt or not still  # where nothing moves, the prompt is what there is to learn

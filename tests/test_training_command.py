@@ -37,8 +37,8 @@ def workshop(tmp_path_factory):
         patch.setitem(PRESETS, "tiny", TINY)
         patch.setitem(RECIPES, "tiny", {stage: replace(QUICK, frozen_head=stage != "teacher-a") for stage in STAGES})
         patch.setattr(command, "load_library", lambda _: SimpleNamespace(photos=[], cutouts=[], objects=[]))
-        patch.setattr(clips, "SIZES", ((64, 64),) * 4)
-        patch.setattr(clips, "STILL_SIZE", (64, 64))
+        mixture = replace(clips.MIXTURES["embedded"], sizes={(64, 64): 1.0}, still_size=(64, 64))
+        patch.setitem(clips.MIXTURES, "tiny", mixture)
         for module in (clips, adaptation, command):
             patch.setattr(module, "SHARD", 2)
         torch.manual_seed(0)

@@ -6,8 +6,9 @@
 **context**: the student with its own sink and window (c3s1w1), without sink, with one latent frame a chunk, and with a
 window that grows for ever; on clips of 241 frames. Quality in the first and in the last second of a stream and what is
 kept of it (drift), EPE, mean and spread of a chunk's latency. The composite is off: the network's own pixels are
-measured; "as shipped" has it on.
-**guidance**: the teacher with text alone, motion alone and both, beside the student, on clips of the teacher's length.
+measured; "as shipped" has it on, where a preset has one.
+**guidance**: the teacher with text alone, motion alone and both, beside the student and a motionless video, on clips of
+the teacher's length.
 **tracks**: what a chunk's track head costs against drawing the tracks as RGB and encoding them with the VAE, and with
 `--teacher` and `--rgb-teacher`, trained alike but for that, the EPE of both. **decoders**: tiny against full VAE, where
 a model has both. **long**: streams of `--long` frames with and without sink, the clip's tracks going to and fro: what
@@ -54,8 +55,8 @@ def contexts(model: Model, frames: int) -> dict[str, Model]:
     """The student in the paper's configurations; "window grows" keeps all chunks of `frames` frames."""
     plain = replace(model.preset, composite=False)
     all_chunks = math.ceil(frames / plain.chunk_frames(1)) + 1
-    rows = {
-        "as shipped": model.preset,
+    rows = {"as shipped": model.preset} if model.preset.composite else {}
+    rows |= {
         name_of(plain): plain,
         name_of(replace(plain, sink=0)): replace(plain, sink=0),
         name_of(replace(plain, chunk_size=1)): replace(plain, chunk_size=1),
@@ -175,6 +176,7 @@ def guidance_table(
     makers, frames = teacher_methods(teacher, model, seed)
     plain = replace(model, preset=replace(model.preset, composite=False))
     makers["student"] = lambda image, tracks: streamed(plain, image, tracks, seed)[0]
+    makers["motionless"] = lambda image, tracks: np.repeat(image[None], tracks.T, axis=0)
     figures, rows = {}, []
     for clip in clips:
         clip = replace(clip, frames=clip.frames[:frames], tracks=clip.tracks.rows(0, frames))

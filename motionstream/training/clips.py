@@ -12,7 +12,7 @@ asks for. See `folder.py` for real clips.
 """
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -32,16 +32,49 @@ from motionstream.tracks import Tracks, draw_ids
 from motionstream.training.effects import Fall, Sky, anywhere, random_effect
 from motionstream.training.folder import RealClips, cached_tracks, caption
 from motionstream.training.parallel import World
-from motionstream.training.scenes import Library, choose_tracks, random_scene, render_clip
+from motionstream.training.scenes import Library, TrackMode, choose_tracks, random_scene, render_clip
 from motionstream.training.trainer import Draws, Schedule
 
-SIZES = ((192, 128), (128, 192), (160, 160), (288, 160))  # (width, height) of the embedded model's clips
-SIZE_SHARES = (0.5, 0.15, 0.15, 0.2)
 SHARD = 32
 MAX_TRACKS = 300  # of a synthetic clip
-STILL = 0.3  # share of the shards in whose clips nothing moves: nobody has dragged anything yet
-STILL_SIZE = (96, 96)  # weather needs no more, and many small clips teach it sooner than few large ones
-MODES = {"drags": 0.6, "sparse": 0.15, "dense": 0.25}  # shares of the ways in which tracks are chosen
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Of what synthetic clips a preset learns.
+
+    sizes: (width, height) and its share; a shard is of one size. still: share of the shards in whose clips nothing
+    moves (nobody has dragged anything yet), of the size `still_size`: weather needs no more, and many small clips teach
+    it sooner than few large ones. modes: shares of the ways in which tracks are chosen.
+    """
+
+    sizes: Mapping[tuple[int, int], float]
+    still: float
+    still_size: tuple[int, int]
+    modes: Mapping[TrackMode, float]
+
+
+# Without a motion prior a model sees what moves only where there are tracks: it is shown many.
+MIXTURES = {
+    "embedded": Mixture(
+        sizes={(192, 128): 0.5, (128, 192): 0.15, (160, 160): 0.15, (288, 160): 0.2},
+        still=0.3,
+        still_size=(96, 96),
+        modes={"drags": 0.6, "sparse": 0.15, "dense": 0.25},
+    ),
+    "embedded-plain": Mixture(
+        sizes={(80, 80): 0.5, (104, 64): 0.25, (64, 104): 0.25},
+        still=0.05,
+        still_size=(64, 64),
+        modes={"drags": 0.15, "sparse": 0.2, "dense": 0.65},
+    ),
+    "wan2.1-1.3b": Mixture(
+        sizes={(832, 480): 1.0}, still=0.0, still_size=(832, 480), modes={"sparse": 0.2, "dense": 0.8}
+    ),
+    "wan2.2-5b": Mixture(
+        sizes={(1280, 704): 1.0}, still=0.0, still_size=(1280, 704), modes={"sparse": 0.2, "dense": 0.8}
+    ),
+}
 
 Record = dict[str, Tensor]
 
@@ -164,19 +197,24 @@ def with_effect(
 
 
 def make_scene(
-    rng: np.random.Generator, library: Library, size: tuple[int, int], count: int, still: bool, sky: Sky | None
+    rng: np.random.Generator,
+    library: Library,
+    size: tuple[int, int],
+    count: int,
+    modes: Mapping[TrackMode, float] | None,
+    sky: Sky | None,
 ) -> tuple[np.ndarray, Tracks, str, int | None]:
     """A synthetic clip: frames, tracks that a visitor might have given, prompt, and with a sky the seed of its noise.
 
-    In a still one nothing moves but what an effect lets fall. Without a sky things fall anywhere: where that is, a
-    teacher learns to invent.
+    modes: as in `Mixture`; with None nothing moves but what an effect lets fall. Without a sky things fall anywhere:
+    where that is, a teacher learns to invent.
     """
     seed = int(rng.integers(2**62)) if sky else None
-    scene = random_scene(rng, library, *size, 1 if still else count)
+    scene = random_scene(rng, library, *size, count if modes else 1)
     clip = render_clip(scene)
     frames, tracks, share = np.repeat(clip.frames, count, axis=0), Tracks.empty(count), 1.0
-    if not still:
-        mode = rng.choice(list(MODES), p=list(MODES.values()))
+    if modes:
+        mode = rng.choice(list(modes), p=list(modes.values()))
         frames, tracks, share = clip.frames, choose_tracks(rng, scene, clip, mode), 0.5
     fall = sky.over(seed, frames) if sky else anywhere(rng, frames)
     frames, prompt = with_effect(rng, frames, fall, share)
@@ -188,12 +226,14 @@ def scene_records(
 ) -> Iterator[Record]:
     """The records of synthetic shard `number`, all of one size."""
     rng = np.random.default_rng([seed, 2, number])
-    still = rng.random() < STILL
-    size = STILL_SIZE if still else SIZES[rng.choice(len(SIZES), p=SIZE_SHARES)]
+    mixture = MIXTURES[encoders.preset.name]
+    size, modes = mixture.still_size, None
+    if rng.random() >= mixture.still:
+        size, modes = list(mixture.sizes)[rng.choice(len(mixture.sizes), p=list(mixture.sizes.values()))], mixture.modes
     frames = chunk_bounds(encoders.preset, chunks)[-1][1]
     sky = Sky(encoders.vae) if encoders.preset.vae == "EmbeddedVAE" else None
     for _ in range(SHARD):
-        clip, tracks, prompt, clip_seed = make_scene(rng, library, size, frames, still, sky)
+        clip, tracks, prompt, clip_seed = make_scene(rng, library, size, frames, modes, sky)
         # What the motion prior is told must be what is stored: the first MAX_TRACKS.
         kept = Tracks(tracks.points[:, :MAX_TRACKS], tracks.visible[:, :MAX_TRACKS], tracks.ids[:MAX_TRACKS])
         yield encoders.record(clip, kept, prompt, world, MAX_TRACKS, clip_seed)

@@ -421,7 +421,7 @@ def choose_points(rng: np.random.Generator, scene: Scene, owner: np.ndarray, mod
         return drag_points(rng, scene, owner)
     if mode == "sparse":
         return rng.uniform(0, 1, (rng.integers(12, 100), 2)) * size
-    spacing = rng.uniform(9, 20)
+    spacing = rng.uniform(0.07, 0.16) * size.min()
     grid = np.stack(np.meshgrid(*(np.arange(spacing / 2, side, spacing) for side in size)), -1).reshape(-1, 2)
     return np.clip(grid + rng.normal(0, spacing / 8, grid.shape), 0, size - 1e-3)
 

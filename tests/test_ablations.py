@@ -98,7 +98,7 @@ def test_one_run_writes_tables_plot_and_sheets(model, tmp_path, monkeypatch, cap
     recipe = replace(RECIPES["embedded"]["teacher-a"], chunks=2, ode_steps=3)
     monkeypatch.setitem(RECIPES, "tiny", {"teacher-a": recipe})
     monkeypatch.setattr(ablations, "load_model", lambda *_: model)
-    monkeypatch.setattr(ablations, "real_clips", lambda *_: iter([clip()]))
+    monkeypatch.setattr(ablations, "real_clips", lambda folder, frames, *_: iter([clip(min(frames, 45))]))
     rgb = network(with_rgb(TINY), seed=5)
     rgb.track_head = RgbTracks(model.vae, 8)
     model.vae.save_pretrained(source / "vae")

@@ -129,12 +129,20 @@ def by_second(video: np.ndarray, fps: float) -> list[float]:
     return [metrics.sharpness(video[s : s + step], video[0]) for s in range(0, len(video) - step + 1, step)]
 
 
-def teacher_methods(folder: Path, model: Model, seed: int, rgb: bool = False) -> tuple[dict[str, Callable], int]:
-    """The teacher under text, motion and joint guidance: (image, tracks) -> video; and how many frames it makes.
+def teacher_frames(preset: Preset) -> int:
+    """Frames of the clips that the teacher makes."""
+    from motionstream.training.clips import chunk_bounds
+    from motionstream.training.settings import RECIPES
+
+    return chunk_bounds(preset, RECIPES[preset.name]["teacher-a"].chunks)[-1][1]
+
+
+def teacher_methods(folder: Path, model: Model, seed: int, rgb: bool = False) -> dict[str, Callable]:
+    """The teacher under text, motion and joint guidance: (image, tracks of `teacher_frames`) -> video.
 
     rgb: whether it was trained with tracks as RGB.
     """
-    from motionstream.training.clips import ClipBatch, Encoders, chunk_bounds
+    from motionstream.training.clips import ClipBatch, Encoders
     from motionstream.training.guidance import Guidance
     from motionstream.training.network import load_network, model_folder
     from motionstream.training.parallel import World
@@ -164,22 +172,19 @@ def teacher_methods(folder: Path, model: Model, seed: int, rgb: bool = False) ->
         "teacher, motion": Guidance(0, both.motion),
         "teacher, both": both,
     }
-    return {name: partial(made, weights) for name, weights in choices.items()}, chunk_bounds(preset, recipe.chunks)[-1][
-        1
-    ]
+    return {name: partial(made, weights) for name, weights in choices.items()}
 
 
 def guidance_table(
-    model: Model, teacher: Path, clips: Iterator[Clip], seed: int, lpips: Lpips | None
+    model: Model, teacher: Path, clips: list[Clip], seed: int, lpips: Lpips | None
 ) -> tuple[dict, list]:
-    """-> ({clip: {method: figures}}, rows of the sheet: the last frame)."""
-    makers, frames = teacher_methods(teacher, model, seed)
+    """Of clips of `teacher_frames` -> ({clip: {method: figures}}, rows of the sheet: the last frame)."""
+    makers = teacher_methods(teacher, model, seed)
     plain = replace(model, preset=replace(model.preset, composite=False))
     makers["student"] = lambda image, tracks: streamed(plain, image, tracks, seed)[0]
     makers["motionless"] = lambda image, tracks: np.repeat(image[None], tracks.T, axis=0)
     figures, rows = {}, []
     for clip in clips:
-        clip = replace(clip, frames=clip.frames[:frames], tracks=clip.tracks.rows(0, frames))
         videos = {name: make(clip.frames[0], clip.tracks) for name, make in makers.items()}
         figures[clip.name] = {name: score(video, clip, model.preset.fps, lpips) for name, video in videos.items()}
         rows.append((clip.name, [clip.frames[0], clip.frames[-1], *(video[-1] for video in videos.values())]))
@@ -191,7 +196,8 @@ def tracks_table(
 ) -> dict[str, dict[str, float]]:
     """Milliseconds that one chunk's tracks cost by the track head, and as RGB through the VAE (table 3).
 
-    teachers: by the same names; of those that are there also the EPE and PSNR under joint guidance.
+    teachers: by the same names; of those that are there also the EPE and PSNR under joint guidance, on these clips,
+    which then have `teacher_frames`.
     """
     from motionstream.training.rgb_tracks import RgbTracks
 
@@ -208,10 +214,9 @@ def tracks_table(
         found[name] = {"ms": 1000 * timed(model, work)}
         if teachers.get(name) is None:
             continue
-        makers, frames = teacher_methods(teachers[name], model, seed, rgb=name == RGB)
-        scores = {}
-        for clip in (replace(one, frames=one.frames[:frames], tracks=one.tracks.rows(0, frames)) for one in clips):
-            video = makers["teacher, both"](clip.frames[0], clip.tracks)
+        make, scores = teacher_methods(teachers[name], model, seed, rgb=name == RGB)["teacher, both"], {}
+        for clip in clips:
+            video = make(clip.frames[0], clip.tracks)
             scores[clip.name] = {name: {"epe": track_epe(video, clip), "psnr": metrics.psnr(video, clip.frames)}}
         found[name] |= mean_over(scores)[name]
     return found
@@ -278,7 +283,9 @@ def main(argv: list[str]) -> int:
     model = load_model(args.model, args.device)
     lpips = Lpips.load(args.lpips) if args.lpips else None
     choice = parse_resolution(args.resolution, model.preset) if args.resolution else Choice(max(model.preset.budgets))
-    clips = list(_clips(args, partial(fit_pictures, model.preset, choice)))
+    fit = partial(fit_pictures, model.preset, choice)
+    clips = list(_clips(args, args.frames, fit))
+    short = list(_clips(args, teacher_frames(model.preset), fit)) if args.teacher or args.rgb_teacher else clips
     result: dict[str, dict] = {}
     figures, curves, rows = context_table(model, iter(clips), args.seed, lpips)
     result["context"] = mean_over(figures)
@@ -287,11 +294,11 @@ def main(argv: list[str]) -> int:
         args.out / "ablations-drift.png", line_plot(curves, "second of the stream: sharpness over the first frame's")
     )
     if args.teacher is not None:
-        figures, rows = guidance_table(model, args.teacher, iter(clips), args.seed, lpips)
+        figures, rows = guidance_table(model, args.teacher, short, args.seed, lpips)
         result["guidance"] = mean_over(figures)
         save_png(args.out / "ablations-guidance.png", contact_sheet(["image", "clip", *result["guidance"]], rows))
     teachers = {HEAD: args.teacher, RGB: args.rgb_teacher}
-    result |= {"tracks": tracks_table(model, clips, teachers, args.seed), "decoders": decoder_table(model, clips[0])}
+    result |= {"tracks": tracks_table(model, short, teachers, args.seed), "decoders": decoder_table(model, clips[0])}
     if args.long:
         result["long"], rows = long_streams(model, clips[0], args.long, args.seed)
         captions = [f"frame {round(share * (args.long - 1))}" for share in MOMENTS]
@@ -308,14 +315,14 @@ def _tell(result: Mapping[str, dict], as_json: bool) -> None:
         print(json.dumps(json.loads(json.dumps(result), parse_constant=lambda constant: None)))  # JSON knows no NaN
 
 
-def _clips(args: argparse.Namespace, fit: Fit) -> Iterator[Clip]:
+def _clips(args: argparse.Namespace, frames: int, fit: Fit) -> Iterator[Clip]:
     if args.frames < 8:
         raise InputError(f"{args.frames} frames are too few to speak of drift; at least 8")
     if args.synthetic and args.library is not None:
-        return synthetic_clips(args.library, args.synthetic, args.frames, args.spacing, fit, args.seed)
+        return synthetic_clips(args.library, args.synthetic, frames, args.spacing, fit, args.seed)
     if args.folder is None:
         raise InputError("name a folder of clips, or ask for --synthetic ones with their --library")
-    return real_clips(args.folder, args.frames, args.spacing, fit)
+    return real_clips(args.folder, frames, args.spacing, fit)
 
 
 def _parser() -> argparse.ArgumentParser:

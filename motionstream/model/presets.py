@@ -211,6 +211,7 @@ PRESETS = {
 PRESETS["embedded-plain"] = replace(
     PRESETS["embedded"],
     name="embedded-plain",
+    shift=6.0,
     track_channels=64,
     budgets=(100,),  # 80 x 80
     prediction="clean",

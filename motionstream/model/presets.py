@@ -206,8 +206,8 @@ PRESETS = {
 }
 
 
-# The paper's architecture at a size that two CPU cores can train: no motion prior moves and holds the picture, track
-# IDs and cache must. A token is one latent cell, so that it sees one track at a time.
+# The paper's architecture at a size for experiments on a CPU: no motion prior moves and holds the picture, track IDs
+# and cache must. A token is one latent cell, so that it sees one track at a time.
 PRESETS["embedded-plain"] = replace(
     PRESETS["embedded"],
     name="embedded-plain",

@@ -33,48 +33,11 @@ from motionstream.training.effects import Fall, Sky, anywhere, random_effect
 from motionstream.training.folder import RealClips, cached_tracks, caption
 from motionstream.training.parallel import World
 from motionstream.training.scenes import Library, TrackMode, choose_tracks, random_scene, render_clip
+from motionstream.training.settings import MIXTURES
 from motionstream.training.trainer import Draws, Schedule
 
 SHARD = 32
 MAX_TRACKS = 300  # of a synthetic clip
-
-
-@dataclass(frozen=True)
-class Mixture:
-    """Of what synthetic clips a preset learns.
-
-    sizes: (width, height) and its share; a shard is of one size. still: share of the shards in whose clips nothing
-    moves (nobody has dragged anything yet), of the size `still_size`: weather needs no more, and many small clips teach
-    it sooner than few large ones. modes: shares of the ways in which tracks are chosen.
-    """
-
-    sizes: Mapping[tuple[int, int], float]
-    still: float
-    still_size: tuple[int, int]
-    modes: Mapping[TrackMode, float]
-
-
-# Without a motion prior a model sees what moves only where there are tracks: it is shown many.
-MIXTURES = {
-    "embedded": Mixture(
-        sizes={(192, 128): 0.5, (128, 192): 0.15, (160, 160): 0.15, (288, 160): 0.2},
-        still=0.3,
-        still_size=(96, 96),
-        modes={"drags": 0.6, "sparse": 0.15, "dense": 0.25},
-    ),
-    "embedded-plain": Mixture(
-        sizes={(80, 80): 0.5, (104, 64): 0.25, (64, 104): 0.25},
-        still=0.05,
-        still_size=(64, 64),
-        modes={"drags": 0.15, "sparse": 0.2, "dense": 0.65},
-    ),
-    "wan2.1-1.3b": Mixture(
-        sizes={(832, 480): 1.0}, still=0.0, still_size=(832, 480), modes={"sparse": 0.2, "dense": 0.8}
-    ),
-    "wan2.2-5b": Mixture(
-        sizes={(1280, 704): 1.0}, still=0.0, still_size=(1280, 704), modes={"sparse": 0.2, "dense": 0.8}
-    ),
-}
 
 Record = dict[str, Tensor]
 
@@ -206,7 +169,7 @@ def make_scene(
 ) -> tuple[np.ndarray, Tracks, str, int | None]:
     """A synthetic clip: frames, tracks that a visitor might have given, prompt, and with a sky the seed of its noise.
 
-    modes: as in `Mixture`; with None nothing moves but what an effect lets fall. Without a sky things fall anywhere:
+    modes: as in `settings.Mixture`; with None nothing moves but what an effect lets fall. Without a sky things fall anywhere:
     where that is, a teacher learns to invent.
     """
     seed = int(rng.integers(2**62)) if sky else None

@@ -1,11 +1,13 @@
-"""What each stage is trained with: one row a preset and stage; those of the Wan presets are the paper's appendix D.
+"""What each stage is trained with and on what clips: rows of a table. Those of the Wan presets are appendix D's.
 
 Where the appendix says nothing (dropout of text and tracks, warm-up, EMA's decay, clipping) the values are usual ones.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from motionstream.training.guidance import Guidance
+from motionstream.training.scenes import TrackMode
 
 
 @dataclass(frozen=True)
@@ -77,4 +79,37 @@ RECIPES["embedded-plain"] = RECIPES["embedded"] | {
     "teacher-b": Recipe(batch=16, rate=5e-4, muon=5e-3, hide=0.2, frozen_head=True, **_PLAIN),
     "adapt": Recipe(batch=8, rate=1e-3, muon=1e-2, sinks=(0, 1), windows=(1, 2), **_PLAIN),
     "distil": Recipe(batch=8, rate=1e-4, critic_rate=2e-4, **(_PLAIN | dict(ema=0.98, chunks=5))),
+}
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Of what synthetic clips a preset learns.
+
+    sizes: (width, height) and its share; a shard is of one size. modes: shares of the ways in which tracks are chosen.
+    still: share of the shards in whose clips nothing moves (nobody has dragged anything yet), of the size `still_size`:
+    weather needs no more, and many small clips teach it sooner than few large ones.
+    """
+
+    sizes: Mapping[tuple[int, int], float]
+    modes: Mapping[TrackMode, float]
+    still: float = 0.0
+    still_size: tuple[int, int] = (96, 96)
+
+
+# Without a motion prior a model sees what moves only where there are tracks: it is shown many.
+MIXTURES = {
+    "embedded": Mixture(
+        sizes={(192, 128): 0.5, (128, 192): 0.15, (160, 160): 0.15, (288, 160): 0.2},
+        modes={"drags": 0.6, "sparse": 0.15, "dense": 0.25},
+        still=0.3,
+    ),
+    "embedded-plain": Mixture(
+        sizes={(80, 80): 0.5, (104, 64): 0.25, (64, 104): 0.25},
+        modes={"drags": 0.15, "sparse": 0.2, "dense": 0.65},
+        still=0.05,
+        still_size=(64, 64),
+    ),
+    "wan2.1-1.3b": Mixture(sizes={(832, 480): 1.0}, modes={"sparse": 0.2, "dense": 0.8}),
+    "wan2.2-5b": Mixture(sizes={(1280, 704): 1.0}, modes={"sparse": 0.2, "dense": 0.8}),
 }

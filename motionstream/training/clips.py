@@ -169,8 +169,8 @@ def make_scene(
 ) -> tuple[np.ndarray, Tracks, str, int | None]:
     """A synthetic clip: frames, tracks that a visitor might have given, prompt, and with a sky the seed of its noise.
 
-    modes: as in `settings.Mixture`; with None nothing moves but what an effect lets fall. Without a sky things fall anywhere:
-    where that is, a teacher learns to invent.
+    modes: as in `settings.Mixture`; with None nothing moves but what an effect lets fall. Without a sky things fall
+    anywhere: where that is, a teacher learns to invent.
     """
     seed = int(rng.integers(2**62)) if sky else None
     scene = random_scene(rng, library, *size, count if modes else 1)

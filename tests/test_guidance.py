@@ -156,11 +156,13 @@ def test_the_skip_is_the_posterior_of_a_normal_prior():
     z = (1 - t) * x0 + t * rng.standard_normal(len(x0))
     slope, offset = np.polyfit(z, x0, 1)
     ends = torch.tensor([-1.0, 2.0]).view(2, 1, 1, 1, 1)
-    got = prior + skipped(ends, torch.full((2,), t), torch.tensor(prior))
+    one = torch.ones(1)
+    got = prior + skipped(ends, torch.full((2,), t), torch.tensor(prior), one)
     assert got.flatten().tolist() == pytest.approx([offset - slope, offset + 2 * slope], abs=0.01)
-    assert skipped(ends, torch.ones(2), torch.tensor(prior)).abs().max() == 0  # a student's first step is untouched
-    without = skipped(ends, torch.full((2,), t), None)  # of N(0, 1): (1 - t) z / ((1 - t)^2 + t^2)
-    torch.testing.assert_close(without, ends * 0.55 / (0.55**2 + 0.45**2))
+    start = skipped(ends, torch.ones(2), torch.tensor(prior), one)
+    assert start.abs().max() == 0  # a student's first step is untouched
+    without = skipped(ends, torch.full((2,), t), None, 4 * one)  # of N(0, 4): 4 (1 - t) z / (4 (1 - t)^2 + t^2)
+    torch.testing.assert_close(without, ends * 4 * 0.55 / (4 * 0.55**2 + 0.45**2))
 
 
 def test_the_sampler_solves_the_ode_of_a_normal_distribution():

@@ -23,7 +23,7 @@ from motionstream.training.clips import (
     Encoders,
     chunk_bounds,
     folder_records,
-    make_scene,
+    make_clip,
     to_tensor,
     with_effect,
     write_shard,
@@ -43,7 +43,7 @@ from motionstream.training.effects import (
 )
 from motionstream.training.folder import RealClips, cached_tracks, caption
 from motionstream.training.parallel import World
-from motionstream.training.scenes import choose_tracks, noise_texture, random_scene, render_clip
+from motionstream.training.scenes import choose_tracks, noise_texture, random_scene, render_clip, sliding_scene
 from motionstream.training.settings import MIXTURES
 from motionstream.training.trainer import Draws, Samples, Schedule, made_samples, optimisers_for
 from motionstream.video import Mp4Writer
@@ -97,6 +97,29 @@ def test_objects_are_cut_from_photographs_in_their_place():
         assert render_clip(scene).frames.shape == (3, 64, 96, 3)
         shares.append((render_clip(scene).owner[0] > 0).mean())
     assert 0.02 < np.mean(shares) < 0.7
+
+
+@pytest.mark.parametrize("step", (8, 3))
+def test_a_sliding_photograph_stands_whole_steps_from_where_it_was(step):
+    found = set()
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        scene = sliding_scene(rng, EMPTY, *SIZE, 33, step)
+        clip = render_clip(scene)
+        tracks = choose_tracks(rng, scene, clip, "dense")
+        shift = tracks.points[-1, 0] - tracks.points[0, 0]
+        columns, rows = np.round(shift).astype(int)
+        moved = tracks.points[-1] - tracks.points[0]
+        np.testing.assert_allclose(moved, np.broadcast_to([columns, rows], moved.shape), atol=1e-4)
+        assert columns % step == rows % step == 0 and max(abs(columns), abs(rows)) <= 4 * step
+        there = clip.frames[0][max(0, -rows) : SIZE[1] - rows, max(0, -columns) : SIZE[0] - columns]
+        np.testing.assert_array_equal(
+            clip.frames[-1][max(0, rows) : SIZE[1] + rows, max(0, columns) : SIZE[0] + columns],
+            there[: SIZE[1] - abs(rows), : SIZE[0] - abs(columns)],
+        )
+        np.testing.assert_array_equal(clip.frames[16:], np.broadcast_to(clip.frames[-1:], clip.frames[16:].shape))
+        found.add((columns, rows))
+    assert len(found) > 4
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +205,13 @@ def test_the_autoencoder_starts_from_pca_and_learns():
             optimiser.zero_grad()
     assert losses.decoder_loss(batch())["loss"] < 0.97 * before
     tiny_vae.normalise(vae, frames)
-    torch.testing.assert_close(vae.encode(frames).std((0, 2, 3, 4)), torch.ones(24), atol=1e-3, rtol=0)
+    latents = vae.encode(frames).detach()
+    worth = tiny_vae.channel_worth(vae, latents)
+    torch.testing.assert_close(worth, worth.mean().expand(24), rtol=0.02, atol=0)
+    variance = latents.var((0, 2, 3, 4))
+    assert variance.mean() == pytest.approx(1, abs=0.02) and latents.mean((0, 2, 3, 4)).abs().max() < 1e-3
+    assert variance.max() > 3  # the picture's mean colour counts for more than its finest detail
+    torch.testing.assert_close(torch.tensor(vae.config.latent_variance), variance, rtol=1e-3, atol=0)
 
 
 def test_a_tiny_decoder_learns_another_vaes_latents_and_leaves_it_alone():
@@ -252,7 +281,8 @@ def encoders():
 
 @pytest.fixture(scope="module")
 def scene(encoders):
-    return make_scene(np.random.default_rng(5), EMPTY, (64, 64), 33, MIXTURES["embedded"].modes, Sky(encoders.vae))
+    rng = np.random.default_rng(5)
+    return make_clip(rng, random_scene(rng, EMPTY, 64, 64, 33), 33, MIXTURES["embedded"].modes, Sky(encoders.vae))
 
 
 @pytest.fixture(scope="module")
@@ -291,6 +321,7 @@ def test_every_preset_has_a_mixture_of_clips_that_its_tokens_fit():
     assert MIXTURES.keys() == PRESETS.keys()
     for name, mixture in MIXTURES.items():
         assert sum(mixture.sizes.values()) == pytest.approx(1) == sum(mixture.modes.values())
+        assert 0 <= mixture.still + mixture.slides < 1
         sizes = [*mixture.sizes] + [mixture.still_size] * (mixture.still > 0)
         assert not any(side % PRESETS[name].cell for size in sizes for side in size)
 
@@ -298,8 +329,9 @@ def test_every_preset_has_a_mixture_of_clips_that_its_tokens_fit():
 @pytest.mark.parametrize("still", (False, True))
 def test_without_a_sky_a_clip_belongs_to_no_noise(still):
     for seed in range(6):
-        modes = None if still else {"dense": 1.0}
-        frames, tracks, prompt, noise = make_scene(np.random.default_rng(seed), EMPTY, (64, 64), 33, modes, None)
+        rng = np.random.default_rng(seed)
+        scene = random_scene(rng, EMPTY, 64, 64, 1 if still else 33)
+        frames, tracks, prompt, noise = make_clip(rng, scene, 33, {"dense": 1.0}, None)
         assert frames.shape == (33, 64, 64, 3) and tracks.T == 33 and noise is None
         assert bool(tracks.N) != still
         assert prompt or not still  # where nothing moves, the prompt is what there is to learn

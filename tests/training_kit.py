@@ -57,7 +57,7 @@ def network(preset=TINY, seed=0, skip=False) -> Network:
     torch.nn.init.normal_(transformer.proj_out.weight, std=0.1)
     head = new_head(preset)
     text = EffectTextEncoder(text_dim=16) if preset.text_encoder == "EffectTextEncoder" else None
-    return Network(preset, transformer, head, text, skip=skip)
+    return Network(preset, transformer, head, text, skip=torch.ones(preset.latent_channels) if skip else None)
 
 
 def clip_batch(preset=TINY, clips=4, chunks=3, seed=0, step=0, places=None) -> ClipBatch:

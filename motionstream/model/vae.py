@@ -136,7 +136,8 @@ class Stream:
 class EmbeddedVAE(ModelMixin, ConfigMixin):
     """Causal autoencoder; frames [B, 3, T, H, W] in [-1, 1], T = 1 + 4j, H and W multiples of 8.
 
-    Latents [B, C, 1 + j, H/8, W/8] are normalised per channel (mean 0, variance 1 over the training clips).
+    Latents [B, C, 1 + j, H/8, W/8] are normalised over the training clips: mean 0 in every channel, mean variance 1
+    (see `training.tiny_vae.normalise`). latent_variance: of each channel, for those who train on them.
     """
 
     @register_to_config
@@ -147,6 +148,7 @@ class EmbeddedVAE(ModelMixin, ConfigMixin):
         decoder_width: int = 160,
         decoder_fine_width: int = 96,
         decoder_depth: int = 3,
+        latent_variance: list[float] | None = None,
     ):
         super().__init__()
         self.encoder = Encoder(latent_channels, encoder_width)

@@ -32,7 +32,15 @@ from motionstream.tracks import Tracks, draw_ids
 from motionstream.training.effects import Fall, Sky, anywhere, random_effect
 from motionstream.training.folder import RealClips, cached_tracks, caption
 from motionstream.training.parallel import World
-from motionstream.training.scenes import Library, TrackMode, choose_tracks, random_scene, render_clip
+from motionstream.training.scenes import (
+    Library,
+    Scene,
+    TrackMode,
+    choose_tracks,
+    random_scene,
+    render_clip,
+    sliding_scene,
+)
 from motionstream.training.settings import MIXTURES
 from motionstream.training.trainer import Draws, Schedule
 
@@ -159,24 +167,18 @@ def with_effect(
     return effect.apply(frames, strength, fall), effect.prompt
 
 
-def make_scene(
-    rng: np.random.Generator,
-    library: Library,
-    size: tuple[int, int],
-    count: int,
-    modes: Mapping[TrackMode, float] | None,
-    sky: Sky | None,
+def make_clip(
+    rng: np.random.Generator, scene: Scene, count: int, modes: Mapping[TrackMode, float], sky: Sky | None
 ) -> tuple[np.ndarray, Tracks, str, int | None]:
     """A synthetic clip: frames, tracks that a visitor might have given, prompt, and with a sky the seed of its noise.
 
-    modes: as in `settings.Mixture`; with None nothing moves but what an effect lets fall. Without a sky things fall
-    anywhere: where that is, a teacher learns to invent.
+    modes: as in `settings.Mixture`. A scene of one frame stands for `count`: nothing moves but what an effect lets
+    fall. Without a sky things fall anywhere: where that is, a teacher learns to invent.
     """
     seed = int(rng.integers(2**62)) if sky else None
-    scene = random_scene(rng, library, *size, count if modes else 1)
     clip = render_clip(scene)
     frames, tracks, share = np.repeat(clip.frames, count, axis=0), Tracks.empty(count), 1.0
-    if modes:
+    if scene.frames > 1:
         mode = rng.choice(list(modes), p=list(modes.values()))
         frames, tracks, share = clip.frames, choose_tracks(rng, scene, clip, mode), 0.5
     fall = sky.over(seed, frames) if sky else anywhere(rng, frames)
@@ -187,16 +189,24 @@ def make_scene(
 def scene_records(
     encoders: Encoders, library: Library, chunks: int, seed: int, number: int, world: World
 ) -> Iterator[Record]:
-    """The records of synthetic shard `number`, all of one size."""
+    """The records of synthetic shard `number`, all of one size and kind."""
     rng = np.random.default_rng([seed, 2, number])
-    mixture = MIXTURES[encoders.preset.name]
-    size, modes = mixture.still_size, None
-    if rng.random() >= mixture.still:
-        size, modes = list(mixture.sizes)[rng.choice(len(mixture.sizes), p=list(mixture.sizes.values()))], mixture.modes
+    mixture, cell = MIXTURES[encoders.preset.name], encoders.preset.spatial_stride
+    kinds = {"still": mixture.still, "slides": mixture.slides, "scenes": 1 - mixture.still - mixture.slides}
+    kind = rng.choice(list(kinds), p=list(kinds.values()))
+    size = mixture.still_size
+    if kind != "still":
+        size = list(mixture.sizes)[rng.choice(len(mixture.sizes), p=list(mixture.sizes.values()))]
     frames = chunk_bounds(encoders.preset, chunks)[-1][1]
     sky = Sky(encoders.vae) if encoders.preset.vae == "EmbeddedVAE" else None
     for _ in range(SHARD):
-        clip, tracks, prompt, clip_seed = make_scene(rng, library, size, frames, modes, sky)
+        if kind == "slides":
+            step = cell if rng.random() < 0.5 else int(rng.integers(1, cell))
+            scene = sliding_scene(rng, library, *size, frames, step)
+        else:
+            scene = random_scene(rng, library, *size, 1 if kind == "still" else frames)
+        modes = {"dense": 1.0} if kind == "slides" else mixture.modes
+        clip, tracks, prompt, clip_seed = make_clip(rng, scene, frames, modes, sky)
         # What the motion prior is told must be what is stored: the first MAX_TRACKS.
         kept = Tracks(tracks.points[:, :MAX_TRACKS], tracks.visible[:, :MAX_TRACKS], tracks.ids[:MAX_TRACKS])
         yield encoders.record(clip, kept, prompt, world, MAX_TRACKS, clip_seed)

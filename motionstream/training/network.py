@@ -32,19 +32,21 @@ from motionstream.model.presets import Preset
 from motionstream.model.text import EffectTextEncoder
 from motionstream.model.track_head import TrackHead, track_map
 from motionstream.model.transformer import Context, MotionTransformer
+from motionstream.model.vae import EmbeddedVAE
 from motionstream.streaming import Condition, assemble_condition, image_channels, predict_x0, write_cache
 from motionstream.training.clips import ClipBatch, chunk_bounds
 from motionstream.training.parallel import World, full_state
 from motionstream.training.rgb_tracks import RgbTracks
 from motionstream.training.trainer import Draws
 
-RESIDUAL_VARIANCE = 0.35  # of the clips' latents around the motion prior's
+RESIDUAL_VARIANCE = 0.35  # of the clips' latents around the motion prior's, as a share of all of it
 
 
 class Network(nn.Module):
     """Transformer, track head and, where prompts are learned along with them, the text encoder; float32 weights.
 
-    skip: whether to predict as a teacher, see the module's docstring; of no effect where the velocity is predicted.
+    skip: variance of the clips' latents per channel [C] for a network that predicts as a teacher, see the module's
+    docstring; of no effect where the velocity is predicted.
     """
 
     entries = ("condition", "context", "predict", "write")  # what is called from outside, besides `forward`
@@ -56,11 +58,11 @@ class Network(nn.Module):
         track_head: TrackHead | RgbTracks,
         text_encoder: EffectTextEncoder | None = None,
         world: World | None = None,
-        skip: bool = False,
+        skip: Tensor | None = None,
     ):
         super().__init__()
         self.preset, self.world = preset, world or World()
-        self.skip = skip and preset.prediction != "velocity"
+        self.register_buffer("skip", skip if preset.prediction != "velocity" else None, persistent=False)
         self.checkpointing = False  # of roll-outs: see `predict`
         self.transformer, self.track_head, self.text_encoder = transformer, track_head, text_encoder
         self.to(self.world.device).float()
@@ -154,9 +156,9 @@ class Network(nn.Module):
             x0 = predict_x0(
                 self.transformer, z, t, condition, context, cache, prediction=self.preset.prediction
             ).float()
-        if not self.skip:
+        if self.skip is None:
             return x0
-        more = skipped(z, t, condition.prior)
+        more = skipped(z, t, condition.prior, self.skip)
         if condition.first is not None:
             more[:, :, 0] = 0
         return x0 + more
@@ -179,10 +181,12 @@ class Network(nn.Module):
         return twin
 
 
-def skipped(z: Tensor, t: Tensor, prior: Tensor | None) -> Tensor:
-    """E[x0 | z] - prior, were x0 normal around the motion prior with RESIDUAL_VARIANCE, or around 0 with 1; t [B]."""
-    t = t.view(-1, 1, 1, 1, 1)
-    variance = 1.0 if prior is None else RESIDUAL_VARIANCE
+def skipped(z: Tensor, t: Tensor, prior: Tensor | None, variance: Tensor) -> Tensor:
+    """E[x0 | z] - prior, were x0 normal around 0 with this variance [C], or around the motion prior with a share of it,
+    RESIDUAL_VARIANCE; t [B]."""
+    t, variance = t.view(-1, 1, 1, 1, 1), variance.view(1, -1, 1, 1, 1)
+    if prior is not None:
+        variance = variance * RESIDUAL_VARIANCE
     gain = (1 - t) * variance / ((1 - t) ** 2 * variance + t**2)
     return gain * (z if prior is None else z - (1 - t) * prior)
 
@@ -201,7 +205,8 @@ def load_network(
     folder = model_folder(folder, preset)
     head = rgb_head(folder, preset) if rgb else load_component(folder / "track_head")
     preset = with_rgb(preset) if rgb else preset
-    return Network(preset, load_component(folder / "transformer"), head, _learned_text(folder, preset), world, skip)
+    text, known = _learned_text(folder, preset), _variance(folder, preset) if skip else None
+    return Network(preset, load_component(folder / "transformer"), head, text, world, known)
 
 
 def rgb_head(folder: Path, preset: Preset) -> RgbTracks:
@@ -236,7 +241,8 @@ def new_network(preset: Preset, vae_folder: Path, seed: int, world: World | None
     if preset.prediction != "velocity":
         nn.init.zeros_(transformer.proj_out.weight)
         nn.init.zeros_(transformer.proj_out.bias)
-    return Network(preset, transformer, head, _learned_text(vae_folder, preset), world, skip)
+    text, known = _learned_text(vae_folder, preset), _variance(vae_folder, preset) if skip else None
+    return Network(preset, transformer, head, text, world, known)
 
 
 def new_head(preset: Preset) -> TrackHead:
@@ -270,7 +276,8 @@ def widened_network(preset: Preset, folder: Path, world: World | None = None, sk
         if name not in weights or name not in expected or weights[name].shape != expected[name]:
             raise InputError(f"{folder} does not fit {preset.name}: the first weight that differs is {name}")
     transformer.load_state_dict({name: value.float() for name, value in weights.items()})
-    return Network(preset, transformer, new_head(preset), _learned_text(folder.parent, preset), world, skip)
+    text, known = _learned_text(folder.parent, preset), _variance(folder.parent, preset) if skip else None
+    return Network(preset, transformer, new_head(preset), text, world, known)
 
 
 def save_network(network: Network, source: Path, folder: Path, dtype: torch.dtype) -> None:
@@ -300,6 +307,12 @@ def save_network(network: Network, source: Path, folder: Path, dtype: torch.dtyp
     (unfinished / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)
+
+
+def _variance(folder: Path, preset: Preset) -> Tensor:
+    """[C]: of the latents of a model folder's autoencoder, 1 unless it says otherwise."""
+    known = EmbeddedVAE.load_config(folder / "vae").get("latent_variance") if preset.vae == "EmbeddedVAE" else None
+    return torch.ones(preset.latent_channels) if known is None else torch.tensor(known)
 
 
 def _learned_text(folder: Path, preset: Preset) -> EffectTextEncoder | None:

@@ -20,6 +20,7 @@ from motionstream.tracks import Tracks, draw_ids
 
 MARGIN = 0.3  # of the frame, on every side: what a moving camera may uncover
 MAX_LAYERS = 4
+SLIDE, SLIDE_FRAMES = 4, 8  # most steps each way of a sliding photograph, and for how many frames it slides
 
 TrackMode = Literal["drags", "sparse", "dense"]
 
@@ -327,6 +328,23 @@ def random_scene(rng: np.random.Generator, library: Library, width: int, height:
             )
         )
     return Scene(layers, width, height, frames)
+
+
+def sliding_scene(
+    rng: np.random.Generator, library: Library, width: int, height: int, frames: int, step: int
+) -> Scene:
+    """A photograph that soon after frame 0 slides by whole steps of `step` px each way, and then stands.
+
+    With the side of a latent cell as step, what has slid has the very latents that it had before, elsewhere: the
+    simplest clips in which a track's ID tells what is to be seen.
+    """
+    margin = SLIDE * step
+    picture = photo_crop(rng, library, width + 2 * margin, height + 2 * margin)
+    share = np.clip((np.arange(frames) - rng.integers(0, SLIDE_FRAMES + 1)) / SLIDE_FRAMES, 0, 1)
+    path = share[:, None] * rng.integers(-SLIDE, SLIDE + 1, 2) * step
+    rgba = np.dstack([picture, np.full(picture.shape[:2], 255, np.uint8)])
+    affine = _affine_motion(path, np.zeros(2), turn=0.0, zoom=0.0)
+    return Scene([Layer(rgba, affine, None, np.zeros(frames, np.float32))], width, height, frames)
 
 
 # --- rendering -----------------------------------------------------------------------------------------------------

@@ -89,12 +89,14 @@ class Mixture:
     sizes: (width, height) and its share; a shard is of one size. modes: shares of the ways in which tracks are chosen.
     still: share of the shards in whose clips nothing moves (nobody has dragged anything yet), of the size `still_size`:
     weather needs no more, and many small clips teach it sooner than few large ones.
+    slides: share of the shards in whose clips a photograph slides and stops, in half of them by whole latent cells.
     """
 
     sizes: Mapping[tuple[int, int], float]
     modes: Mapping[TrackMode, float]
     still: float = 0.0
     still_size: tuple[int, int] = (96, 96)
+    slides: float = 0.0
 
 
 # Without a motion prior a model sees what moves only where there are tracks: it is shown many.
@@ -109,6 +111,7 @@ MIXTURES = {
         modes={"drags": 0.15, "sparse": 0.2, "dense": 0.65},
         still=0.05,
         still_size=(64, 64),
+        slides=0.45,
     ),
     "wan2.1-1.3b": Mixture(sizes={(832, 480): 1.0}, modes={"sparse": 0.2, "dense": 0.8}),
     "wan2.2-5b": Mixture(sizes={(1280, 704): 1.0}, modes={"sparse": 0.2, "dense": 0.8}),

@@ -157,10 +157,32 @@ def vae_optimisers(vae: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
 
 @torch.no_grad()
 def normalise(vae: EmbeddedVAE, clips: Tensor) -> None:
-    """Measures the latents' mean and deviation per channel on `clips` and stores them."""
+    """Stores the latents' mean and scale per channel, measured on `clips`: a unit of any channel changes the picture as
+    much as one of any other, and their mean variance is 1.
+
+    Of latents with a variance of 1 in every channel, as a whitened PCA makes them, half describe what one hardly sees.
+    A model that learns on them spends itself on these, and what has moved by half a cell looks altogether unlike: track
+    IDs then pay only where motion is by whole cells.
+    """
     latents = vae.encode(clips)
+    worth, deviation = channel_worth(vae, latents), latents.std((0, 2, 3, 4))
+    scale = worth / (worth * deviation).square().mean().sqrt()
     vae.latent_mean += vae.latent_std * latents.mean((0, 2, 3, 4))
-    vae.latent_std *= latents.std((0, 2, 3, 4))
+    vae.latent_std /= scale
+    vae.register_to_config(latent_variance=(scale * deviation).square().tolist())
+
+
+@torch.no_grad()
+def channel_worth(vae: EmbeddedVAE, latents: Tensor) -> Tensor:
+    """[C]: by how much a unit in each channel of latents [B, C, t, h, w] changes the decoded picture, RMS."""
+    made, deviation = vae.decode(latents), latents.std((0, 2, 3, 4))
+    sign = torch.randint(0, 2, latents[:, 0].shape, generator=torch.Generator().manual_seed(0)).to(latents) * 2 - 1
+    changes = []
+    for channel, size in enumerate(deviation):
+        other = latents.clone()
+        other[:, channel] += size * sign
+        changes.append((vae.decode(other) - made).square().mean().sqrt() / size)
+    return torch.stack(changes)
 
 
 @torch.no_grad()

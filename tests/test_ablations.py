@@ -105,7 +105,7 @@ def test_one_run_writes_tables_plot_and_sheets(model, tmp_path, monkeypatch, cap
     rgb.preset = TINY
     save_network(rgb, source, tmp_path / "rgb", torch.float32)
     teachers = ["--teacher", str(tmp_path / "teacher"), "--rgb-teacher", str(tmp_path / "rgb")]
-    code = ablations.main(["folder", *teachers, "--long", "100", "--out", str(tmp_path), "--json"])
+    code = ablations.main(["folder", *teachers, "--long", "100", "--out", str(tmp_path / "new" / "out"), "--json"])
     assert code == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert list(result["context"]) == ["as shipped", "c3s1w1", "c3s0w1", "c1s1w1", "window grows"]
@@ -118,7 +118,7 @@ def test_one_run_writes_tables_plot_and_sheets(model, tmp_path, monkeypatch, cap
     assert result["decoders"] == {}
     assert {"latency", "spread", "kept", "epe"} <= result["context"]["c3s1w1"].keys()
     for name in ("ablations.png", "ablations-drift.png", "ablations-guidance.png", "ablations-long.png"):
-        assert (tmp_path / name).read_bytes()[:4] == b"\x89PNG"
+        assert (tmp_path / "new" / "out" / name).read_bytes()[:4] == b"\x89PNG"
     with pytest.raises(InputError, match="too few"):
         ablations.main(["folder", "--frames", "3"])
     with pytest.raises(InputError, match="name a folder"):

@@ -280,6 +280,7 @@ def long_streams(model: Model, clip: Clip, frames: int, seed: int) -> tuple[dict
 def main(argv: list[str]) -> int:
     """`motionstream eval ablations ...`: prints tables, writes sheets and a plot; with --json a JSON line last."""
     args = _parser().parse_args(argv)
+    args.out.mkdir(parents=True, exist_ok=True)
     model = load_model(args.model, args.device)
     lpips = Lpips.load(args.lpips) if args.lpips else None
     choice = parse_resolution(args.resolution, model.preset) if args.resolution else Choice(max(model.preset.budgets))

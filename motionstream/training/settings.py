@@ -73,7 +73,7 @@ RECIPES = {
 }
 # At these rates of Muon a teacher finds the picture in the first frame within 200 updates; at those above, it has
 # learned nothing after 100. The paper's text weight multiplies what so small a teacher gets wrong.
-_PLAIN = _SMALL | dict(guidance=Guidance(1.0, 1.5))
+_PLAIN = _SMALL | dict(guidance=Guidance(0.5, 1.0), ode_steps=3)
 RECIPES["embedded-plain"] = RECIPES["embedded"] | {
     "teacher-a": Recipe(batch=16, rate=2e-3, muon=2e-2, **_PLAIN),
     "teacher-b": Recipe(batch=16, rate=5e-4, muon=5e-3, hide=0.2, frozen_head=True, **_PLAIN),

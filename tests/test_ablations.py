@@ -93,7 +93,7 @@ def test_one_run_writes_tables_plot_and_sheets(model, tmp_path, monkeypatch, cap
     from motionstream.training.rgb_tracks import RgbTracks
 
     source = tmp_path / "source"
-    source.mkdir()
+    model.vae.save_pretrained(source / "vae")
     save_network(network(seed=4), source, tmp_path / "teacher", torch.float32)
     recipe = replace(RECIPES["embedded"]["teacher-a"], chunks=2, ode_steps=3)
     monkeypatch.setitem(RECIPES, "tiny", {"teacher-a": recipe})
@@ -101,7 +101,6 @@ def test_one_run_writes_tables_plot_and_sheets(model, tmp_path, monkeypatch, cap
     monkeypatch.setattr(ablations, "real_clips", lambda folder, frames, *_: iter([clip(min(frames, 45))]))
     rgb = network(with_rgb(TINY), seed=5)
     rgb.track_head = RgbTracks(model.vae, 8)
-    model.vae.save_pretrained(source / "vae")
     rgb.preset = TINY
     save_network(rgb, source, tmp_path / "rgb", torch.float32)
     teachers = ["--teacher", str(tmp_path / "teacher"), "--rgb-teacher", str(tmp_path / "rgb")]

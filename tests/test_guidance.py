@@ -5,12 +5,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from training_kit import PLAIN, RECIPE, TINY, clip_batch, falls, network
+from training_kit import ALONE, PLAIN, RECIPE, TINY, clip_batch, falls, network
 
 from motionstream.errors import InputError
-from motionstream.streaming import add_noise, sampling_timesteps, shift_timestep
+from motionstream.model.vae import EmbeddedVAE
+from motionstream.streaming import Condition, add_noise, sampling_timesteps, shift_timestep
 from motionstream.training.guidance import Guidance, joint_guidance
-from motionstream.training.network import hide_chunks, skipped
+from motionstream.training.network import hide_chunks, new_network, skipped
 from motionstream.training.teacher import (
     T_LEAST,
     flow_loss,
@@ -163,6 +164,17 @@ def test_the_skip_is_the_posterior_of_a_normal_prior():
     assert start.abs().max() == 0  # a student's first step is untouched
     without = skipped(ends, torch.full((2,), t), None, 4 * one)  # of N(0, 4): 4 (1 - t) z / (4 (1 - t)^2 + t^2)
     torch.testing.assert_close(without, ends * 4 * 0.55 / (4 * 0.55**2 + 0.45**2))
+
+
+def test_a_teacher_knows_how_much_its_autoencoders_latents_vary(tmp_path):
+    variance = [9.0, 2.0, *[0.25] * 6]
+    EmbeddedVAE(8, 8, 8, 8, 1, latent_variance=variance).save_pretrained(tmp_path / "vae")
+    assert new_network(ALONE, tmp_path, seed=0).skip is None
+    teacher, z, t = new_network(ALONE, tmp_path, seed=0, skip=True), torch.ones(1, 8, 1, 1, 1), torch.full((1,), 0.5)
+    spread = torch.tensor(variance)  # a network that has learned nothing gives the best guess from z alone
+    context = teacher.transformer.encode_context(torch.zeros(1, 1, 16))
+    made = teacher.predict(z.expand(1, 8, 1, 4, 6), t, Condition(torch.zeros(1, 4, 1, 4, 6)), context)
+    torch.testing.assert_close(made[0, :, 0, 0, 0], 0.5 * spread / (0.25 * spread + 0.25))
 
 
 def test_the_sampler_solves_the_ode_of_a_normal_distribution():

@@ -32,7 +32,6 @@ from motionstream.model.presets import Preset
 from motionstream.model.text import EffectTextEncoder
 from motionstream.model.track_head import TrackHead, track_map
 from motionstream.model.transformer import Context, MotionTransformer
-from motionstream.model.vae import EmbeddedVAE
 from motionstream.streaming import Condition, assemble_condition, image_channels, predict_x0, write_cache
 from motionstream.training.clips import ClipBatch, chunk_bounds
 from motionstream.training.parallel import World, full_state
@@ -311,7 +310,7 @@ def save_network(network: Network, source: Path, folder: Path, dtype: torch.dtyp
 
 def _variance(folder: Path, preset: Preset) -> Tensor:
     """[C]: of the latents of a model folder's autoencoder, 1 unless it says otherwise."""
-    known = EmbeddedVAE.load_config(folder / "vae").get("latent_variance") if preset.vae == "EmbeddedVAE" else None
+    known = load_component(folder / "vae").config.latent_variance if preset.vae == "EmbeddedVAE" else None
     return torch.ones(preset.latent_channels) if known is None else torch.tensor(known)
 
 

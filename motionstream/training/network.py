@@ -204,8 +204,7 @@ def load_network(
     folder = model_folder(folder, preset)
     head = rgb_head(folder, preset) if rgb else load_component(folder / "track_head")
     preset = with_rgb(preset) if rgb else preset
-    text, known = _learned_text(folder, preset), _variance(folder, preset) if skip else None
-    return Network(preset, load_component(folder / "transformer"), head, text, world, known)
+    return _assembled(preset, load_component(folder / "transformer"), head, folder, world, skip)
 
 
 def rgb_head(folder: Path, preset: Preset) -> RgbTracks:
@@ -240,8 +239,7 @@ def new_network(preset: Preset, vae_folder: Path, seed: int, world: World | None
     if preset.prediction != "velocity":
         nn.init.zeros_(transformer.proj_out.weight)
         nn.init.zeros_(transformer.proj_out.bias)
-    text, known = _learned_text(vae_folder, preset), _variance(vae_folder, preset) if skip else None
-    return Network(preset, transformer, head, text, world, known)
+    return _assembled(preset, transformer, head, vae_folder, world, skip)
 
 
 def new_head(preset: Preset) -> TrackHead:
@@ -275,8 +273,7 @@ def widened_network(preset: Preset, folder: Path, world: World | None = None, sk
         if name not in weights or name not in expected or weights[name].shape != expected[name]:
             raise InputError(f"{folder} does not fit {preset.name}: the first weight that differs is {name}")
     transformer.load_state_dict({name: value.float() for name, value in weights.items()})
-    text, known = _learned_text(folder.parent, preset), _variance(folder.parent, preset) if skip else None
-    return Network(preset, transformer, new_head(preset), text, world, known)
+    return _assembled(preset, transformer, new_head(preset), folder.parent, world, skip)
 
 
 def save_network(network: Network, source: Path, folder: Path, dtype: torch.dtype) -> None:
@@ -306,6 +303,19 @@ def save_network(network: Network, source: Path, folder: Path, dtype: torch.dtyp
     (unfinished / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)
+
+
+def _assembled(
+    preset: Preset,
+    transformer: MotionTransformer,
+    head: TrackHead | RgbTracks,
+    folder: Path,
+    world: World | None,
+    skip: bool,
+) -> Network:
+    """The network with what a model folder says of its prompts and of its latents."""
+    variance = _variance(folder, preset) if skip else None
+    return Network(preset, transformer, head, _learned_text(folder, preset), world, variance)
 
 
 def _variance(folder: Path, preset: Preset) -> Tensor:

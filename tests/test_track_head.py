@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from motionstream.model.track_head import TrackHead, embed_ids, pack_time, track_map
+from motionstream.model.track_head import TrackHead, embed_ids, pack_time, track_map, track_maps
 from motionstream.tracks import Tracks
 
 
@@ -30,6 +30,15 @@ def test_track_map_is_equation_1(width, height, count):
     got = track_map(tracks, width, height, 8)
     assert got.shape == (5, height // 8, width // 8, 64) and got.dtype == torch.float32
     assert torch.equal(got, by_the_book(tracks, width, height, 8, 64))
+
+
+def test_maps_of_several_clips_are_each_clips_own():
+    rng = np.random.default_rng(0)
+    clips = [
+        Tracks(rng.uniform(-9, 60, (5, n, 2)), rng.random((5, n)) < 0.8, rng.integers(0, 999, n)) for n in (7, 0, 40)
+    ]
+    maps = track_maps(clips, 48, 32, 8)
+    assert torch.equal(maps, torch.stack([by_the_book(one, 48, 32, 8, 64) for one in clips])) and not maps[1].any()
 
 
 @pytest.mark.parametrize("point", [(-0.5, 4), (4, -1e-3), (48, 4), (4, 32), (1e30, 4), (4, -1e30)])

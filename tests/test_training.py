@@ -349,7 +349,7 @@ def test_shards_are_read_as_they_were_written(record, scene, tmp_path):
     write_shard(tmp_path / "00-00000.safetensors", [record, record, record])
     clips = Clips(tmp_path, PRESET, 2)
     draws = [Draws(0, step, [0, 1]) for step in (0, 0, 1)]
-    first, same, later = (clips.read(clips.shards[0][0], np.array([2, 0]), one, torch.device("cpu")) for one in draws)
+    first, same, later = (clips.read(clips.shards[0][0], [2, 0], one).to("cpu") for one in draws)
     assert first.latents.shape == (2, 48, 6, 8, 8) and first.held.shape == (2, 48, 1, 8, 8)
     torch.testing.assert_close(first.latents[0], record["latents"][:, :6], atol=5e-3, rtol=5e-3)
     shown = tracks.visible.any(0)
@@ -359,8 +359,27 @@ def test_shards_are_read_as_they_were_written(record, scene, tmp_path):
     assert not np.array_equal(first.tracks[0].ids, first.tracks[1].ids)
     assert not np.array_equal(first.tracks[0].ids, later.tracks[0].ids)
     few = replace(clips, tracks=(1, 2))
-    counts = {few.read(clips.shards[0][0], np.array([0]), Draws(0, step, [0]), "cpu").tracks[0].N for step in range(12)}
+    counts = {few.read(clips.shards[0][0], [0], Draws(0, step, [0])).tracks[0].N for step in range(12)}
     assert counts == {1, 2}
+
+
+def test_an_updates_clips_come_from_all_shards_of_their_shape_whoever_reads_them(record, tmp_path):
+    longer = record | {"points": record["points"].repeat(1, 2, 1), "visible": record["visible"].repeat(1, 2)}
+    for number, one in enumerate((record, record, longer)):
+        marked = [one | {"noise": torch.tensor(10 * number + row)} for row in range(4)]
+        write_shard(tmp_path / f"00-{number:05d}.safetensors", marked)
+    clips, schedule = Clips(tmp_path, PRESET, 2), Schedule(batch=6, steps=1, pieces=2)
+    read = [clips.data(schedule, 3, World(), workers)(5) for workers in (0, 2)]
+    seen = set()
+    for _ in range(6):
+        here, beside = next(read[0]), next(read[1])
+        for one, other in zip(here, beside, strict=True):
+            torch.testing.assert_close(one.latents, other.latents, atol=0, rtol=0)
+            torch.testing.assert_close(one.noise, other.noise)
+            torch.testing.assert_close(one.draws.normal(5), other.draws.normal(5), atol=0, rtol=0)
+            np.testing.assert_array_equal(one.tracks[0].ids, other.tracks[0].ids)
+        seen.add(frozenset((torch.cat([piece.noise for piece in here]) // 10).tolist()))
+    assert seen <= {frozenset({0, 1}), frozenset({2})} and frozenset({0, 1}) in seen
 
 
 def test_batches_do_not_depend_on_how_they_are_split(record, tmp_path):
@@ -483,7 +502,7 @@ def test_a_folder_of_real_clips_becomes_shards(clip_folder, encoders, tmp_path):
     stored = load_file(shard)
     assert stored["latents"].shape == (3, 48, 6, 8, 12)
     assert stored["text"][0].tolist() == [1 + encoders.text_encoder.vocabulary.index("fog"), 0, 0, 0]
-    batch = Clips(tmp_path, PRESET, 2).read(shard, np.arange(3), Draws(0, 0, range(3)), "cpu")
+    batch = Clips(tmp_path, PRESET, 2).read(shard, range(3), Draws(0, 0, range(3))).to("cpu")
     assert all(tracks.N > 20 for tracks in batch.tracks)
     with pytest.raises(InputError, match="no clip was good enough"):
         write_stream(tmp_path / "none", iter(()))

@@ -6,8 +6,10 @@ and mixes them with one 1x1x1 convolution.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
@@ -17,10 +19,10 @@ from motionstream.tracks import Tracks
 
 
 def embed_ids(ids: Tensor, dim: int = 64) -> Tensor:
-    """Sinusoidal encoding of ID numbers [N] -> [N, dim]: sines in the first half, cosines in the second."""
+    """Sinusoidal encoding of ID numbers [..., N] -> [..., N, dim]: sines in the first half, cosines in the second."""
     frequencies = torch.exp(-math.log(10_000) * torch.arange(dim // 2, device=ids.device) / (dim // 2))
-    angles = ids.float()[:, None] * frequencies
-    return torch.cat([angles.sin(), angles.cos()], dim=1)
+    angles = ids.float()[..., None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
 def track_map(tracks: Tracks, width: int, height: int, stride: int, dim: int = 64, device="cpu") -> Tensor:
@@ -31,18 +33,39 @@ def track_map(tracks: Tracks, width: int, height: int, stride: int, dim: int = 6
 
     Returns: float32 [T, height // stride, width // stride, dim].
     """
-    points, visible, ids = (torch.tensor(a) for a in (tracks.points, tracks.visible, tracks.ids))
-    rows, columns = height // stride, width // stride
+    return track_maps([tracks], width, height, stride, dim, device)[0]
+
+
+def track_maps(
+    clips: Sequence[Tracks], width: int, height: int, stride: int, dim: int = 64, device="cpu"
+) -> Tensor:
+    """`track_map` of several clips of one length: [B, T, height // stride, width // stride, dim]."""
+    points, visible, ids = (upload(part, device) for part in _together(clips))
+    (batch, frames, most), rows, columns = visible.shape, height // stride, width // stride
     column, row = points.div(stride).floor().unbind(-1)  # still floats: far outside they would not fit an integer
     written = visible & (column >= 0) & (column < columns) & (row >= 0) & (row < rows)
-    time, track = written.nonzero(as_tuple=True)
-    cell = (time * rows + row[written].long()) * columns + column[written].long()
+    column, row = (torch.where(written, place, 0).long() for place in (column, row))
+    frame = torch.arange(batch * frames, device=device).view(batch, frames, 1)
+    nowhere = batch * frames * rows * columns  # not left out: how many there are would have to be asked of a GPU
+    cell = torch.where(written, (frame * rows + row) * columns + column, nowhere)
     # Scatter with repeated targets has no defined order: which track owns a cell is settled first, by the highest n.
-    # All of that on the CPU: points are few, and which ones are written would have to be asked of a GPU.
-    owner = torch.full((tracks.T, rows, columns), tracks.N)  # nobody's: the last row, of zeros
-    owner.view(-1).scatter_reduce_(0, cell, track, "amax", include_self=False)
-    codes = upload(torch.cat([embed_ids(ids, dim), torch.zeros(1, dim)]), device)
-    return codes.index_select(0, upload(owner, device).flatten()).unflatten(0, owner.shape)
+    owner = torch.full((nowhere + 1,), -1, device=device)
+    owner.scatter_reduce_(0, cell.flatten(), torch.arange(most, device=device).expand_as(cell).flatten(), "amax")
+    owner = owner[:-1].view(batch, -1) % (most + 1)  # nobody's: the last row, of zeros
+    codes = F.pad(embed_ids(ids, dim), (0, 0, 0, 1)).flatten(0, 1)
+    owner = owner + (most + 1) * torch.arange(batch, device=device)[:, None]
+    return codes.index_select(0, owner.flatten()).view(batch, frames, rows, columns, dim)
+
+
+def _together(clips: Sequence[Tracks]) -> tuple[Tensor, Tensor, Tensor]:
+    """Points [B, T, N, 2], visible [B, T, N] and IDs [B, N], N that of the clip with most; rows it lacks never show."""
+    shape = len(clips), clips[0].T, max(one.N for one in clips)
+    points, visible = torch.zeros(*shape, 2), torch.zeros(shape, dtype=torch.bool)
+    ids = torch.zeros(shape[0], shape[2], dtype=torch.int64)
+    for n, one in enumerate(clips):
+        points[n, :, : one.N], visible[n, :, : one.N] = torch.tensor(one.points), torch.tensor(one.visible)
+        ids[n, : one.N] = torch.tensor(one.ids)
+    return points, visible, ids
 
 
 def pack_time(x: Tensor, stride: int, first: bool) -> Tensor:

@@ -48,7 +48,7 @@ def trajectory_records(teacher: Network, clips: Clips, recipe: Recipe, seed: int
     rows = np.random.default_rng([seed, 5, number]).choice(count, min(SHARD, count), replace=False)
     for start in range(0, len(rows), recipe.batch):
         places = list(range(start, min(start + recipe.batch, len(rows))))
-        batch = clips.read(path, rows[places], Draws(seed, number, places, device), device)
+        batch = clips.read(path, rows[places], Draws(seed, number, places)).to(device)
         with torch.no_grad():
             predict = guided(teacher, batch, range(recipe.chunks), recipe.guidance)
             noise = batch.draws.normal(*batch.latents.shape[1:])

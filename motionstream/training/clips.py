@@ -12,15 +12,17 @@ asks for. See `folder.py` for real clips.
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from motionstream.controls.trackers import MAX_GRID, open_tracker
 from motionstream.errors import InputError
@@ -42,7 +44,7 @@ from motionstream.training.scenes import (
     sliding_scene,
 )
 from motionstream.training.settings import MIXTURES
-from motionstream.training.trainer import Draws, Schedule
+from motionstream.training.trainer import Draws, Schedule, single_thread
 
 SHARD = 32
 MAX_TRACKS = 300  # of a synthetic clip
@@ -296,6 +298,12 @@ class ClipBatch:
     def __len__(self) -> int:
         return len(self.latents)
 
+    def to(self, device: torch.device | str) -> "ClipBatch":
+        """The clips, and their draws, on a device, in float32."""
+        values = {name: v.to(device) for name, v in vars(self).items() if isinstance(v, Tensor)}
+        values = {name: v.float() if v.is_floating_point() else v for name, v in values.items()}
+        return replace(self, draws=self.draws.to(device), **values)
+
     def records(self) -> Iterator[Record]:
         """The clips one by one, without their tracks."""
         values = {name: v for name, v in vars(self).items() if isinstance(v, Tensor)}
@@ -337,39 +345,54 @@ class Clips:
             raise InputError(f"{self.folder} holds no .safetensors shard: write some with train clips")
         object.__setattr__(self, "shards", shards)
 
-    def data(self, schedule: Schedule, seed: int, world: World) -> Callable[[int], Iterator[list[ClipBatch]]]:
-        """Data of a `Stage`: for every update a shard at random, and clips of it at random."""
-        places = world.places(schedule)
-        weights = np.array([count for _, count in self.shards], float)
+    def data(
+        self, schedule: Schedule, seed: int, world: World, workers: int = 0
+    ) -> Callable[[int], Iterator[list[ClipBatch]]]:
+        """Data of a `Stage`: clips at random, those of an update of one size; read by `workers` processes beside."""
+        batches = _Batches(self, schedule.batch, seed, world.places(schedule))
 
         def data(start: int) -> Iterator[list[ClipBatch]]:
-            step = start
-            while True:
-                rng = np.random.default_rng([seed, 4, step])
-                path, count = self.shards[rng.choice(len(weights), p=weights / weights.sum())]
-                rows = rng.choice(count, schedule.batch, replace=count < schedule.batch)
-                yield [
-                    self.read(path, rows[group], Draws(seed, step, group, world.device), world.device)
-                    for group in places
-                ]
-                step += 1
+            options = {"prefetch_factor": 2, "worker_init_fn": single_thread} if workers else {}
+            steps = itertools.count(start)
+            loader = DataLoader(
+                batches, batch_size=None, sampler=steps, num_workers=workers, collate_fn=_as_it_is, **options
+            )
+            for pieces in loader:
+                yield [piece.to(world.device) for piece in pieces]
 
         return data
 
-    def read(self, path: Path, rows: np.ndarray, draws: Draws, device: torch.device) -> ClipBatch:
-        """Clips by their rows in a shard."""
-        with safe_open(path, framework="pt") as shard:
-            slices = {name: shard.get_slice(name) for name in shard.keys()}
-            nothing = slices.pop("null_text")[0]
-            values = {name: torch.stack([one[int(row)] for row in rows]) for name, one in slices.items()}
-        values["null_text"] = nothing.expand(len(rows), *nothing.shape)
+    def read(self, path: Path, rows: Sequence[int], draws: Draws) -> ClipBatch:
+        """Clips by their rows in a shard, on the CPU."""
+        return self.gather([(path, row) for row in rows], draws)
+
+    def gather(self, clips: Sequence[tuple[Path, int]], draws: Draws) -> ClipBatch:
+        """Clips by their shards, all of one shape, and rows, in half precision on the CPU."""
+        found: dict[int, Record] = {}
+        for path in dict.fromkeys(path for path, _ in clips):
+            with safe_open(path, framework="pt") as shard:
+                for n in (n for n, (own, _) in enumerate(clips) if own == path):
+                    found[n] = {name: self._cut(name, shard.get_slice(name), int(clips[n][1])) for name in shard.keys()}
+        values = {name: torch.stack([found[n][name] for n in range(len(clips))]) for name in found[0]}
         points, visible = values.pop("points"), values.pop("visible")
-        known = {field.name for field in fields(ClipBatch)}
-        batch = {
-            name: (v.float() if v.is_floating_point() else v).to(device) for name, v in values.items() if name in known
-        }
         tracks = [self._tracks(*one, rng) for *one, rng in zip(points, visible, draws.own, strict=True)]
-        return self._cut(ClipBatch(tracks=tracks, draws=draws, **batch))
+        known = {field.name for field in fields(ClipBatch)}
+        return ClipBatch(tracks=tracks, draws=draws, **{name: v for name, v in values.items() if name in known})
+
+    def _cut(self, name: str, stored: Any, row: int) -> Tensor:
+        """Of a clip's tensor the first `chunks` chunks."""
+        if name == "null_text":
+            return stored[0]
+        lengths = dict.fromkeys(("latents", "image", "prior", "confidence"), self.chunks * self.preset.chunk_size)
+        lengths |= dict.fromkeys(("held", "held_confidence"), self.chunks - 1)
+        return stored[row, :, : lengths[name]] if name in lengths else stored[row]
+
+    def alike(self) -> list[list[tuple[Path, int]]]:
+        """The shards (path, clips) in groups whose clips are of one shape."""
+        groups: dict[str, list[tuple[Path, int]]] = {}
+        for path, count in self.shards:
+            groups.setdefault(str({name: shape[1:] for name, shape in _shapes(path).items()}), []).append((path, count))
+        return list(groups.values())
 
     def has(self, name: str) -> bool:
         """Whether the clips have this beside what every clip has."""
@@ -388,13 +411,26 @@ class Clips:
         stop = chunk_bounds(self.preset, self.chunks)[-1][1]
         return Tracks(points[:stop, used].float().numpy(), visible[:stop, used].numpy(), draw_ids(len(used), rng))
 
-    def _cut(self, batch: ClipBatch) -> ClipBatch:
-        """The first `chunks` chunks."""
-        length = self.chunks * self.preset.chunk_size
-        cut = {"latents": length, "image": length, "prior": length, "confidence": length}
-        cut |= {"held": self.chunks - 1, "held_confidence": self.chunks - 1}
-        given = {name: getattr(batch, name) for name in cut}
-        return replace(batch, **{name: v[:, :, : cut[name]] for name, v in given.items() if v is not None})
+
+class _Batches(Dataset):
+    """Update number n as its pieces, on the CPU."""
+
+    def __init__(self, clips: Clips, size: int, seed: int, places: list[list[int]]):
+        self.clips, self.size, self.seed, self.places = clips, size, seed, places
+        self.groups = [[(path, row) for path, count in group for row in range(count)] for group in clips.alike()]
+
+    def __getitem__(self, step: int) -> list[ClipBatch]:
+        rng, counts = np.random.default_rng([self.seed, 4, step]), np.array([len(group) for group in self.groups])
+        group = self.groups[rng.choice(len(counts), p=counts / counts.sum())]
+        chosen = rng.choice(len(group), self.size, replace=len(group) < self.size)
+        return [
+            self.clips.gather([group[chosen[place]] for place in piece], Draws(self.seed, step, piece))
+            for piece in self.places
+        ]
+
+
+def _as_it_is(pieces: list[ClipBatch]) -> list[ClipBatch]:
+    return pieces
 
 
 def _shapes(path: Path) -> dict[str, list[int]]:

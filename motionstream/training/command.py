@@ -120,7 +120,7 @@ def train_teacher(args: argparse.Namespace, world: World) -> None:
         "teacher", network, lambda batch: flow_loss(network, batch, recipe), network_optimisers(network, recipe)
     )
     sheet = sheet_maker(network, folder, clips, args.seed, {"teacher": lambda b: sample_teacher(network, b, recipe)})
-    stage = Stage([player], clips.data(schedule, args.seed, world), sheet)
+    stage = Stage([player], clips.data(schedule, args.seed, world, args.workers), sheet)
     finish(Trainer(stage, args.out, schedule, world), network, folder)
 
 
@@ -136,7 +136,7 @@ def train_adapt(args: argparse.Namespace, world: World) -> None:
     samplers = {"teacher": lambda batch: batch.endpoint} if clips.has("trajectory") else {}
     samplers |= {"student": student_sampler(network)}
     sheet = sheet_maker(network, folder, clips, args.seed, samplers)
-    stage = Stage([player], clips.data(schedule, args.seed, world), sheet)
+    stage = Stage([player], clips.data(schedule, args.seed, world, args.workers), sheet)
     finish(Trainer(stage, args.out, schedule, world), network, folder)
 
 
@@ -155,7 +155,7 @@ def train_distil(args: argparse.Namespace, world: World) -> None:
         Player("student", student, losses.generator_loss, optimisers_for(student, recipe.rate)),
     ]
     sheet = sheet_maker(student, folder, clips, args.seed, {"student": student_sampler(student)})
-    stage = Stage(players, clips.data(schedule, args.seed, world), sheet)
+    stage = Stage(players, clips.data(schedule, args.seed, world, args.workers), sheet)
     finish(Trainer(stage, args.out, schedule, world), student, folder)
 
 
@@ -302,7 +302,7 @@ def sheet_maker(
 
     def draw() -> np.ndarray:
         rows = np.arange(min(SHEET_CLIPS, count))
-        batch = clips.read(path, rows, Draws(seed, 0, rows.tolist(), world.device), world.device)
+        batch = clips.read(path, rows, Draws(seed, 0, rows.tolist())).to(world.device)
         return clip_sheet(vae, batch, preset, samplers)
 
     return draw
@@ -395,6 +395,7 @@ def _parser() -> argparse.ArgumentParser:
     trajectories = stages.add_parser("trajectories", help="write the guided teacher's ODE trajectories")
     trajectories.add_argument("--count", type=int, default=4000)
     trajectories.add_argument("--chunks", type=int)
+    trajectories.add_argument("--batch", type=int, help="clips at once")
     trajectories.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of shards")
     trajectories.set_defaults(run=write_trajectories, needs=("model", "data", "out"))
     adapt = stages.add_parser("adapt", help="causal regression on trajectories or clips")
@@ -414,6 +415,8 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--folder", type=Path, metavar="DIR", help="real clips instead")
     for command in (vae, motion):
         command.add_argument("--workers", type=int, default=1, help="processes that make samples")
+    for command in (teacher, adapt, distil):
+        command.add_argument("--workers", type=int, default=0, help="processes that read clips, beside a GPU")
     for command in (teacher, adapt, distil, vae, motion):
         _run_options(command)
     for command in (teacher, trajectories, distil):

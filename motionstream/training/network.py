@@ -30,7 +30,7 @@ from motionstream.model.cache import RollingCache
 from motionstream.model.checkpoint import INDEX_CLASS, WEIGHTS, load_component
 from motionstream.model.presets import Preset
 from motionstream.model.text import EffectTextEncoder
-from motionstream.model.track_head import TrackHead, track_map
+from motionstream.model.track_head import TrackHead, track_maps
 from motionstream.model.transformer import Context, MotionTransformer
 from motionstream.streaming import Condition, assemble_condition, image_channels, predict_x0, write_cache
 from motionstream.training.clips import ClipBatch, chunk_bounds
@@ -90,19 +90,8 @@ class Network(nn.Module):
         if told is None:
             told = torch.ones(len(clean), dtype=torch.bool, device=clean.device)
         height, width = (side * preset.spatial_stride for side in clean.shape[-2:])
-        maps = torch.stack(
-            [
-                track_map(
-                    one.rows(frames.start, frames.stop),
-                    width,
-                    height,
-                    preset.spatial_stride,
-                    preset.track_dim,
-                    clean.device,
-                )
-                for one in batch.tracks
-            ]
-        )
+        tracks = [one.rows(frames.start, frames.stop) for one in batch.tracks]
+        maps = track_maps(tracks, width, height, preset.spatial_stride, preset.track_dim, clean.device)
         shown = told[:, None].expand(-1, chunks.stop)
         if hidden is not None:
             shown = shown & ~hidden[:, : chunks.stop]

@@ -14,6 +14,8 @@ In a run folder: `run.json` (its settings), `log.jsonl`, `loss.png`, `sheet-STEP
 """
 
 import contextlib
+import copy
+import functools
 import json
 import math
 import os
@@ -85,17 +87,29 @@ class Draws:
         self.shared = np.random.default_rng([seed, step])
         self.own = [np.random.default_rng([seed, step, place]) for place in places]
         self.device = device
+        self._seeds = [int(rng.integers(2**63)) for rng in self.own]
+
+    @functools.cached_property
+    def _generators(self) -> list[torch.Generator]:
+        """Of noise, which is drawn where it is needed."""
+        return [torch.Generator(self.device).manual_seed(seed) for seed in self._seeds]
+
+    def to(self, device: torch.device | str) -> "Draws":
+        """The same draws on another device; before the first of `normal` and `uniform`."""
+        moved = copy.copy(self)
+        moved.device = device
+        return moved
 
     def normal(self, *shape: int) -> Tensor:
         """[samples, *shape]"""
-        return self._stack(lambda rng: rng.standard_normal(shape, np.float32))
+        return self._stack(torch.randn, shape)
 
     def uniform(self, *shape: int) -> Tensor:
         """[samples, *shape] in [0, 1)"""
-        return self._stack(lambda rng: rng.random(shape, np.float32))
+        return self._stack(torch.rand, shape)
 
-    def _stack(self, draw: Callable[[np.random.Generator], np.ndarray]) -> Tensor:
-        return torch.from_numpy(np.stack([draw(rng) for rng in self.own])).to(self.device)
+    def _stack(self, draw: Callable[..., Tensor], shape: tuple[int, ...]) -> Tensor:
+        return torch.stack([draw(shape, generator=own, device=self.device) for own in self._generators])
 
 
 class Piece(Protocol):
@@ -225,7 +239,7 @@ def made_samples(
                 batch_sampler=numbers,
                 num_workers=workers,
                 prefetch_factor=4 if workers else None,
-                worker_init_fn=_single_thread,
+                worker_init_fn=single_thread,
             )
         )
         step = start
@@ -240,7 +254,7 @@ def made_samples(
     return data
 
 
-def _single_thread(worker: int) -> None:
+def single_thread(worker: int) -> None:
     torch.set_num_threads(1)
 
 

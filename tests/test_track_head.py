@@ -85,3 +85,16 @@ def test_head_chunk_by_chunk_equals_at_once_and_learns():
     whole.sum().backward()
     assert head.conv.weight.grad.abs().sum() > 0
     assert head.conv.kernel_size == (1, 1, 1)
+
+
+@pytest.mark.parametrize("frames, first", [(9, True), (12, False)])
+def test_gradients_in_bfloat16_are_those_in_float32_but_for_rounding(frames, first):
+    """A convolution's were garbage at this size."""
+    torch.manual_seed(0)
+    head, maps = TrackHead(), torch.randn(4, frames, 20, 36, 64)
+    head(maps, first).square().mean().backward()
+    expected = head.conv.weight.grad.clone()
+    head.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16):
+        head(maps, first).float().square().mean().backward()
+    torch.testing.assert_close(head.conv.weight.grad, expected, atol=0.02 * expected.abs().max().item(), rtol=0)

@@ -100,4 +100,6 @@ class TrackHead(ModelMixin, ConfigMixin):
 
         Chunk by chunk equals all at once: 9 frames give 3 latent frames, every later 12 give 3.
         """
-        return self.conv(pack_time(maps.movedim(-1, 1), self.config.temporal_stride, first))
+        packed = pack_time(maps.movedim(-1, 1), self.config.temporal_stride, first)
+        # As a matrix product: on a CPU, PyTorch's bfloat16 gradient of such a convolution is garbage at some sizes.
+        return F.linear(packed.movedim(1, -1), self.conv.weight.flatten(1), self.conv.bias).movedim(-1, 1)

@@ -41,6 +41,7 @@ MAX_PROBE_TIMES = 4  # the picture of the size measurement is as sharp as any th
 HOPPER, AMPERE = (9, 0), (8, 0)  # compute capabilities
 # Of malloc.h: M_ARENA_MAX, M_MMAP_THRESHOLD and M_TRIM_THRESHOLD: one heap for all threads, for blocks of up to 1 GiB.
 MALLOC = {-8: 1, -3: 2**30, -1: 2**31 - 1}
+MAX_GRAPHS = 64  # kept of a compiled block, two for each picture size: beyond PyTorch's own limit of 8 it would raise
 MAX_CELLS = 4_096  # tokens per latent frame that `--resolution` may ask for
 
 
@@ -66,7 +67,7 @@ def pick_device() -> str:
 def tune(model: Model, compile: bool = False, fp8: bool = False) -> str:
     """Makes the transformer as fast as this machine can run it -> how it was tuned, in a few words.
 
-    compile: a block is compiled when it first runs, which takes a minute, and once for each filling of the cache. fp8:
+    compile: a block is compiled when the cache is full, once to read it and once to write it, which takes a minute. fp8:
     linear layers in 8 bit. Both only if asked for.
     """
     backend = _pick_attention(model)
@@ -78,7 +79,8 @@ def tune(model: Model, compile: bool = False, fp8: bool = False) -> str:
     if fp8:
         use_fp8(model.transformer)
     if compile:
-        model.transformer.compile_repeated_blocks(fullgraph=True)
+        torch._dynamo.config.recompile_limit = MAX_GRAPHS
+        model.transformer.compile_repeated_blocks(fullgraph=True, dynamic=False)
     return ", ".join([f"attention {backend}"] + ["fp8"] * fp8 + ["compiled"] * compile)
 
 

@@ -34,7 +34,7 @@ from motionstream.model.checkpoint import Model
 from motionstream.model.composite import Light, composite, fade, find_light, sharpened
 from motionstream.model.device import GIB, Download, beside, stream_bytes, upload, visiting, weight_bytes
 from motionstream.model.motion_prior import Moved
-from motionstream.model.presets import fit_size
+from motionstream.model.presets import Preset, fit_size
 from motionstream.model.text import FALLING
 from motionstream.model.track_head import pack_time, track_map
 from motionstream.model.transformer import Context, MotionTransformer
@@ -44,6 +44,15 @@ from motionstream.tracks import ChunkRequest, Tracks, TrackSource
 TIMESTEPS = 1000  # the network counts t in [0, 1] in thousandths
 HISTORY_CHUNKS = 4
 BLANK_CHUNKS = 10  # until Wan's encoder, which sees 112 frames back, has forgotten the picture before the blank frames
+
+
+def settled(preset: Preset) -> int:
+    """Index of the first chunk that costs what every later one does.
+
+    The cache is full, what is compiled for a full one has been by the chunk before, and blank frames are known.
+    """
+    full = preset.sink + preset.window + 1
+    return max(full, BLANK_CHUNKS) if preset.image_conditioning == "channel_concat" else full
 
 
 def shift_timestep(t: Tensor | float, k: float) -> Tensor | float:
@@ -234,7 +243,8 @@ class _Stream:
         self.light: Light | None = None  # of the newest frame; None: the picture's own
         self.shown_in: Light | None = None  # the same for each frame of the newest chunk
         self.dry: DecoderStream | None = None  # of what would be had the student changed nothing, while something falls
-        self.beside = torch.cuda.Stream(model.device) if model.device.type == "cuda" else None
+        on_gpu = model.device.type == "cuda"
+        self.beside = torch.cuda.Stream(model.device, priority=-1) if on_gpu else None  # pixels before the cache
         self.clock = _Clock(model.device)
         with inference(model):
             self.picture = upload(torch.tensor(image), model.device).permute(2, 0, 1) / 127.5 - 1

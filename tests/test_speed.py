@@ -63,7 +63,7 @@ def test_a_stream_that_gets_slower_is_told_from_a_machine_that_does(monkeypatch)
 
 
 def test_too_few_chunks_are_refused(small):
-    with pytest.raises(InputError, match="7 or more"):
+    with pytest.raises(InputError, match="8 or more"):
         speed.bench_model(small, "small", chunks=6)
 
 

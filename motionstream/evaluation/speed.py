@@ -30,7 +30,7 @@ from motionstream.machine import Choice, fit_pictures, shown_size, tune
 from motionstream.model.checkpoint import Model, load_model, random_model
 from motionstream.model.device import weight_bytes
 from motionstream.model.presets import PRESETS, fit_size
-from motionstream.streaming import stream
+from motionstream.streaming import settled, stream
 from motionstream.tracks import ChunkRequest, Tracks
 
 STAGES = ("control", "condition", "denoise", "decode", "copy", "sharpen", "cache")
@@ -57,7 +57,7 @@ class MovingDrag:
 class Timing:
     """seconds: wall clock of every timed chunk; stages: medians over the steady chunks, s; latency: from asking for a
     chunk's control to its pixels, median, s; jpeg: encoding one chunk's frames, s; frames: frames of a steady chunk;
-    steady: index of the first chunk whose cache is full; flops: floating-point operations of a steady chunk;
+    steady: index of the first of these, see `settled`; flops: floating-point operations of a steady chunk;
     denoise_flops: those of its denoising passes; rss, gpu: peaks of memory, MiB; ageing: a chunk at the end over one
     at the start."""
 
@@ -159,10 +159,10 @@ def measure(model: Model, image: np.ndarray, sharp: np.ndarray | None, chunks: i
 
     sharp: see `stream`.
     """
-    steady, on_cpu = model.preset.sink + model.preset.window, model.device.type == "cpu"
+    steady, on_cpu = settled(model.preset), model.device.type == "cpu"
     if chunks < steady + FIFTHS:
         raise InputError(f"{chunks} chunks are too few; this model needs {steady + FIFTHS} or more: "
-                         f"its cache is full after {steady}, and {FIFTHS} are compared")
+                         f"all cost the same after {steady}, and {FIFTHS} are compared")
     if not on_cpu:
         torch.cuda.reset_peak_memory_stats(model.device)
     seconds, stages = [], []

@@ -44,6 +44,17 @@ class Download:
 
 
 @contextlib.contextmanager
+def own_precision(weight: Tensor, x: Tensor) -> Iterator[Tensor]:
+    """`x` as a network with such a weight takes it: without autocast, unless the weight is in float32.
+
+    Autocast on a GPU sends every norm and every enlargement of a network in reduced precision through float32.
+    """
+    mixed = weight.dtype == torch.float32 and torch.is_autocast_enabled(x.device.type)
+    with torch.autocast(x.device.type, torch.get_autocast_dtype(x.device.type), enabled=mixed):
+        yield x if mixed else x.to(weight.dtype)
+
+
+@contextlib.contextmanager
 def beside(stream: "torch.cuda.Stream | None") -> Iterator[None]:
     """Work inside the block runs on `stream`, after what was asked for before it and beside what comes after it."""
     if stream is None:

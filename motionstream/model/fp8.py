@@ -29,7 +29,8 @@ class Fp8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         rows, scale = _rounded(x.flatten(0, -2))
-        out = torch._scaled_mm(rows, self.weight.T, scale_a=scale, scale_b=self.scale, out_dtype=torch.bfloat16)
+        options = dict(out_dtype=torch.bfloat16, use_fast_accum=True)
+        out = torch._scaled_mm(rows, self.weight.T, scale_a=scale, scale_b=self.scale, **options)
         return (out if self.bias is None else out + self.bias).unflatten(0, x.shape[:-1]).type_as(x)
 
 

@@ -21,6 +21,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
+from motionstream.model.device import own_precision
 from motionstream.model.vae import FRAMES_PER_LATENT, Stream
 
 BOUND = 3.0  # latents beyond this many deviations are squashed
@@ -48,7 +49,7 @@ class Remember(nn.Module):
 
 
 class Grow(nn.Module):
-    """Unpacks every frame into `stride` frames: [B*t, C, h, w] -> [B*t * stride, C, h, w]."""
+    """Unpacks every frame into `stride` frames: [B*t, C, h, w] -> [B*t * stride, C, h, w], channels last."""
 
     def __init__(self, channels: int, stride: int):
         super().__init__()
@@ -56,7 +57,8 @@ class Grow(nn.Module):
         self.conv = nn.Conv2d(channels, channels * stride, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x).unflatten(1, (self.stride, -1)).flatten(0, 1)
+        frames = self.conv(x).unflatten(1, (self.stride, -1)).flatten(0, 1)
+        return frames.contiguous(memory_format=torch.channels_last)
 
 
 class TinyVAE(ModelMixin, ConfigMixin):
@@ -77,6 +79,7 @@ class TinyVAE(ModelMixin, ConfigMixin):
             layers += [Remember(wide) for _ in range(3)]
             layers += [nn.Upsample(scale_factor=2), Grow(wide, stride), _conv(wide, narrow, bias=False)]
         self.decoder = nn.Sequential(*layers, nn.ReLU(), _conv(widths[-1], 3 * patch_size**2))
+        self.to(memory_format=torch.channels_last)
 
     def decode(self, latents: Tensor) -> Tensor:
         return self.decoder_stream().step(latents)
@@ -86,17 +89,23 @@ class TinyVAE(ModelMixin, ConfigMixin):
         return Stream(self._decode_step)
 
     def _decode_step(self, latents: Tensor, memory: list | None) -> tuple[Tensor, list]:
+        with own_precision(self.decoder[1].weight, latents) as latents:
+            return self._decode_piece(latents, memory)
+
+    def _decode_piece(self, latents: Tensor, memory: list | None) -> tuple[Tensor, list]:
         if latents.ndim != 5 or latents.shape[1] != self.config.latent_channels:
             raise ValueError(f"latents {tuple(latents.shape)}: expected [B, {self.config.latent_channels}, t, h, w]")
         batch, x, seen = latents.shape[0], latents.transpose(1, 2).flatten(0, 1), []
         for layer, last in zip(self.decoder, memory or [None] * len(self.decoder), strict=True):
             seen.append(None)
             if isinstance(layer, Remember):
-                now = x.unflatten(0, (batch, -1))
+                now = x.movedim(1, -1).unflatten(0, (batch, -1))
                 last = torch.zeros_like(now[:, :1]) if last is None else last
                 seen[-1] = now[:, -1:].clone()  # a view would keep the whole chunk
-                x = layer(x, torch.cat([last, now[:, :-1]], dim=1).flatten(0, 1))
-            else:
+                x = layer(x, torch.cat([last, now[:, :-1]], dim=1).flatten(0, 1).movedim(-1, 1))
+            elif isinstance(layer, Grow):  # it treats every pixel alike, so it may do so while they are few
+                x = F.interpolate(layer(x), scale_factor=2)
+            elif not isinstance(layer, nn.Upsample):
                 x = layer(x)
         frames = F.pixel_shuffle(x, self.config.patch_size).unflatten(0, (batch, -1)).transpose(1, 2)
         frames = frames.clamp(0, 1) * 2 - 1

@@ -8,8 +8,8 @@ tracks, motion prior). What differs from the stock class is how it is run:
 - tokens that share a timestep form one row of the batch everywhere but in attention, so that per-token timesteps
   (Wan 2.2 TI2V) cost no more than one timestep;
 - weights in reduced precision are run without autocast, which would send every norm through float32 and back;
-- a block is a function of tensors and of a few small integers that settle once the cache is full, so that
-  `compile_repeated_blocks` compiles one block once and never again.
+- a block is a function of tensors and of a few small integers that settle once the cache is full. Until then it runs as
+  it is, so that `compile_repeated_blocks` compiles one block once for reading and once for writing, and never again.
 """
 
 import functools
@@ -26,6 +26,7 @@ from diffusers.utils import apply_lora_scale
 from torch import Tensor, nn
 
 from motionstream.model.cache import LayerCache, RollingCache, rotate
+from motionstream.model.device import own_precision
 
 SCORES_AT_ONCE = 2**21  # 4 MiB, about what stays in a processor's caches
 
@@ -179,15 +180,15 @@ class MotionTransformer(WanTransformer3DModel):
 
     def encode_context(self, text: Tensor, image: Tensor | None = None) -> Context:
         """Text embeddings [B, L, text_dim] and CLIP image tokens [B, N, image_dim] -> keys and values of all layers."""
-        embedder = self.condition_embedder
-        text = embedder.text_embedder(text)
-        image = None if image is None else embedder.image_embedder(image)
-        layers = []
-        for attn in (block.attn2 for block in self.blocks):
-            parts = (attn.norm_k(attn.to_k(text)), attn.to_v(text))
-            if image is not None:
-                parts += (attn.norm_added_k(attn.add_k_proj(image)), attn.add_v_proj(image))
-            layers.append(tuple(part.unflatten(2, (attn.heads, -1)) for part in parts))
+        embedder, layers = self.condition_embedder, []
+        with own_precision(self.patch_embedding.weight, text) as text:
+            image = None if image is None else embedder.image_embedder(image.type_as(text))
+            text = embedder.text_embedder(text)
+            for attn in (block.attn2 for block in self.blocks):
+                parts = (attn.norm_k(attn.to_k(text)), attn.to_v(text))
+                if image is not None:
+                    parts += (attn.norm_added_k(attn.add_k_proj(image)), attn.add_v_proj(image))
+                layers.append(tuple(part.unflatten(2, (attn.heads, -1)) for part in parts))
         return Context(tuple(layers))
 
     def rotary_table(self, frames: int, height: int, width: int) -> Tensor:
@@ -237,10 +238,7 @@ class MotionTransformer(WanTransformer3DModel):
         context = encoder_hidden_states
         if not isinstance(context, Context):
             context = self.encode_context(context, encoder_hidden_states_image)
-        dtype, device = self.patch_embedding.weight.dtype, hidden_states.device.type
-        mixed = dtype == torch.float32 and torch.is_autocast_enabled(device)
-        with torch.autocast(device, enabled=mixed, dtype=torch.get_autocast_dtype(device)):
-            inputs = hidden_states if mixed else hidden_states.to(dtype)
+        with own_precision(self.patch_embedding.weight, hidden_states) as inputs:
             output = self._run(inputs, timestep, context, cache, write)
         return Transformer2DModelOutput(sample=output) if return_dict else (output,)
 
@@ -257,13 +255,14 @@ class MotionTransformer(WanTransformer3DModel):
         rows = timestep.numel()  # tokens of one timestep form a row
         x = x.reshape(rows, batch * tokens // rows, -1)
         temb, modulation = self._embed_timestep(timestep.flatten(), x)
+        settled = cache is None or cache.stored == cache.sink + cache.window
         for layer, block in enumerate(self.blocks):
             here = place if cache is None else replace(place, cache=cache.layers[layer])
             inputs = (x, context.layers[layer], modulation, here)
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 x = self._gradient_checkpointing_func(block, *inputs)
             else:
-                x = block(*inputs)
+                x = block(*inputs) if settled else block._call_impl(*inputs)  # the latter is never compiled
         if write:
             cache.advance()
 

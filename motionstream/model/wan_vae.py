@@ -13,11 +13,48 @@ by the configuration's mean and deviation, as the transformer wants them; `encod
 import functools
 
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
-from diffusers.models.autoencoders.autoencoder_kl_wan import patchify, unpatchify
-from torch import Tensor
+from diffusers.models.autoencoders.autoencoder_kl_wan import (
+    WanCausalConv3d,
+    WanRMS_norm,
+    WanUpsample,
+    patchify,
+    unpatchify,
+)
+from torch import Tensor, nn
 
+from motionstream.model.device import own_precision
 from motionstream.model.vae import FRAMES_PER_LATENT, Stream
+
+NO_LENGTH = 1e-24  # squared: what diffusers divides by at least
+
+
+class CausalConv(WanCausalConv3d):
+    """diffusers' layer, whose borders are the convolution's own instead of a padded copy of the video."""
+
+    def forward(self, x: Tensor, cache_x: Tensor | None = None) -> Tensor:
+        left, _, top, _, before, _ = self._padding
+        if cache_x is not None and before:
+            x, before = torch.cat([cache_x, x], dim=2), before - cache_x.shape[2]
+        x = F.pad(x, (0, 0, 0, 0, before, 0)) if before else x
+        return F.conv3d(x, self.weight, self.bias, self.stride, (0, top, left))
+
+
+class ChannelNorm(WanRMS_norm):
+    """diffusers' norm over channels as one kernel, for channels that come last in memory."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.movedim(1, -1), self.gamma.shape[:1], self.gamma.flatten(), NO_LENGTH).movedim(-1, 1)
+
+
+class Upsample(WanUpsample):
+    """diffusers' nearest neighbours without the way through float32, which changes nothing."""
+
+    forward = nn.Upsample.forward
+
+
+FASTER = {WanCausalConv3d: CausalConv, WanRMS_norm: ChannelNorm, WanUpsample: Upsample}
 
 
 class WanVAE(AutoencoderKLWan):
@@ -28,7 +65,7 @@ class WanVAE(AutoencoderKLWan):
     """
 
     latents_at_once: int | None = None
-    follows_dtype = True  # its norms compute in float32 by themselves
+    follows_dtype = True  # its norms compute in float32 inside
 
     @functools.wraps(AutoencoderKLWan.__init__)  # keeps the signature, from which diffusers reads the config keys
     def __init__(self, *args, **kwargs):
@@ -37,6 +74,10 @@ class WanVAE(AutoencoderKLWan):
         for name, values in (("mean", self.config.latents_mean), ("deviation", self.config.latents_std)):
             values = torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1, 1)
             self.register_buffer(name, values, persistent=False)
+        for module in self.modules():
+            module.__class__ = FASTER.get(type(module), type(module))  # diffusers makes them itself
+        for conv in (module for module in self.modules() if isinstance(module, nn.Conv2d | nn.Conv3d)):
+            conv.to(memory_format=torch.channels_last if conv.weight.ndim == 4 else torch.channels_last_3d)
 
     def encode(self, frames: Tensor) -> Tensor:
         return self.encoder_stream().step(frames)
@@ -53,6 +94,10 @@ class WanVAE(AutoencoderKLWan):
         return Stream(self._decode_step)
 
     def _encode_step(self, frames: Tensor, memory: list | None) -> tuple[Tensor, list]:
+        with own_precision(self.quant_conv.weight, frames) as frames:
+            return self._encode_piece(frames, memory)
+
+    def _encode_piece(self, frames: Tensor, memory: list | None) -> tuple[Tensor, list]:
         count, height, width = frames.shape[2:]
         stride, begins = self.config.scale_factor_spatial, memory is None
         if height % stride or width % stride or (count - begins) % FRAMES_PER_LATENT:
@@ -72,9 +117,13 @@ class WanVAE(AutoencoderKLWan):
     def _decode_step(self, latents: Tensor, memory: list | None) -> tuple[Tensor, list]:
         if latents.ndim != 5 or latents.shape[1] != self.config.z_dim:
             raise ValueError(f"latents {tuple(latents.shape)}: expected [B, {self.config.z_dim}, t, h, w]")
+        with own_precision(self.quant_conv.weight, latents * self.deviation + self.mean) as latents:
+            return self._decode_piece(latents, memory)
+
+    def _decode_piece(self, latents: Tensor, memory: list | None) -> tuple[Tensor, list]:
         begins, count = memory is None, latents.shape[2]
         memory = memory or [None] * self._cached_conv_counts["decoder"]
-        x = self.post_quant_conv(latents * self.deviation + self.mean)
+        x = self.post_quant_conv(latents)
         pieces = list(x[:, :, int(begins) :].split(self.latents_at_once or max(count, 1), dim=2))
         parts = [self.decoder(x[:, :, :1], feat_cache=memory, feat_idx=[0], first_chunk=True)] if begins else []
         parts += [self.decoder(piece, feat_cache=memory, feat_idx=[0]) for piece in pieces if piece.shape[2]]

@@ -67,7 +67,7 @@ def pick_device() -> str:
 def tune(model: Model, compile: bool = False, fp8: bool = False) -> str:
     """Makes the transformer as fast as this machine can run it -> how it was tuned, in a few words.
 
-    compile: a block is compiled when the cache is full, once to read it and once to write it, which takes a minute. fp8:
+    compile: a block is compiled when the cache is full, to read it and to write it, which takes a minute. fp8:
     linear layers in 8 bit. Both only if asked for.
     """
     backend = _pick_attention(model)

@@ -18,7 +18,7 @@ from motionstream.errors import InputError
 from motionstream.evaluation import speed
 from motionstream.model import checkpoint
 from motionstream.model.checkpoint import load_component, load_model, random_model, save_model
-from motionstream.model.device import Download, beside, stream_bytes, upload, visiting, weight_bytes
+from motionstream.model.device import Download, beside, own_precision, stream_bytes, upload, visiting, weight_bytes
 from motionstream.model.fp8 import use_fp8
 from motionstream.model.presets import PRESETS
 from motionstream.model.transformer import MotionTransformer, SelfAttention
@@ -137,6 +137,17 @@ def test_uploads_and_downloads_are_nothing_on_the_cpu():
     assert upload(x, "cpu") is x and Download(x).wait() is x
     with beside(None):
         pass
+
+
+@pytest.mark.parametrize("weight, given, inside", [
+    (torch.bfloat16, torch.bfloat16, torch.float32),
+    (torch.float32, torch.float32, torch.bfloat16),
+])  # fmt: skip
+def test_autocast_reaches_no_network_in_reduced_precision(weight, given, inside):
+    """On a GPU it would send norms and enlargements through float32, and keys of text would not fit their values."""
+    ones = torch.ones(1, 1)
+    with torch.autocast("cpu", torch.bfloat16), own_precision(torch.ones(1, dtype=weight), ones) as x:
+        assert x.dtype == given and (ones @ ones).dtype == inside
 
 
 # ---------------------------------------------------------------- attention, compilation, 8 bit

@@ -71,6 +71,7 @@ def tune(model: Model, compile: bool = False, fp8: bool = False) -> str:
     linear layers in 8 bit. Both only if asked for.
     """
     backend = _pick_attention(model)
+    model.transformer.fuse_projections()
     if model.device.type == "cpu":
         keep_memory()
         # In bfloat16 exact GELU is four times as fast as with the tanh that differs from it by less than rounding does.

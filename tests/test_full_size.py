@@ -219,6 +219,23 @@ def test_tuning_in_bfloat16_on_the_cpu_changes_no_more_than_rounding_does():
     assert 0 < (after - right).norm() < 1.05 * (before - right).norm()
 
 
+def test_a_fused_network_is_the_same_function():
+    plain, fused = (random_model(small("wan2.1-1.3b"), 3).transformer for _ in range(2))
+    names = {name for name, _ in plain.named_parameters()}
+    for _ in range(2):  # the second time there is nothing left to do
+        fused.fuse_projections()
+    x, t = torch.randn(1, plain.config.in_channels, 3, 4, 4), torch.tensor([500.0])
+    told = torch.randn(1, 5, 16), torch.randn(1, 7, 20)
+    outputs = []
+    for network in (plain, fused):
+        cache = network.new_cache(1, 3, 4, 4, sink=1, window=1)
+        for _ in range(3):  # until the cache is full
+            network(x, t, *told, cache=cache, write=True)
+        outputs.append(network(x, t, *told, cache=cache).sample)
+    torch.testing.assert_close(*outputs, atol=1e-5, rtol=1e-5)
+    assert not any("attn1.to_q." in name for name, _ in fused.named_parameters()) and "blocks.0.attn1.to_q.bias" in names
+
+
 FREED = """
 import numpy as np
 from motionstream.machine import keep_memory
@@ -252,6 +269,7 @@ def test_freed_memory_is_kept_once_asked_for():
 def test_the_attention_kernel_follows_the_gpu(capability, kernels, expected, monkeypatch):
     chosen = []
     transformer = type("", (), {"set_attention_backend": chosen.append, "reset_attention_backend": chosen.clear})()
+    transformer.fuse_projections = lambda: None
     gpu = type("", (), {"device": torch.device("cuda"), "transformer": transformer})()
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(machine.importlib.util, "find_spec", lambda name: kernels or None)

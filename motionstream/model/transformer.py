@@ -96,6 +96,11 @@ def _normed(x: Tensor, norm: nn.RMSNorm) -> Tensor:
     return (x * (length.square() / x.shape[-1] + norm.eps).rsqrt() * norm.weight).type_as(x)
 
 
+def _project(attn: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Query, key and value of x, with one matrix product after `MotionTransformer.fuse_projections`."""
+    return attn.to_qkv(x).chunk(3, -1) if hasattr(attn, "to_qkv") else (attn.to_q(x), attn.to_k(x), attn.to_v(x))
+
+
 class _Processor:
     _attention_backend = None  # set by diffusers' `set_attention_backend`
     _parallel_config = None
@@ -115,9 +120,9 @@ class SelfAttention(_Processor):
     def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, rotary_emb: Place = None):
         place = rotary_emb
         heads = (place.batch, -1, attn.heads, attn.inner_dim // attn.heads)
-        query = _normed(attn.to_q(hidden_states), attn.norm_q).reshape(heads)
-        key = _normed(attn.to_k(hidden_states), attn.norm_k).reshape(heads)
-        value = attn.to_v(hidden_states).reshape(heads)
+        query, key, value = _project(attn, hidden_states)
+        query, key = (_normed(x, norm).reshape(heads) for x, norm in ((query, attn.norm_q), (key, attn.norm_k)))
+        value = value.reshape(heads)
 
         keys, values = rotate(key, place.table), value
         if place.cache is not None:
@@ -177,6 +182,12 @@ class MotionTransformer(WanTransformer3DModel):
             block.__class__ = MotionBlock  # diffusers makes the list itself
             block.attn1.set_processor(SelfAttention())
             block.attn2.set_processor(CrossAttention())
+
+    def fuse_projections(self) -> None:
+        """One matrix product for query, key and value of the self-attention. For inference: their own weights go."""
+        for attn in (block.attn1 for block in self.blocks if not block.attn1.fused_projections):
+            attn.fuse_projections()
+            del attn.to_q, attn.to_k, attn.to_v
 
     def encode_context(self, text: Tensor, image: Tensor | None = None) -> Context:
         """Text embeddings [B, L, text_dim] and CLIP image tokens [B, N, image_dim] -> keys and values of all layers."""

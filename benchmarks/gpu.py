@@ -24,10 +24,10 @@ from motionstream.evaluation.sheets import table
 MODELS = ("wan2.1-1.3b", "wan2.2-5b")
 RUNS = (  # the most telling first
     ("--vae", "tiny", "--compile"),
-    ("--vae", "full", "--compile"),
-    ("--vae", "tiny"),
     ("--vae", "tiny", "--compile", "--fp8"),
-    ("--vae", "full"),
+    ("--vae", "full", "--compile"),
+    ("--vae", "full", "--compile", "--fp8"),
+    ("--vae", "tiny"),
     ("--vae", "tiny", "--low-memory"),
 )
 COLUMNS = ("fps", "latency_s", "chunk_s_median", "chunk_s_p95", "chunk_s_last_over_first", "first_chunk_s",

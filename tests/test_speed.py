@@ -73,9 +73,18 @@ def test_random_weights_need_the_name_of_a_preset():
 
 
 def test_operations_are_counted_by_hand():
+    class Block(torch.nn.Module):
+        def forward(self, a, b, last):
+            return a @ b if last else a @ b @ b.T @ b
+
     class Network(torch.nn.Module):
-        def forward(self, a, b):
-            return a @ b
+        def __init__(self):
+            super().__init__()
+            self.blocks = torch.nn.ModuleList([Block(), Block()])
+
+        def forward(self, a, b, write):
+            for layer, block in enumerate(self.blocks):
+                block(a, b, write and layer == 1)
 
     network = Network()
 
@@ -83,13 +92,14 @@ def test_operations_are_counted_by_hand():
         a, b = torch.zeros(7, 11), torch.zeros(11, 13)
         heads = torch.zeros(1, 2, 5, 8)
         with torch.inference_mode():
-            network(a, b)
+            for write in (False, False, False, True):
+                network(a, b, write)
             torch.nn.functional.linear(a, b.T)
             torch.nn.functional.scaled_dot_product_attention(heads, heads, heads)
         yield
 
     product, attention = 2 * 7 * 11 * 13, 2 * (2 * 2 * 5 * 5 * 8)
-    assert speed.count_flops(work(), network) == (2 * product + attention, product)
+    assert speed.count_flops(work(), network, 3) == ((3 * 6 + 4 + 1) * product + attention, 3 * 6 * product)
 
 
 def test_the_drag_goes_round_without_a_jump():

@@ -185,10 +185,9 @@ def measure(model: Model, image: np.ndarray, sharp: np.ndarray | None, chunks: i
                 ageing = compare_ages(chunk_stream, young, steady, fifth)
         else:  # nobody else uses it, and it may not hold two streams
             ageing = float(np.median(seconds[-fifth:]) / np.median(seconds[steady : steady + fifth]))
-        flops, of_network = count_flops(chunk_stream, model.transformer)
+        flops, denoising = count_flops(chunk_stream, model.transformer, model.preset.steps)
     *medians, total = np.median(stages[steady:], axis=0).tolist()
     timed = dict(zip(STAGES, medians, strict=True))
-    denoising = of_network * model.preset.steps // (model.preset.steps + 1)  # the other pass writes the cache
     latency = total - timed["cache"] if on_cpu else total  # on a CPU the chunk before is written first
     fixed = len(chunk.frames), steady, flops, denoising, rss, gpu, ageing
     return Timing(np.array(seconds), timed, latency, encoding, *fixed)
@@ -212,8 +211,9 @@ def compare_ages(old: Iterator, young: Iterator, steady: int, chunks: int) -> fl
     return float(np.median(ratios))
 
 
-def count_flops(chunk_stream, network: torch.nn.Module) -> tuple[int, int]:
-    """Operations of the stream's next chunk, all and those of `network`: matrix products, convolutions, attention.
+def count_flops(chunk_stream, network: torch.nn.Module, steps: int) -> tuple[int, int]:
+    """Operations of the stream's next chunk, all and those of `network` in the chunk's `steps` denoising passes: matrix
+    products, convolutions, attention. The network's other pass, which writes the cache, needs little of the last block.
 
     2 per multiply-add. Compiled code and attention kernels from elsewhere cannot be looked into; that chunk does
     without them.
@@ -234,7 +234,11 @@ def count_flops(chunk_stream, network: torch.nn.Module) -> tuple[int, int]:
     finally:
         for processor, backend in zip(processors, backends, strict=True):
             processor._attention_backend = backend
-    return int(counter.get_total_flops()), sum(counter.get_flop_counts().get(type(network).__name__, {}).values())
+    name, layers = type(network).__name__, len(network.blocks)
+    parts = name, f"{name}.blocks.0", f"{name}.blocks.{layers - 1}"
+    whole, first, last = (sum(counter.get_flop_counts()[part].values()) for part in parts)
+    denoising = whole * layers * steps / ((layers - 1 + last / first) * (steps + 1))
+    return int(counter.get_total_flops()), int(denoising)
 
 
 def matmul_peak(device: torch.device | str, dtype: torch.dtype, seconds: float = 0.5) -> float:

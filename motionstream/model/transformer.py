@@ -45,7 +45,8 @@ class Context:
 class Place:
     """Where a layer's tokens stand: batch size and rotary table [L, 1, head_dim / 2, 2].
 
-    With a cache also that of the layer, the chunks stored in it, and, for a writing pass, the table of all its places.
+    With a cache also that of the layer, the chunks stored in it, and, for a writing pass, the table of all its places and
+    whether this is the last layer, of which that pass needs no more than keys and values.
     """
 
     batch: int
@@ -53,6 +54,7 @@ class Place:
     cache: LayerCache | None = None
     stored: int = 0
     all_places: Tensor | None = None
+    last: bool = False
 
 
 def matmul_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -124,12 +126,15 @@ class SelfAttention(_Processor):
         query, key = (_normed(x, norm).reshape(heads) for x, norm in ((query, attn.norm_q), (key, attn.norm_k)))
         value = value.reshape(heads)
 
-        keys, values = rotate(key, place.table), value
-        if place.cache is not None:
-            keys, values = place.cache.extend(place.stored, keys, values)
-        out = self._attention(rotate(query, place.table), keys, values)
+        if not place.last:
+            keys, values = rotate(key, place.table), value
+            if place.cache is not None:
+                keys, values = place.cache.extend(place.stored, keys, values)
+            out = self._attention(rotate(query, place.table), keys, values)
         if place.all_places is not None:
             place.cache.write(place.stored, key, value, place.all_places)
+        if place.last:
+            return hidden_states
         return attn.to_out[1](attn.to_out[0](out)).view_as(hidden_states)
 
 
@@ -151,7 +156,10 @@ class MotionBlock(WanTransformerBlock):
     def forward(self, x: Tensor, context: tuple[Tensor, ...], modulation: Tensor, place: Place) -> Tensor:
         """modulation: shifts, scales and gates of both halves, [R, 6, dim]."""
         parts = (self.scale_shift_table + modulation.float()).chunk(6, dim=1)
-        x = _gated(x, self.attn1(_modulated(x, self.norm1, *parts[:2]), None, None, place), parts[2])
+        change = self.attn1(_modulated(x, self.norm1, *parts[:2]), None, None, place)
+        if place.last:
+            return x
+        x = _gated(x, change, parts[2])
         x = x + self.attn2(self.norm2(x.float()).type_as(x), context, None, None)
         return _gated(x, self.ffn(_modulated(x, self.norm3, *parts[3:5])), parts[5])
 
@@ -240,9 +248,9 @@ class MotionTransformer(WanTransformer3DModel):
             encoder_hidden_states: text embeddings [B, L, text_dim], or the `Context` made of them once.
             encoder_hidden_states_image: CLIP image tokens [B, N, image_dim] (part of the `Context`, if that is given).
             cache: earlier chunks to attend to; hidden_states is then exactly one chunk.
-            write: stores this (clean) chunk in the cache and moves the cache on.
+            write: stores this (clean) chunk in the cache and moves the cache on; nothing is predicted.
 
-        Returns: [B, out_channels, T, H, W].
+        Returns: [B, out_channels, T, H, W], or nothing ([0]) of a writing pass.
         """
         if torch.is_grad_enabled() and self.gradient_checkpointing and cache is not None:
             raise ValueError("gradient checkpointing would read the cache again after it has rolled; switch one off")
@@ -268,14 +276,17 @@ class MotionTransformer(WanTransformer3DModel):
         temb, modulation = self._embed_timestep(timestep.flatten(), x)
         settled = cache is None or cache.stored == cache.sink + cache.window
         for layer, block in enumerate(self.blocks):
-            here = place if cache is None else replace(place, cache=cache.layers[layer])
+            last = write and layer + 1 == len(self.blocks)
+            here = place if cache is None else replace(place, cache=cache.layers[layer], last=last)
             inputs = (x, context.layers[layer], modulation, here)
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 x = self._gradient_checkpointing_func(block, *inputs)
             else:
-                x = block(*inputs) if settled else block._call_impl(*inputs)  # the latter is never compiled
+                compiled = settled and not last
+                x = block(*inputs) if compiled else block._call_impl(*inputs)  # the latter never is
         if write:
             cache.advance()
+            return x.new_empty(0)
 
         shift, scale = (self.scale_shift_table + temb.unsqueeze(1)).chunk(2, dim=1)
         x = self.proj_out((self.norm_out(x.float()) * (1 + scale) + shift).type_as(x))

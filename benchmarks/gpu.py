@@ -60,7 +60,7 @@ def main() -> int:
                 left_out.append(f"{name}: {log.strip().splitlines()[-1] if log.strip() else 'stopped'}")
             else:
                 results[name] = figures
-            path.write_text(_text(results, left_out))
+            path.write_text(_text(results, left_out, args.chunks))
     print(path.read_text())
     print(json.dumps(results))
     return 0
@@ -80,13 +80,13 @@ def _run(model: str, options: tuple[str, ...], args: argparse.Namespace, seconds
     return json.loads(last), "\n".join(log)
 
 
-def _text(results: dict[str, dict], left_out: list[str]) -> str:
+def _text(results: dict[str, dict], left_out: list[str], chunks: int) -> str:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], stdout=subprocess.PIPE, text=True).stdout.strip()
     head = [f"# Full-size students on {_gpu()}", "", f"{date.today()}, commit {commit or 'unknown'}, torch "
-            f"{torch.__version__}, random weights, `{' '.join(['python', *sys.argv])}`"]
+            f"{torch.__version__}, random weights, `python -m benchmarks.gpu --chunks {chunks}`"]
     first = next(iter(results.values()), None)
     if first:
-        head += ["", f"Attention and tuning: {', '.join(sorted({figures['tuned'] for figures in results.values()}))}."]
+        head += ["", f"Attention and tuning: {'; '.join(sorted({figures['tuned'] for figures in results.values()}))}."]
     rows = {name: {key: figures[key] for key in COLUMNS} for name, figures in results.items()}
     return "\n".join([*head, "", "```", table(rows) if rows else "nothing was measured", "```", "", *left_out]) + "\n"
 

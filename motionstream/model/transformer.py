@@ -45,8 +45,8 @@ class Context:
 class Place:
     """Where a layer's tokens stand: batch size and rotary table [L, 1, head_dim / 2, 2].
 
-    With a cache also that of the layer, the chunks stored in it, and, for a writing pass, the table of all its places and
-    whether this is the last layer, of which that pass needs no more than keys and values.
+    With a cache also that of the layer, the chunks stored in it, and, for a writing pass, the table of all its places
+    and whether this is the last layer, of which that pass needs no more than keys and values.
     """
 
     batch: int

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -172,6 +173,7 @@ def write_clips(args: argparse.Namespace, world: World) -> None:
     encoders = load_encoders(Path(args.model) if args.model else model_folder(preset.name, preset), preset, world)
     chunks = args.chunks or RECIPES[preset.name]["teacher-a"].chunks
     if args.folder is None:
+        cv2.setNumThreads(0)  # its frames are small: several processes are faster, and would fight for the cores
         library = _library(args)
         write_with_progress(
             args, lambda number: scene_records(encoders, library, chunks, args.seed, number, world), world

@@ -181,7 +181,7 @@ def test_later_sources_replace_parts(hub, tmp_path):
     weights = original(network(16, preset, image=False))
     torch.save({"generator": {f"model.{name}": 0 * x for name, x in weights.items()}}, tmp_path / "self_forcing.pt")
     tiny = TinyVAE(**preset.configs["tiny_vae"])
-    community = tiny.state_dict() | {"encoder.0.weight": torch.zeros(2)}
+    community = {name: x.contiguous() for name, x in tiny.state_dict().items()} | {"encoder.0.weight": torch.zeros(2)}
     save_file(community, tmp_path / "taew2_1.safetensors")
     convert([folder, tmp_path / "self_forcing.pt", tmp_path / "taew2_1.safetensors"], tmp_path / "out", preset=preset)
     model = load_model(str(tmp_path / "out"))

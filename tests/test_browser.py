@@ -219,6 +219,25 @@ def test_controls_made_while_paused_act_together(page, site):
     assert site.paste.chunks[generated].tracks.N == 27
 
 
+def test_a_drag_between_paths_that_move_alike_takes_their_whole_object_along(page, site):
+    open_page(page, site)  # six paths carry the balloon; four pins hold the rest
+    start(page)
+    reach_frame(page, 60)
+    before = site.paste.chunks[-1].tracks
+    drag(page, (0.52, 0.35), (0.62, 0.4), release=False)
+    reach_frame(page, frame_number(page) + 36)
+    after = site.paste.chunks[-1].tracks
+    blue = pixels(page, "overlay")[..., :3].astype(int)
+    page.mouse.up()
+    size = [int(side) for side in re.search(r"picture (\d+) × (\d+)", part(page, "facts").inner_text()).groups()]
+    ends = [dict(zip(tracks.ids.tolist(), tracks.points[-1], strict=True)) for tracks in (before, after)]
+    shift = np.array([ends[1][number] - point for number, point in ends[0].items()]) / size
+    assert (np.abs(shift - [0.1, 0.05]).max(axis=1) < 0.02).sum() == 24  # six paths of four points
+    assert (np.abs(shift).max(axis=1) < 1e-6).sum() == 16  # the pins
+    columns = (np.abs(blue - COLOURS["blue"]).max(axis=-1) < 12).nonzero()[1] / blue.shape[1]
+    assert 0.52 < columns.min() and columns.max() < 0.73  # painted where they are now, without their lines
+
+
 def test_let_go_frees_what_was_dragged(page, site):
     open_page(page, site)
     part(page, "clear").click()

@@ -339,3 +339,45 @@ def test_bounds_on_live_controls_and_duplicate_ids():
 def test_release_mode_of_the_constructor_is_checked():
     with pytest.raises(InputError, match="release mode 'keep'"):
         DragSource(release="keep")
+
+
+def carried(release):
+    """Three paths; a drag takes the first two along in chunk 1."""
+    source = DragSource(release=release)
+    for key, x, way in ((1, 100, 24), (2, 140, 24), (3, 200, -24)):
+        source.apply({"kind": "path", "id": key, "points": [[x, 80], [x + way, 80]], "frame": 0, "seconds": 1.5})
+    source.tracks_for(request(0))  # the two are at 108 and 148
+    source.apply(drag(7, "start", sample(130, 80, 0, 8), sample(130, 110, 500, 8)) | {"takes": [1, 2, 99]})
+    return source
+
+
+def test_paths_that_a_drag_takes_along_move_as_it_does():
+    source = carried("hold")
+    free, hand, *led = source.tracks_for(request(1)).points[-1]
+    np.testing.assert_allclose(hand, (130, 110))
+    np.testing.assert_allclose(free, (180, 80), atol=0.01)  # the third goes its own way
+    np.testing.assert_allclose(led, [(108, 110), (148, 110)], atol=0.01)
+    source.apply(drag(7, "end", sample(120, 110, 900, 20)))
+    np.testing.assert_allclose(source.tracks_for(request(2)).points[-1, 2:], [(98, 110), (138, 110)], atol=0.01)
+    source.apply(drag(8, "start", sample(110, 110, 2000, 32), sample(110, 90, 2500, 32)) | {"takes": [1]})
+    points = source.tracks_for(request(3)).points[-1]
+    np.testing.assert_allclose(points[1:], [(120, 110), (110, 90), (98, 90), (138, 110)], atol=0.01)
+
+
+def test_what_a_drag_took_along_ends_with_it_or_stays_without_it():
+    source = carried("let_go")
+    source.apply(drag(7, "end"))
+    source.tracks_for(request(1))
+    assert source.tracks_for(request(2)).N == 1  # only the path that nobody took
+    source = carried("hold")
+    before = source.tracks_for(request(1)).points[-1, 2:]
+    source.apply({"kind": "remove", "id": 7})
+    np.testing.assert_allclose(source.tracks_for(request(2)).points[-1, 1:], before)
+
+
+@pytest.mark.parametrize("takes", ["1", [1.5], [-1], list(range(MAX_CONTROLS + 1)), None])
+def test_what_a_drag_takes_along_must_be_ids(takes):
+    source = DragSource()
+    with pytest.raises(InputError):
+        source.apply(drag(7, "start", sample(1, 2)) | {"takes": takes})
+    assert not source.tracks_for(request(0)).N

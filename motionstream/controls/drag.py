@@ -8,7 +8,8 @@ on the generated frames). From there
   samples' times. The distance between the carried anchor and the pointer shrinks linearly to nothing over the drag's
   first chunk, so what was grabbed ends under the pointer;
 - a pin stands still;
-- a path moves along its points once, at constant speed, and closes the distance to its anchor like a drag.
+- a path moves along its points once, at constant speed, and closes the distance to its anchor like a drag; one that a
+  drag takes along moves as the drag does from then on, and stays when that is gone.
 
 A released drag and a path at its end stay where they are ("hold") or end ("let_go"). A track outside the frame is
 invisible, never clamped.
@@ -16,7 +17,8 @@ invisible, never clamped.
 Messages are JSON objects; coordinates are pixels of the generated frame, `frame` is the stream index of the frame that
 the visitor saw, `t` is milliseconds on the browser's clock:
 
-    {"kind": "drag", "id": 7, "phase": "start" | "move" | "end", "samples": [{"x": 1, "y": 2, "t": 3, "frame": 4}, ...]}
+    {"kind": "drag", "id": 7, "phase": "start" | "move" | "end", "samples": [{"x": 1, "y": 2, "t": 3, "frame": 4}, ...],
+     "takes": [9, ...]}                                              at the start: paths to take along
     {"kind": "pin", "id": 8, "x": 1, "y": 2, "frame": 4}
     {"kind": "path", "id": 9, "points": [[x, y], ...], "frame": 4, "seconds": 2.0}
     {"kind": "remove", "id": 9}    {"kind": "clear"}
@@ -86,8 +88,11 @@ class DragSource:
             anchors = np.array([control.anchor for control in new])
             for control, place in zip(new, carry(request.history, anchors, [c.frame for c in new]), strict=True):
                 control.place = place
-        parts = [Tracks.empty(request.frames)]
-        parts += [control.tracks(request) for control in self._controls.values()]
+        led = [control for control in self._controls.values() if control.hand]
+        for control in led:
+            control.hand.moved = np.zeros((1, 2))  # what a hand that has gone moves
+        free = [control for control in self._controls.values() if not control.hand]
+        parts = [Tracks.empty(request.frames), *(control.tracks(request) for control in (*free, *led))]
         self._controls = {key: control for key, control in self._controls.items() if not control.over}
         return Tracks.concatenate(parts).in_frame(request.width, request.height)
 
@@ -97,7 +102,12 @@ class DragSource:
         if phase == "start":
             if not samples:
                 raise InputError("a drag starts with at least one sample")
-            self._add(key, _Drag(*self._new(key), samples))
+            takes = _keys(message.get("takes", []))
+            drag = _Drag(*self._new(key), samples)
+            self._add(key, drag)
+            for path in (self._controls.get(taken) for taken in takes):
+                if isinstance(path, _Path):
+                    path.hand = drag
         elif phase not in ("move", "end"):
             raise InputError(f"drag phase {_short(phase)} is not one of start, move, end")
         elif isinstance(drag := self._controls.get(key), _Drag) and drag.mode is None:
@@ -153,7 +163,7 @@ class _Pin:
     """A rigid grid that stands still where its anchor is in the newest frame; the base of the moving controls.
 
     anchor: [2], pixels, in the stream frame `frame`; place: [2], the grid's centre in the newest frame generated, None
-    until `carry` has found it; over: no more tracks after this chunk.
+    until `carry` has found it; over: no more tracks after this chunk; hand: a drag that it follows.
     """
 
     def __init__(self, spacing: float, size: int, ids: np.ndarray, anchor: tuple[float, float], frame: int):
@@ -161,12 +171,17 @@ class _Pin:
         self.anchor, self.frame = np.array(anchor), frame
         self.place: np.ndarray | None = None
         self.over = False
+        self.hand: _Drag | None = None
 
     def tracks(self, request: ChunkRequest) -> Tracks:
         # Frames since the newest known one; chunk 0 begins with that frame itself (the image), later chunks after it.
         steps = np.arange(request.frames) + (request.index > 0)
-        centers, visible = self.motion(steps, request.fps)
-        self.place = centers[-1]
+        if self.hand:
+            centers = np.repeat(self.place[None], len(steps), axis=0) + self.hand.moved
+            visible, self.over = np.ones(len(steps), bool), self.hand.over
+        else:
+            centers, visible = self.motion(steps, request.fps)
+        self.moved, self.place = centers - self.place, centers[-1]
         grid = Tracks.rigid_grid(centers, self.spacing, self.size, self.ids)
         return Tracks(grid.points, grid.visible & visible[:, None], grid.ids)
 
@@ -301,6 +316,12 @@ def _frame(message: dict) -> int:
 
 def _key(message: dict) -> int:
     return _whole(message, "id", 0, 2**53)
+
+
+def _keys(values: object) -> list[int]:
+    if not isinstance(values, list) or len(values) > MAX_CONTROLS:
+        raise InputError(f'a drag\'s "takes" must be a list of at most {MAX_CONTROLS} ids')
+    return [_key({"id": value}) for value in values]
 
 
 def _short(value: object) -> str:

@@ -196,6 +196,7 @@ function ended(text, failed) {
   player.reset(facts.fps);
   drags.clear();
   controls = initial = initial.filter(control => controls.includes(control));
+  for (const control of controls) control.at = null;   // where a drag took it
   enter('idle');
   if (text) say(text, failed ? 'error' : 'hint');
   const next = afterStop;
@@ -256,10 +257,13 @@ function press(event) {
   if (tool === 'drag' && state === 'idle')
     return say('Press Start first, or choose Path to draw a motion in advance', 'error');
   picture.setPointerCapture(event.pointerId);
-  drags.set(event.pointerId, { id: nextId++, tool, grid: grid(), trail: [first], pending: [] });
+  const drag = { id: nextId++, tool, grid: grid(), trail: [first], pending: [], first, led: [] };
+  drags.set(event.pointerId, drag);
   if (tool === 'drag') {
     regrab(first);
-    link.send({ kind: 'drag', id: drags.get(event.pointerId).id, phase: 'start', samples: [first] });
+    drag.led = around(first).map(control => ({ control, at: place(control) }));
+    const takes = drag.led.map(({ control }) => control.id);
+    link.send({ kind: 'drag', id: drag.id, phase: 'start', samples: [first], takes });
   }
   dirty = true;
 }
@@ -272,6 +276,21 @@ function regrab({ x, y }) {              // what is grabbed again must not be he
   controls = controls.filter(control => !held.includes(control));
 }
 
+function around({ x, y }) {              // paths that move alike move one thing: between them, a drag has all of it in hand
+  const way = ({ points, since, seconds }) =>
+    JSON.stringify([since, seconds, points.map(([x, y]) => [Math.round(x - points[0][0]), Math.round(y - points[0][1])])]);
+  const paths = controls.filter(({ kind }) => kind === 'path'), held = [...drags.values()].flatMap(({ led }) => led);
+  const within = (value, axis, alike) => {
+    const reach = alike.flatMap(control => [-1, 1].map(
+      side => place(control)[axis] + side * control.grid.spacing * (control.grid.size - 1) / 2));
+    return Math.min(...reach) <= value && value <= Math.max(...reach);
+  };
+  return paths.filter(path => {
+    const alike = paths.filter(other => way(other) === way(path));
+    return !held.some(({ control }) => control === path) && within(x, 0, alike) && within(y, 1, alike);
+  });
+}
+
 function move(event) {
   hover = event.pointerType === 'touch' ? null : sample(event);
   dirty = true;
@@ -282,6 +301,8 @@ function move(event) {
   const samples = (events.length ? events : [event]).map(sample);
   drag.trail.push(...samples);
   drag.pending.push(...samples);
+  const { x, y } = samples.at(-1);
+  for (const { control, at } of drag.led) control.at = [at[0] + x - drag.first.x, at[1] + y - drag.first.y];
 }
 
 function lift(event) {
@@ -368,12 +389,15 @@ function paintOverlay() {
 function paintControl(control, unit) {
   const colour = COLOURS[control.kind];
   if (control.kind !== 'path') return paintGrid(control.x, control.y, control.grid, colour, unit, 1);
-  const done = running() ? clamp((player.frame - control.since) / (control.seconds * facts.fps), 0, 1) : 0;
-  paintLine(control.points, colour, 3 * unit, done < 1 ? 0.9 : 0.35);
-  paintArrow(control.points, colour, unit, done < 1 ? 0.9 : 0.35);
-  const [x, y] = partway(control.points, done);
-  paintGrid(x, y, control.grid, colour, unit, 1);
+  if (!control.at) {
+    paintLine(control.points, colour, 3 * unit, done(control) < 1 ? 0.9 : 0.35);
+    paintArrow(control.points, colour, unit, done(control) < 1 ? 0.9 : 0.35);
+  }
+  paintGrid(...place(control), control.grid, colour, unit, 1);
 }
+
+const done = ({ since, seconds }) => running() ? clamp((player.frame - since) / (seconds * facts.fps), 0, 1) : 0;
+const place = control => control.at ?? partway(control.points, done(control));   // of a path's grid
 
 function partway(points, share) {        // the point after `share` of a polyline's length
   const lengths = points.slice(1).map(([x, y], i) => Math.hypot(x - points[i][0], y - points[i][1]));

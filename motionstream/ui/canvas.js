@@ -196,7 +196,7 @@ function ended(text, failed) {
   player.reset(facts.fps);
   drags.clear();
   controls = initial = initial.filter(control => controls.includes(control));
-  for (const control of controls) control.at = null;   // where a drag took it
+  for (const control of controls) Object.assign(control, { at: null, over: false });   // what a drag did to it
   enter('idle');
   if (text) say(text, failed ? 'error' : 'hint');
   const next = afterStop;
@@ -279,7 +279,7 @@ function regrab({ x, y }) {              // what is grabbed again must not be he
 function around({ x, y }) {              // paths that move alike move one thing: between them, a drag has all of it in hand
   const way = ({ points, since, seconds }) =>
     JSON.stringify([since, seconds, points.map(([x, y]) => [Math.round(x - points[0][0]), Math.round(y - points[0][1])])]);
-  const paths = controls.filter(({ kind }) => kind === 'path'), held = [...drags.values()].flatMap(({ led }) => led);
+  const paths = controls.filter(({ kind, over }) => kind === 'path' && !over), held = [...drags.values()].flatMap(({ led }) => led);
   const within = (value, axis, alike) => {
     const reach = alike.flatMap(control => [-1, 1].map(
       side => place(control)[axis] + side * control.grid.spacing * (control.grid.size - 1) / 2));
@@ -318,6 +318,7 @@ function lift(event) {
   link.send({ kind: 'drag', id: drag.id, phase: 'end', samples: [...drag.pending, sample(event)] });
   const { x, y } = sample(event);
   if (release === 'hold') add({ kind: 'hold', id: drag.id, x, y, grid: drag.grid });
+  else for (const { control } of drag.led) control.over = true;
 }
 
 function finishPath({ trail, grid }) {
@@ -389,6 +390,7 @@ function paintOverlay() {
 function paintControl(control, unit) {
   const colour = COLOURS[control.kind];
   if (control.kind !== 'path') return paintGrid(control.x, control.y, control.grid, colour, unit, 1);
+  if (control.over) return;
   if (!control.at) {
     paintLine(control.points, colour, 3 * unit, done(control) < 1 ? 0.9 : 0.35);
     paintArrow(control.points, colour, unit, done(control) < 1 ? 0.9 : 0.35);

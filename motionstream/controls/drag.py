@@ -163,7 +163,8 @@ class _Pin:
     """A rigid grid that stands still where its anchor is in the newest frame; the base of the moving controls.
 
     anchor: [2], pixels, in the stream frame `frame`; place: [2], the grid's centre in the newest frame generated, None
-    until `carry` has found it; over: no more tracks after this chunk; hand: a drag that it follows.
+    until `carry` has found it; over: no more tracks after this chunk; hand: a drag that it follows; moved: [T, 2], how
+    far it went in each frame of the newest chunk.
     """
 
     def __init__(self, spacing: float, size: int, ids: np.ndarray, anchor: tuple[float, float], frame: int):
@@ -172,6 +173,7 @@ class _Pin:
         self.place: np.ndarray | None = None
         self.over = False
         self.hand: _Drag | None = None
+        self.moved = np.zeros((1, 2))
 
     def tracks(self, request: ChunkRequest) -> Tracks:
         # Frames since the newest known one; chunk 0 begins with that frame itself (the image), later chunks after it.

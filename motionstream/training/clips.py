@@ -313,7 +313,7 @@ class ClipBatch:
 
 @dataclass(frozen=True)
 class Clips:
-    """All shards of a folder, read as needed. A batch is of one shard, so of one size.
+    """All shards of a folder, read as needed. A batch is of one size, from all shards of it.
 
     tracks: (fewest, most) that are drawn of a clip's; None for all. chunks: how many of each clip's to take.
     """

@@ -261,7 +261,7 @@ function press(event) {
   drags.set(event.pointerId, drag);
   if (tool === 'drag') {
     regrab(first);
-    drag.led = around(first).map(control => ({ control, at: place(control) }));
+    drag.led = around(first).map(control => ({ control, at: control.at = place(control) }));
     const takes = drag.led.map(({ control }) => control.id);
     link.send({ kind: 'drag', id: drag.id, phase: 'start', samples: [first], takes });
   }

@@ -8,6 +8,7 @@ Decisions:
 - On a CPU freed memory is kept (`keep_memory`): getting it from the system anew took a sixth of a chunk's time.
 - A GPU gets bfloat16 and the largest size unmeasured: the models for it were trained at one size.
 - Attention on a GPU is FlashAttention 3 where the `kernels` package brings it (Hopper), else PyTorch's own with cuDNN.
+  On a CPU in bfloat16, PyTorch's fused kernel takes 0.6 to twice the time of plain matrix products: it is measured.
 """
 
 from __future__ import annotations
@@ -17,19 +18,25 @@ import importlib.util
 import math
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from torch import Tensor
 
 from motionstream.errors import InputError
 from motionstream.model.checkpoint import Model
 from motionstream.model.fp8 import use_fp8
 from motionstream.model.presets import Preset, fit_size, sharp_times
+from motionstream.model.transformer import matmul_attention
 from motionstream.streaming import Chunk
 from motionstream.video import fit_image
+
+T = TypeVar("T")
 
 HEADROOM = 1.25  # generation must be this many times as fast as playback
 COST_EXPONENT = 1.15  # a chunk's time grows with its tokens to this power: convolutions linearly, attention faster
@@ -70,12 +77,13 @@ def tune(model: Model, compile: bool = False, fp8: bool = False) -> str:
     compile: a block is compiled when the cache is full, to read it and to write it, which takes a minute. fp8:
     linear layers in 8 bit. Both only if asked for.
     """
-    backend = _pick_attention(model)
-    model.transformer.fuse_projections()
     if model.device.type == "cpu":
         keep_memory()
-        # In bfloat16 exact GELU is four times as fast as with the tanh that differs from it by less than rounding does.
-        for block in model.transformer.blocks if model.dtype == torch.bfloat16 else ():
+    backend = _pick_attention(model)
+    model.transformer.fuse_projections()
+    if model.device.type == "cpu" and model.dtype == torch.bfloat16:
+        # Exact GELU is four times as fast there as with the tanh that differs from it by less than rounding does.
+        for block in model.transformer.blocks:
             block.ffn.net[0].approximate = "none"
     if fp8:
         use_fp8(model.transformer)
@@ -97,7 +105,13 @@ def keep_memory() -> None:
 
 def _pick_attention(model: Model) -> str:
     if model.device.type != "cuda":
-        return "native"
+        if model.dtype == torch.float32:
+            return "native"
+        fastest = _fastest({"by matrix products": _attend(matmul_attention), "native": _attend(dispatch_attention_fn)})
+        for block in model.transformer.blocks if fastest == "native" else ():
+            for attn in (block.attn1, block.attn2):  # `set_attention_backend` would warn of experiments
+                attn.processor._attention_backend = "native"
+        return fastest
     capability = torch.cuda.get_device_capability(model.device)
     if capability[0] == HOPPER[0] and importlib.util.find_spec("kernels"):
         try:  # it is downloaded: no network, or no build for this PyTorch, is no reason to stop
@@ -112,31 +126,31 @@ def _pick_attention(model: Model) -> str:
 
 
 def pick_dtype(device: str) -> torch.dtype:
-    """bfloat16 or float32, whichever this device multiplies and convolves faster.
-
-    The formats take turns, on one thread, and the best times count: another process's burst of work must not decide.
-    """
+    """bfloat16 or float32, whichever this device multiplies and convolves faster."""
     if device != "cpu":
         return torch.bfloat16
+    return _fastest({dtype: _probe(dtype) for dtype in (torch.float32, torch.bfloat16)})
+
+
+def _fastest(probes: Mapping[T, Callable[[], None]]) -> T:
+    """Which of these takes least time on one thread.
+
+    They take turns, and the best times count: another process's burst of work must not decide.
+    """
+    best = dict.fromkeys(probes, float("inf"))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return _fastest((torch.float32, torch.bfloat16))
+        for probe in probes.values():
+            probe()  # sets up kernels
+        end = time.perf_counter() + PROBE_SECONDS / 4
+        while float("inf") in best.values() or time.perf_counter() < end:
+            for name, probe in probes.items():
+                start = time.perf_counter()
+                probe()
+                best[name] = min(best[name], time.perf_counter() - start)
     finally:
         torch.set_num_threads(threads)
-
-
-def _fastest(dtypes: Sequence[torch.dtype]) -> torch.dtype:
-    probes = {dtype: _probe(dtype) for dtype in dtypes}
-    for probe in probes.values():
-        probe()  # sets up kernels
-    best = dict.fromkeys(probes, float("inf"))
-    end = time.perf_counter() + PROBE_SECONDS / 4
-    while float("inf") in best.values() or time.perf_counter() < end:
-        for dtype, probe in probes.items():
-            start = time.perf_counter()
-            probe()
-            best[dtype] = min(best[dtype], time.perf_counter() - start)
     return min(best, key=best.get)
 
 
@@ -208,6 +222,17 @@ def _probe(dtype: torch.dtype) -> Callable[[], None]:
         with torch.inference_mode():
             matrix @ matrix
             torch.nn.functional.conv2d(picture, kernel)
+
+    return work
+
+
+def _attend(attention: Callable[..., Tensor]) -> Callable[[], None]:
+    """Attention of a chunk of the embedded student to itself and two chunks of the cache."""
+    query, key = (torch.ones(1, tokens, 4, 64, dtype=torch.bfloat16) for tokens in (PROBE_SIDE, 3 * PROBE_SIDE))
+
+    def work() -> None:
+        with torch.inference_mode():
+            attention(query, key, key)
 
     return work
 

@@ -6,6 +6,7 @@ import json
 import platform
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -217,6 +218,17 @@ def test_tuning_in_bfloat16_on_the_cpu_changes_no_more_than_rounding_does():
     with torch.no_grad():
         right, before, after = blocks[0](x.float()), blocks[1](x).float(), blocks[2](x).float()
     assert 0 < (after - right).norm() < 1.05 * (before - right).norm()
+
+
+@pytest.mark.parametrize("fastest, backend", [("native", "native"), ("by matrix products", None)])
+def test_attention_in_bfloat16_on_the_cpu_is_what_was_measured_to_be_faster(fastest, backend, monkeypatch):
+    pause = dict.fromkeys(["by matrix products", "native"], 0.02) | {fastest: 0.0}
+    for name, function in (("by matrix products", "matmul_attention"), ("native", "dispatch_attention_fn")):
+        monkeypatch.setattr(machine, function, lambda *_, seconds=pause[name]: time.sleep(seconds))
+    model = random_model(small("wan2.1-1.3b"), 3, dtype=torch.bfloat16)
+    assert machine.tune(model) == f"attention {fastest}"
+    processors = [attn.processor for block in model.transformer.blocks for attn in (block.attn1, block.attn2)]
+    assert {processor._attention_backend for processor in processors} == {backend}
 
 
 def test_a_fused_network_is_the_same_function():

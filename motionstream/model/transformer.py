@@ -60,7 +60,8 @@ class Place:
 def matmul_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Attention as plain matrix products, in blocks of queries whose scores stay in the processor's caches.
 
-    In bfloat16 on a CPU this is twice as fast as PyTorch's fused kernel, forwards and backwards; in float32 it isn't.
+    In bfloat16 on a CPU this is twice as fast as PyTorch's fused kernel when it comes to gradients. Forwards alone it
+    depends on the processor (`machine.tune` measures which is faster); in float32 the fused kernel is.
     Scores are rounded to bfloat16: about 1 % error where the fused kernel has 0.2 %. All [B, tokens, heads, head_dim].
     """
     samples = []

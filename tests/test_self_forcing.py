@@ -183,12 +183,19 @@ def test_the_dmd_gradient_is_the_closed_form_for_normal_distributions():
         return ((1 - t) * m - z) / ((1 - t) ** 2 * s**2 + t**2)
 
     torch.manual_seed(0)
-    x, t = mean + spread * torch.randn(3, 1000), torch.tensor([0.2, 0.5, 0.9]).view(3, 1)
+    x, t = mean + spread * torch.randn(3, 2, 1000), torch.tensor([0.2, 0.5, 0.9]).view(3, 1, 1)
     z = add_noise(x, torch.randn_like(x), t)
     real, fake = posterior(z, t, real_mean, real_spread), posterior(z, t, mean, spread)
     wanted = -(score(z, t, real_mean, real_spread) - score(z, t, mean, spread)) * t**2 / (1 - t)
-    size = (x - real).abs().mean(1, keepdim=True)
+    size = (x - real).abs().mean(2, keepdim=True)
     torch.testing.assert_close(dmd_gradient(x, real, fake), wanted / size, atol=1e-5, rtol=1e-4)
+
+
+def test_no_channel_outweighs_the_others_by_its_variance():
+    torch.manual_seed(0)
+    x, real, fake = torch.randn(3, 2, 4, 5, 6, 6)
+    scale = torch.tensor([25.0, 1.0, 3.0, 0.1]).view(4, 1, 1, 1)
+    torch.testing.assert_close(dmd_gradient(scale * x, scale * real, scale * fake), dmd_gradient(x, real, fake))
 
 
 def test_distribution_matching_finds_the_real_distribution():
@@ -201,9 +208,9 @@ def test_distribution_matching_finds_the_real_distribution():
         return m + (1 - t) * s**2 / ((1 - t) ** 2 * s**2 + t**2) * (z - (1 - t) * m)
 
     for _ in range(400):
-        x = m + log_s.exp() * torch.randn(64, 16)
+        x = m + log_s.exp() * torch.randn(64, 1, 16)
         with torch.no_grad():
-            t = torch.rand(64, 1) * 0.96 + 0.02
+            t = torch.rand(64, 1, 1) * 0.96 + 0.02
             z = add_noise(x, torch.randn_like(x), t)
             g = dmd_gradient(x, posterior(z, t, 1.5, 0.4), posterior(z, t, m, log_s.exp()))
         optimiser.zero_grad()

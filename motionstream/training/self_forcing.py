@@ -62,11 +62,12 @@ def dmd_gradient(x: Tensor, real: Tensor, fake: Tensor) -> Tensor:
     """Where to move away from, -(s_real - s_fake) up to a factor: x minus this is a better clip. All [B, ...].
 
     real, fake: clean latents that the teacher and the critic see in the noised x. At timestep t their difference is
-    that of the scores times t^2 / (1 - t); it is divided by its usual size, the mean of |x - real| of each clip (DMD,
-    equation 8), so that all timesteps count alike.
+    that of the scores times t^2 / (1 - t); it is divided by its usual size, the mean of |x - real|, so that all
+    timesteps count alike. That mean is of each clip (DMD, equation 8) and channel: where channels differ in variance,
+    the few largest ones, which hold a picture's light, would else be most of the gradient.
     """
-    size = (x - real).abs().flatten(1).mean(1).clamp_min(1e-6)
-    return (fake - real) / size.view(-1, *[1] * (x.ndim - 1))
+    size = (x - real).abs().flatten(2).mean(2).clamp_min(1e-6)
+    return (fake - real) / size.view(*size.shape, *[1] * (x.ndim - 2))
 
 
 @dataclass

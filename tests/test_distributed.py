@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.multiprocessing as mp
+from torch import nn
 from training_kit import RECIPE, clip_batch, network, part
 
 from motionstream.training.adaptation import causal_loss
@@ -45,6 +46,26 @@ def train(world, folder, steps=4, causal=False):
     return trainer
 
 
+def train_whole(world, folder):
+    """The same for a module that is not sharded, and that each process would start in its own way."""
+    module = nn.Linear(6, 3)
+    nn.init.constant_(module.weight, 0.1 * (world.rank + 1))
+    nn.init.zeros_(module.bias)
+    samples = torch.randn(4, 4, 6, generator=torch.Generator().manual_seed(0))  # [step, place, ...]
+
+    def data(start):
+        yield from ([samples[step, places] for places in world.places(SCHEDULE)] for step in range(start, 4))
+
+    player = Player("net", module, lambda x: {"loss": (module(x) - x[:, :3]).square().mean()}, [sgd(module)])
+    trainer = Trainer(Stage([player], data), folder, SCHEDULE, world)
+    trainer.train()
+    return trainer
+
+
+def sgd(module):
+    return torch.optim.SGD(module.parameters(), lr=0.1)
+
+
 def two(rank, port, folder, tasks):
     """One of two processes; rank 0 writes what every task gave."""
     torch.set_num_threads(1)
@@ -56,6 +77,7 @@ def two(rank, port, folder, tasks):
         "MASTER_PORT": str(port),
     }
     world = join_world("cpu", torch.float32)
+    train_whole(world, folder / "whole")
     for name, settings in tasks.items():
         trainer = train(world, folder / name, **settings)
         net = trainer.stage.players[0].module
@@ -91,6 +113,12 @@ def test_two_processes_are_one(runs, tmp_path, name, causal):
             torch.testing.assert_close(value, both[kind][key], atol=2e-4, rtol=1e-3, msg=f"{kind} {key}")
     sums = [torch.load(folder / "last.pt", weights_only=True)["sums"] for folder in (tmp_path, runs / name)]
     assert sums[0]["loss"][0] == pytest.approx(sums[1]["loss"][0], rel=1e-4)
+
+
+def test_two_processes_train_a_whole_module_together(runs, tmp_path):
+    train_whole(World(), tmp_path)
+    for key, value in state(tmp_path)["weights"].items():
+        torch.testing.assert_close(value, state(runs / "whole")["weights"][key], msg=key)
 
 
 def test_a_run_of_two_processes_goes_on_in_one(runs, tmp_path):

@@ -43,7 +43,14 @@ from motionstream.training.effects import (
 )
 from motionstream.training.folder import RealClips, cached_tracks, caption
 from motionstream.training.parallel import World
-from motionstream.training.scenes import choose_tracks, noise_texture, random_scene, render_clip, sliding_scene
+from motionstream.training.scenes import (
+    choose_points,
+    choose_tracks,
+    noise_texture,
+    random_scene,
+    render_clip,
+    sliding_scene,
+)
 from motionstream.training.settings import MIXTURES
 from motionstream.training.trainer import Draws, Samples, Schedule, made_samples, optimisers_for
 from motionstream.video import Mp4Writer
@@ -452,7 +459,7 @@ def clip_folder(tmp_path_factory):
 def test_bad_clips_are_named_and_skipped(clip_folder):
     said = []
     clips = RealClips(clip_folder, (96, 64), 16, said.append)
-    pieces = [(path.name, start, len(frames)) for path, start, frames in clips.pieces(21)]
+    pieces = [(path.name, start, len(frames)) for path, start, frames in clips.pieces(21, clips.paths)]
     assert pieces == [("a.mp4", 0, 21), ("a.mp4", 21, 21), ("pictures", 0, 21)]
     assert len(said) == 3
     for name, why in (("b.mp4", ""), ("empty", "no pictures"), ("short.mp4", "5 frames")):
@@ -481,10 +488,12 @@ def test_tracks_are_cached_and_a_broken_cache_is_made_anew(clip_folder, tmp_path
         asked.append(seeds)
         return LucasKanade(seeds)
 
-    path, start, frames = next(RealClips(clip_folder, (96, 64), 16).pieces(21))
+    clips = RealClips(clip_folder, (96, 64), 16)
+    path, start, frames = next(clips.pieces(21, clips.paths))
     one = cached_tracks(tmp_path / "cache", path, start, frames, tracker)
     two = cached_tracks(tmp_path / "cache", path, start, frames, tracker)
-    assert len(asked) == 1 and one.T == 21 and one.N > 20 and asked[0].grid == 50
+    assert len(asked) == 1 and one.T == 21 and one.N > 20
+    assert len(asked[0].centres(832, 480)) == len(asked[0].centres(480, 832)) == 50 * 50
     np.testing.assert_array_equal(one.points, two.points)
     [file] = (tmp_path / "cache").iterdir()
     for junk in (b"junk", b"", file.read_bytes()[:200]):
@@ -497,7 +506,14 @@ def test_tracks_are_cached_and_a_broken_cache_is_made_anew(clip_folder, tmp_path
 
 def test_a_folder_of_real_clips_becomes_shards(clip_folder, encoders, tmp_path):
     clips = RealClips(clip_folder, (96, 64), 16, lambda line: None)
-    write_stream(tmp_path, folder_records(encoders, clips, 2, World(), tmp_path / "tracks", "lucas-kanade"))
+    shares = [World(rank, 2) for rank in range(2)]
+    for world in shares:  # each process writes its own clips' shards
+        write_stream(
+            tmp_path, folder_records(encoders, clips, 2, world, tmp_path / "tracks", "lucas-kanade"), world
+        )
+    assert sum(len(load_file(shard)["latents"]) for shard in tmp_path.glob("*.safetensors")) == 3
+    world = World()  # and a later run with fewer processes leaves nothing of it
+    write_stream(tmp_path, folder_records(encoders, clips, 2, world, tmp_path / "tracks", "lucas-kanade"), world)
     [shard] = tmp_path.glob("*.safetensors")
     stored = load_file(shard)
     assert stored["latents"].shape == (3, 48, 6, 8, 12)
@@ -505,4 +521,15 @@ def test_a_folder_of_real_clips_becomes_shards(clip_folder, encoders, tmp_path):
     batch = Clips(tmp_path, PRESET, 2).read(shard, range(3), Draws(0, 0, range(3))).to("cpu")
     assert all(tracks.N > 20 for tracks in batch.tracks)
     with pytest.raises(InputError, match="no clip was good enough"):
-        write_stream(tmp_path / "none", iter(()))
+        write_stream(tmp_path / "none", iter(()), World())
+
+
+def test_full_size_clips_have_the_papers_number_of_tracks():
+    for name in ("wan2.1-1.3b", "wan2.2-5b"):
+        mixture, rng = MIXTURES[name], np.random.default_rng(0)
+        [(width, height)] = mixture.sizes
+        scene = random_scene(rng, EMPTY, width, height, 1)
+        owner = np.zeros((1, height, width), np.uint8)
+        for spacing in mixture.spacings:
+            points = choose_points(rng, scene, owner[0], "dense", (spacing, spacing))
+            assert 900 < len(points) <= mixture.most_tracks

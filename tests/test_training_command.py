@@ -105,6 +105,25 @@ def test_the_whole_pipeline(workshop, capsys):
     load_network(workshop / "alone" / "model", TINY)
     assert train(workshop, "adapt", "--resume teacher") == 2
     assert "is a run of teacher, not of adapt" in capsys.readouterr().err
+    assert train(workshop, "adapt", "--resume causal --steps 4 --rate 1e-9 --precision fp32") == 0
+    settings = json.loads((workshop / "causal" / "run.json").read_text())
+    assert (settings["rate"], settings["steps"], settings["model"]) == (1e-9, 4, str(workshop / "masked" / "model"))
+    assert train(workshop, "adapt", "--resume causal --batch 7") == 2
+    assert "a resumed run keeps its --batch" in capsys.readouterr().err
+
+
+def test_a_run_keeps_the_precision_that_was_measured_for_it(workshop, tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "pick_dtype", lambda device: torch.bfloat16)
+    start = ["--model", str(workshop / "start"), "--data", str(workshop / "clips"), "--out", str(tmp_path)]
+    assert main(["train", "teacher", "--preset", "tiny", *start, "--steps", "1"]) == 0
+    assert json.loads((tmp_path / "run.json").read_text())["precision"] == "bf16"
+
+
+@pytest.mark.parametrize("options", ["--steps 0", "--steps -5", "--pieces 0", "--workers -1", "--chunks -2"])
+def test_numbers_that_make_no_sense_are_refused(workshop, options, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        train(workshop, "teacher", f"--model start --data clips --out junk {options}")
+    assert stopped.value.code == 2 and "is no whole number from" in capsys.readouterr().err
 
 
 def test_the_embedded_models_own_stages(workshop):
@@ -127,6 +146,8 @@ def test_the_embedded_models_own_stages(workshop):
         ("teacher", "--model start --data none --out junk", "holds no .safetensors shard"),
         ("teacher", "--model start --data clips --out junk --chunks 4", "clips of 3 chunks; this stage takes 4"),
         ("teacher", "--model start --data clips --out junk --batch 3 --pieces 2", "make it a multiple of 2"),
+        ("teacher", "--model start --data clips --out junk --minutes nan", "cannot train for nan minutes"),
+        ("teacher", "--model start --data clips --out junk --device elsewhere", "no device is called 'elsewhere'"),
         ("teacher", "--model start --out junk", "--data"),
         ("teacher", "--model start --data clips", "--out"),
         ("distil", "--model start --data clips --out junk", "--teacher"),

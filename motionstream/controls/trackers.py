@@ -70,14 +70,18 @@ class Tracker(Protocol):
 class Seeds:
     """Where points are sought: cells of a grid, `grid` along the frame's longer side.
 
+    rows: of cells, which else are square; `grid` is then the number of columns.
     region: polygon [K, 2] in shares of the frame's width and height, in frame 0; None: everywhere.
     """
 
     grid: int = 20
     region: tuple[tuple[float, float], ...] | None = None
+    rows: int | None = None
 
     def cells(self, width: int, height: int) -> tuple[int, int, float]:
-        """Columns and rows of cells, and a cell's side in pixels."""
+        """Columns and rows of cells, and a cell's side in pixels, the longer one."""
+        if self.rows:
+            return self.grid, self.rows, max(width / self.grid, height / self.rows)
         side = max(width, height) / self.grid
         return max(1, round(width / side)), max(1, round(height / side)), side
 

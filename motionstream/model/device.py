@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from motionstream.errors import InputError
 from motionstream.model.presets import Preset
 
 ROOM = 1.2  # GPU memory that must be free for a visitor, in sizes of it
@@ -18,6 +19,18 @@ GIB = 2**30
 FULL_DECODER_CHANNELS = 5 * 96  # numbers per pixel that are alive at once while a VAE decodes, full and tiny
 TINY_DECODER_CHANNELS = 5 * 64
 CONTEXT_TOKENS = 512 + 257  # of text and image
+
+
+def usable_device(name: torch.device | str) -> torch.device:
+    """The device of that name; `InputError` if it is none, or is not here."""
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"no device is called {str(name)!r}: it is cpu, cuda, or cuda:1 for the second GPU") from error
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise InputError(f"no CUDA device here: PyTorch sees {count}, {name} was asked for; use the device cpu")
+    return device
 
 
 def upload(x: Tensor, device: torch.device | str) -> Tensor:

@@ -35,6 +35,7 @@ from motionstream.training.effects import Fall, Sky, anywhere, random_effect
 from motionstream.training.folder import RealClips, cached_tracks, caption
 from motionstream.training.parallel import World
 from motionstream.training.scenes import (
+    SPACINGS,
     Library,
     Scene,
     TrackMode,
@@ -47,7 +48,6 @@ from motionstream.training.settings import MIXTURES
 from motionstream.training.trainer import Draws, Schedule, single_thread
 
 SHARD = 32
-MAX_TRACKS = 300  # of a synthetic clip
 
 Record = dict[str, Tensor]
 
@@ -72,7 +72,7 @@ class Encoders:
 
     preset: Preset
     vae: torch.nn.Module
-    text_encoder: torch.nn.Module
+    text_encoder: torch.nn.Module | None
     motion_prior: torch.nn.Module | None = None
     image_encoder: torch.nn.Module | None = None
 
@@ -132,14 +132,19 @@ class Encoders:
         return {name: torch.cat(found, 1) for name, found in parts.items() if found}
 
 
-def load_encoders(folder: Path, preset: Preset, world: World) -> Encoders:
-    """Reads vae/, text_encoder/, motion_prior/ and image_encoder/ of a model folder, those that the preset has."""
-    names = ["vae"] + ["motion_prior"] * preset.motion_prior + ["image_encoder"] * ("image_dim" in preset.transformer)
+def load_encoders(folder: Path, preset: Preset, world: World, text: bool = True) -> Encoders:
+    """Reads vae/, text_encoder/, motion_prior/ and image_encoder/ of a model folder, those that the preset has.
+
+    text: whether prompts will be encoded; a text encoder may be larger than the transformer.
+    """
+    names = ["vae"] + ["image_encoder"] * ("image_dim" in preset.transformer)
     parts = {name: load_component(folder / name).to(world.device).eval() for name in names}
-    text = EffectTextEncoder(text_dim=preset.transformer["text_dim"])  # its vectors are learned with the transformer
+    if preset.motion_prior:
+        parts["motion_prior"] = load_component(folder / "motion_prior").eval()
+    words = EffectTextEncoder(text_dim=preset.transformer["text_dim"])  # its vectors are learned with the transformer
     if preset.text_encoder != "EffectTextEncoder":
-        text = load_component(folder / "text_encoder").to(world.device).eval()
-    return Encoders(preset, text_encoder=text, **parts)
+        words = load_component(folder / "text_encoder").to(world.device).eval() if text else None
+    return Encoders(preset, text_encoder=words, **parts)
 
 
 def written_prompt(encoder: torch.nn.Module, prompt: str) -> Tensor:
@@ -170,19 +175,24 @@ def with_effect(
 
 
 def make_clip(
-    rng: np.random.Generator, scene: Scene, count: int, modes: Mapping[TrackMode, float], sky: Sky | None
+    rng: np.random.Generator,
+    scene: Scene,
+    count: int,
+    modes: Mapping[TrackMode, float],
+    sky: Sky | None,
+    spacings: tuple[float, float] = SPACINGS,
 ) -> tuple[np.ndarray, Tracks, str, int | None]:
     """A synthetic clip: frames, tracks that a visitor might have given, prompt, and with a sky the seed of its noise.
 
-    modes: as in `settings.Mixture`. A scene of one frame stands for `count`: nothing moves but what an effect lets
-    fall. Without a sky things fall anywhere: where that is, a teacher learns to invent.
+    modes, spacings: as in `settings.Mixture`. A scene of one frame stands for `count`: nothing moves but what an effect
+    lets fall. Without a sky things fall anywhere: where that is, a teacher learns to invent.
     """
     seed = int(rng.integers(2**62)) if sky else None
     clip = render_clip(scene)
     frames, tracks, share = np.repeat(clip.frames, count, axis=0), Tracks.empty(count), 1.0
     if scene.frames > 1:
         mode = rng.choice(list(modes), p=list(modes.values()))
-        frames, tracks, share = clip.frames, choose_tracks(rng, scene, clip, mode), 0.5
+        frames, tracks, share = clip.frames, choose_tracks(rng, scene, clip, mode, spacings), 0.5
     fall = sky.over(seed, frames) if sky else anywhere(rng, frames)
     frames, prompt = with_effect(rng, frames, fall, share)
     return frames, tracks, prompt, seed
@@ -208,28 +218,31 @@ def scene_records(
         else:
             scene = random_scene(rng, library, *size, 1 if kind == "still" else frames)
         modes = {"dense": 1.0} if kind == "slides" else mixture.modes
-        clip, tracks, prompt, clip_seed = make_clip(rng, scene, frames, modes, sky)
-        # What the motion prior is told must be what is stored: the first MAX_TRACKS.
-        kept = Tracks(tracks.points[:, :MAX_TRACKS], tracks.visible[:, :MAX_TRACKS], tracks.ids[:MAX_TRACKS])
-        yield encoders.record(clip, kept, prompt, world, MAX_TRACKS, clip_seed)
+        clip, tracks, prompt, clip_seed = make_clip(rng, scene, frames, modes, sky, mixture.spacings)
+        most = mixture.most_tracks  # what the motion prior is told must be what is stored
+        kept = Tracks(tracks.points[:, :most], tracks.visible[:, :most], tracks.ids[:most])
+        yield encoders.record(clip, kept, prompt, world, most, clip_seed)
 
 
 def folder_records(
     encoders: Encoders, clips: RealClips, chunks: int, world: World, cache: Path, tracker: str
 ) -> Iterator[Record]:
-    """The records of all pieces of a folder of real clips, with CoTracker3's tracks where it can be had."""
+    """The records of all pieces of this process's share of real clips, with CoTracker3's tracks where to be had."""
     length = chunk_bounds(encoders.preset, chunks)[-1][1]
-    for path, start, frames in clips.pieces(length):
+    for path, start, frames in clips.pieces(length, clips.paths[world.rank :: world.size]):
         tracks = cached_tracks(cache, path, start, frames, lambda seeds: open_tracker(tracker, seeds, live=False))
         yield encoders.record(frames, tracks, caption(path), world, MAX_GRID**2)
 
 
-def write_stream(folder: Path, records: Iterator[Record]) -> None:
-    """Shards of records as they come; what is in the folder from an earlier run is replaced."""
+def write_stream(folder: Path, records: Iterator[Record], world: World) -> None:
+    """Shards of this process's records as they come; what is in the folder from an earlier run is replaced."""
     folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("clips-*.safetensors"):
+        if int(old.stem.split("-")[1]) % world.size == world.rank:
+            old.unlink()
     number = 0
     while shard := list(itertools.islice(records, SHARD)):
-        write_shard(folder / f"clips-{number:05d}.safetensors", shard)
+        write_shard(folder / f"clips-{world.rank:02d}-{number:05d}.safetensors", shard)
         number += 1
     if not number:
         raise InputError("no clip was good enough: see what was skipped, and why, above")

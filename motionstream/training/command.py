@@ -28,6 +28,7 @@ from motionstream.controls.trackers import TRACKERS
 from motionstream.errors import InputError
 from motionstream.machine import keep_memory, parse_resolution, pick_device, pick_dtype, size_for
 from motionstream.model.checkpoint import load_component
+from motionstream.model.device import usable_device
 from motionstream.model.motion_prior import MotionPrior
 from motionstream.model.presets import PRESETS, Preset
 from motionstream.model.tiny_vae import TinyVAE
@@ -90,6 +91,8 @@ LANDSCAPE = (832, 480)  # what real clips are fitted to, as near as the preset's
 VAE_CLIPS = {"EmbeddedVAE": (128, 9), "WanVAE": (144, 21)}  # pixels a side and frames; Wan's are the paper's
 TINY_VAE_SIZE = (288, 160)  # what real clips are scaled to before a square is cut from them
 SETTINGS = "run.json"
+PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
+CHANGEABLE = {"steps", "minutes", "rate", "workers", "device"}  # when a run is resumed
 
 
 def main(argv: Sequence[str]) -> int:
@@ -100,14 +103,13 @@ def main(argv: Sequence[str]) -> int:
     for name in args.needs:
         if getattr(args, name) is None:
             raise InputError(f"train {args.command} needs --{name}")
-    world = join_world(args.device or pick_device(), torch.float32)
+    world = join_world(str(usable_device(args.device or pick_device())), torch.float32)
     if world.device.type == "cpu":
         keep_memory()
-    world = replace(
-        world,
-        dtype={"bf16": torch.bfloat16, "fp32": torch.float32}.get(args.precision) or pick_dtype(world.device.type),
-    )
-    args.run(args, world)
+    if args.precision is None:  # of all processes, and of the run when it is resumed
+        reduced = world.agreed(pick_dtype(world.device.type) == torch.bfloat16)
+        args.precision = "bf16" if reduced else "fp32"
+    args.run(args, replace(world, dtype=PRECISIONS[args.precision]))
     return 0
 
 
@@ -116,7 +118,7 @@ def train_teacher(args: argparse.Namespace, world: World) -> None:
     network, folder = start_network(args, preset, world)
     prepared(network, recipe, causal=False)
     clips = Clips(args.data, preset, recipe.chunks, recipe.tracks)
-    schedule = _schedule(args, recipe)
+    schedule = _schedule(args, recipe, world)
     player = Player(
         "teacher", network, lambda batch: flow_loss(network, batch, recipe), network_optimisers(network, recipe)
     )
@@ -130,7 +132,7 @@ def train_adapt(args: argparse.Namespace, world: World) -> None:
     folder = model_folder(args.model or preset.name, preset)
     network = prepared(load_network(folder, preset, world), recipe, causal=True)
     clips = Clips(args.data, preset, recipe.chunks)
-    schedule = _schedule(args, recipe)
+    schedule = _schedule(args, recipe, world)
     player = Player(
         "student", network, lambda batch: causal_loss(network, batch, recipe), network_optimisers(network, recipe)
     )
@@ -148,9 +150,10 @@ def train_distil(args: argparse.Namespace, world: World) -> None:
     teacher = prepared(load_network(taught, preset, world, skip=True).requires_grad_(False), recipe, causal=False)
     critic = prepared(load_network(taught, preset, world, skip=True), recipe, causal=False)
     clips = Clips(args.data, preset, recipe.chunks, recipe.tracks)
-    schedule = _schedule(args, recipe)
+    schedule = _schedule(args, recipe, world)
     known = min(recipe.chunks, RECIPES[preset.name]["teacher-a"].chunks)
-    losses = Distillation(student, teacher, critic, load_encoders(folder, preset, world), recipe, known)
+    encoders = load_encoders(folder, preset, world, text=False)
+    losses = Distillation(student, teacher, critic, encoders, recipe, known)
     players = [
         Player("critic", critic, losses.critic_loss, optimisers_for(critic, recipe.critic_rate), recipe.critic_turns),
         Player("student", student, losses.generator_loss, optimisers_for(student, recipe.rate)),
@@ -182,12 +185,12 @@ def write_clips(args: argparse.Namespace, world: World) -> None:
     size = size_for(preset, parse_resolution(args.resolution or str(max(preset.budgets)), preset), *LANDSCAPE)
     clips = RealClips(args.folder, size, preset.fps)
     records = folder_records(encoders, clips, chunks, world, args.cache or args.out / "tracks", args.tracker)
-    write_stream(args.out, records)
+    write_stream(args.out, records, world)
 
 
 def train_tiny_vae(args: argparse.Namespace, world: World) -> None:
     recipe, preset = _recipe(args, "tiny-vae"), PRESETS[args.preset]
-    schedule = _schedule(args, recipe)
+    schedule = _schedule(args, recipe, world)
     side, frames = VAE_CLIPS[preset.vae]
     source = _library(args) if args.folder is None else RealClips(args.folder, TINY_VAE_SIZE, preset.fps)
     data = made_samples(Pixels(source, side, frames), schedule, args.seed, world, args.workers)
@@ -219,7 +222,7 @@ def train_tiny_vae(args: argparse.Namespace, world: World) -> None:
 
 def train_motion_prior(args: argparse.Namespace, world: World) -> None:
     recipe = _recipe(args, "motion-prior")
-    schedule, library = _schedule(args, recipe), _library(args)
+    schedule, library = _schedule(args, recipe, world), _library(args)
     net = (load_component(Path(args.model) / "motion_prior") if args.model else MotionPrior()).to(world.device)
     data = made_samples(lambda rng: prior.sample(rng, library), schedule, args.seed, world, args.workers)
     player = Player("motion prior", net, lambda batch: prior.motion_loss(net, batch), optimisers_for(net, recipe.rate))
@@ -299,7 +302,7 @@ def sheet_maker(
 ) -> Callable[[], np.ndarray]:
     """Draws the same clips every time."""
     world, preset = network.world, network.preset
-    vae = load_encoders(folder, preset, world).vae
+    vae = load_component(folder / "vae").to(world.device).eval()
     path, count = clips.shards[-1]
 
     def draw() -> np.ndarray:
@@ -332,13 +335,13 @@ def _recipe(args: argparse.Namespace, stage: str) -> Recipe:
     return replace(recipe, **given)
 
 
-def _schedule(args: argparse.Namespace, recipe: Recipe) -> Schedule:
+def _schedule(args: argparse.Namespace, recipe: Recipe, world: World) -> Schedule:
     schedule = Schedule(recipe.batch, args.minutes, recipe.steps, args.pieces, recipe.warmup, recipe.floor, recipe.ema)
-    _claim(args)
+    _claim(args, world)
     return schedule
 
 
-def _claim(args: argparse.Namespace) -> None:
+def _claim(args: argparse.Namespace, world: World) -> None:
     """Writes the run's settings; a folder that already holds a run is not begun anew."""
     settings = {
         name: str(v) if isinstance(v, Path) else v
@@ -347,6 +350,8 @@ def _claim(args: argparse.Namespace) -> None:
     }
     if args.resume is None and (args.out / "last.pt").exists():
         raise InputError(f"{args.out} holds a run: continue it with --resume {args.out}, or name another folder")
+    if not world.leads:
+        return
     args.out.mkdir(parents=True, exist_ok=True)
     write_whole(
         args.out / SETTINGS, lambda file: file.write(json.dumps(settings, indent=1).encode()), "before the start"
@@ -354,18 +359,22 @@ def _claim(args: argparse.Namespace) -> None:
 
 
 def _resumed(args: argparse.Namespace) -> argparse.Namespace:
-    """The settings of the run in --resume; --steps or --minutes given now count instead."""
+    """The settings of the run in --resume; of those that may change, what is given now counts instead."""
     path = args.resume / SETTINGS
     if not path.is_file():
         raise InputError(f"{args.resume} has no {SETTINGS}: it is no run folder")
     saved = json.loads(path.read_text())
     if saved["command"] != args.command:
         raise InputError(f"{args.resume} is a run of {saved['command']}, not of {args.command}")
+    defaults = vars(_parser().parse_args([args.command]))
+    given = {name: value for name, value in vars(args).items() if value != defaults[name] and name != "resume"}
+    fixed = sorted(name for name in given.keys() - CHANGEABLE if str(given[name]) != str(saved.get(name)))
+    if fixed:
+        raise InputError(f"a resumed run keeps its --{fixed[0].replace('_', '-')}: leave it out, or start another run")
+    if given.keys() & {"steps", "minutes"}:
+        saved |= {"steps": None, "minutes": None}
     argv = [args.command]
-    for name, value in saved.items():
-        now = getattr(args, name, None) if name in ("steps", "minutes") else None
-        if name in ("steps", "minutes") and (args.steps or args.minutes):
-            value = now
+    for name, value in (saved | given).items():
         if name == "command" or value is None or value is False:
             continue
         values, option = value if isinstance(value, list) else [value], "--" + name.replace("_", "-")
@@ -373,6 +382,21 @@ def _resumed(args: argparse.Namespace) -> argparse.Namespace:
     again = _parser().parse_args(argv)
     again.out, again.resume = args.resume, args.resume
     return again
+
+
+def positive(text: str) -> int:
+    """For argparse, which puts the option's name before the message."""
+    return _at_least(text, 1)
+
+
+def count(text: str) -> int:
+    return _at_least(text, 0)
+
+
+def _at_least(text: str, least: int) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} on")
+    return int(text)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -388,16 +412,16 @@ def _parser() -> argparse.ArgumentParser:
     teacher.set_defaults(run=train_teacher, needs=("data", "out"))
     _start_options(teacher)
     clips = stages.add_parser("clips", help="write training clips")
-    clips.add_argument("--count", type=int, default=4000)
-    clips.add_argument("--chunks", type=int, help="length (default: the teacher's)")
+    clips.add_argument("--count", type=positive, default=4000)
+    clips.add_argument("--chunks", type=positive, help="length (default: the teacher's)")
     clips.add_argument("--resolution", metavar="BUDGET|WxH", help="of real clips; default: the preset's largest")
     clips.add_argument("--cache", type=Path, metavar="DIR", help="for tracks of real clips (default: OUT/tracks)")
     clips.add_argument("--tracker", choices=TRACKERS, default="auto")
     clips.set_defaults(run=write_clips, needs=("out",))
     trajectories = stages.add_parser("trajectories", help="write the guided teacher's ODE trajectories")
-    trajectories.add_argument("--count", type=int, default=4000)
-    trajectories.add_argument("--chunks", type=int)
-    trajectories.add_argument("--batch", type=int, help="clips at once")
+    trajectories.add_argument("--count", type=positive, default=4000)
+    trajectories.add_argument("--chunks", type=positive)
+    trajectories.add_argument("--batch", type=positive, help="clips at once")
     trajectories.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of shards")
     trajectories.set_defaults(run=write_trajectories, needs=("model", "data", "out"))
     adapt = stages.add_parser("adapt", help="causal regression on trajectories or clips")
@@ -416,21 +440,22 @@ def _parser() -> argparse.ArgumentParser:
     for command in (clips, vae):
         command.add_argument("--folder", type=Path, metavar="DIR", help="real clips instead")
     for command in (vae, motion):
-        command.add_argument("--workers", type=int, default=1, help="processes that make samples")
+        command.add_argument("--workers", type=count, default=1, help="processes that make samples")
     for command in (teacher, adapt, distil):
-        command.add_argument("--workers", type=int, default=0, help="processes that read clips, beside a GPU")
+        command.add_argument("--workers", type=count, default=0, help="processes that read clips, beside a GPU")
     for command in (teacher, adapt, distil, vae, motion):
         _run_options(command)
     for command in (teacher, trajectories, distil):
         command.add_argument("--guidance", type=float, nargs=2, metavar=("TEXT", "MOTION"), help="default: 3.0 1.5")
     for command in (teacher, trajectories):
-        command.add_argument("--ode-steps", type=int, metavar="N", help="of the teacher's sampler; a multiple of 3")
+        command.add_argument("--ode-steps", type=positive, metavar="N", help="of the sampler; a multiple of 3")
     for command in stages.choices.values():
         command.add_argument("--preset", choices=PRESETS, default="embedded")
         command.add_argument("--model", metavar="DIR", help="model folder (default: weights/PRESET)")
         command.add_argument("--out", type=Path, metavar="DIR", help="folder to write")
         command.add_argument("--seed", type=int, default=0)
-        command.add_argument("--device", help="cpu or cuda (default: what is there)")
+        alone = dict(default="cpu", choices=("cpu",)) if command is motion else {}  # see `MotionPrior.stays_on_cpu`
+        command.add_argument("--device", **alone, help="cpu or cuda (default: what is there)")
         command.add_argument("--precision", choices=("bf16", "fp32"), help="default: the faster one on this machine")
     return parser
 
@@ -447,9 +472,9 @@ def _start_options(command: argparse.ArgumentParser) -> None:
 def _run_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--data", type=Path, metavar="DIR", help="folder of shards")
     command.add_argument("--resume", type=Path, metavar="RUN", help="continue the run in this folder")
-    command.add_argument("--steps", type=int, help="updates in all (default: the preset's)")
+    command.add_argument("--steps", type=positive, help="updates in all (default: the preset's)")
     command.add_argument("--minutes", type=float, help="minutes of training in all, instead of steps")
-    command.add_argument("--batch", type=int)
-    command.add_argument("--pieces", type=int, default=1, help="gradient accumulation")
+    command.add_argument("--batch", type=positive)
+    command.add_argument("--pieces", type=positive, default=1, help="gradient accumulation")
     command.add_argument("--rate", type=float, help="learning rate; Muon's goes along")
-    command.add_argument("--chunks", type=int, help="chunks a clip")
+    command.add_argument("--chunks", type=positive, help="chunks a clip")

@@ -6,7 +6,7 @@ tracker runs once. Longer clips are taken in pieces of the length that is asked 
 """
 
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from motionstream.video import fit_image, read_clip, read_image
 VIDEO = {".mp4", ".mov", ".m4v", ".webm", ".mkv", ".avi"}
 PICTURE = {".png", ".jpg", ".jpeg", ".webp"}
 MAX_CAPTION = 4_000  # characters
-GRID = 50  # along the longer side: the paper's 50 x 50 points
+GRID = 50  # columns and rows: the paper's
 GUESS_FRAMES = 2_000  # most of a clip that is read
 
 
@@ -66,9 +66,9 @@ class RealClips:
             self.bad.add(path)
             self.report(f"skipped {path}: {why}")
 
-    def pieces(self, length: int) -> Iterator[tuple[Path, int, np.ndarray]]:
-        """Every whole piece of `length` frames: (clip, its first frame, frames)."""
-        for path in self.paths:
+    def pieces(self, length: int, paths: Sequence[Path]) -> Iterator[tuple[Path, int, np.ndarray]]:
+        """Every whole piece of `length` frames of these of the clips: (clip, its first frame, frames)."""
+        for path in paths:
             frames = self.frames(path)
             if frames is None:
                 continue
@@ -115,7 +115,7 @@ def cached_tracks(
             return Tracks(saved["points"], saved["visible"], saved["ids"])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         pass
-    following = tracker(Seeds(GRID))
+    following = tracker(Seeds(GRID, rows=GRID))
     with torch.inference_mode():
         tracks = join([following.follow(frames), following.finish()])
     cache.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,8 @@
     python -m motionstream train teacher ...                               # one process: CPU or one GPU
     torchrun --nproc-per-node 8 -m motionstream train teacher ...          # all GPUs of a machine
 
-Weights, gradients and optimisers are sharded; batches are split by `World.places`. Checkpoints hold full tensors,
+Weights, gradients and optimisers of a `Network` are sharded; smaller modules are whole on each process and learn from
+the mean of all gradients. Batches are split by `World.places`. Checkpoints hold full tensors,
 gathered on the first process, so a run may be resumed on another number of processes.
 """
 
@@ -111,6 +112,21 @@ def shard(network: nn.Module, world: World) -> None:
 
 def is_sharded(module: nn.Module) -> bool:
     return isinstance(module, FSDPModule)
+
+
+def alike(module: nn.Module, world: World) -> None:
+    """Gives a module that isn't sharded the first process's weights on all of them."""
+    if world.size > 1 and not is_sharded(module):
+        for tensor in (*module.parameters(), *module.buffers()):
+            dist.broadcast(tensor.detach(), 0)
+
+
+def share_gradients(parameters: list[nn.Parameter], world: World) -> None:
+    """The means over all processes; those of sharded weights are so already."""
+    own = [p.grad for p in parameters if p.grad is not None and not isinstance(p.grad, DTensor)]
+    for gradient in own if world.size > 1 else ():
+        dist.all_reduce(gradient)
+        gradient /= world.size
 
 
 def total_norm(parameters: list[nn.Parameter], limit: float) -> None:

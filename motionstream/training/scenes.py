@@ -20,6 +20,7 @@ from motionstream.tracks import Tracks, draw_ids
 
 MARGIN = 0.3  # of the frame, on every side: what a moving camera may uncover
 MAX_LAYERS = 4
+SPACINGS = 0.07, 0.16  # between dense tracks, least and most, as a share of the frame's shorter side
 SLIDE, SLIDE_FRAMES = 4, 8  # most steps each way of a sliding photograph, and for how many frames it slides
 
 TrackMode = Literal["drags", "sparse", "dense"]
@@ -432,18 +433,29 @@ def drag_points(rng: np.random.Generator, scene: Scene, owner: np.ndarray) -> np
     return np.concatenate(points) if points else np.zeros((0, 2))
 
 
-def choose_points(rng: np.random.Generator, scene: Scene, owner: np.ndarray, mode: TrackMode) -> np.ndarray:
-    """Points [N, 2] of frame 0 to track: a visitor's, some tens at random, or a jittered grid over the frame."""
+def choose_points(
+    rng: np.random.Generator,
+    scene: Scene,
+    owner: np.ndarray,
+    mode: TrackMode,
+    spacings: tuple[float, float] = SPACINGS,
+) -> np.ndarray:
+    """Points [N, 2] of frame 0 to track: a visitor's, some tens at random, or a jittered grid over the frame.
+
+    spacings: of that grid, see `SPACINGS`.
+    """
     size = np.array([scene.width, scene.height], np.float64)
     if mode == "drags":
         return drag_points(rng, scene, owner)
     if mode == "sparse":
         return rng.uniform(0, 1, (rng.integers(12, 100), 2)) * size
-    spacing = rng.uniform(0.07, 0.16) * size.min()
+    spacing = rng.uniform(*spacings) * size.min()
     grid = np.stack(np.meshgrid(*(np.arange(spacing / 2, side, spacing) for side in size)), -1).reshape(-1, 2)
     return np.clip(grid + rng.normal(0, spacing / 8, grid.shape), 0, size - 1e-3)
 
 
-def choose_tracks(rng: np.random.Generator, scene: Scene, clip: Clip, mode: TrackMode) -> Tracks:
-    points = choose_points(rng, scene, clip.owner[0], mode)
+def choose_tracks(
+    rng: np.random.Generator, scene: Scene, clip: Clip, mode: TrackMode, spacings: tuple[float, float] = SPACINGS
+) -> Tracks:
+    points = choose_points(rng, scene, clip.owner[0], mode, spacings)
     return track_points(scene, clip.owner, range(scene.frames), points, draw_ids(len(points), rng))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from motionstream.training.guidance import Guidance
-from motionstream.training.scenes import TrackMode
+from motionstream.training.scenes import SPACINGS, TrackMode
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,7 @@ class Mixture:
     still: share of the shards in whose clips nothing moves (nobody has dragged anything yet), of the size `still_size`:
     weather needs no more, and many small clips teach it sooner than few large ones.
     slides: share of the shards in whose clips a photograph slides and stops, in half of them by whole latent cells.
+    spacings: between dense tracks, see `scenes.SPACINGS`; most_tracks: kept of a clip.
     """
 
     sizes: Mapping[tuple[int, int], float]
@@ -100,8 +101,12 @@ class Mixture:
     still: float = 0.0
     still_size: tuple[int, int] = (96, 96)
     slides: float = 0.0
+    spacings: tuple[float, float] = SPACINGS
+    most_tracks: int = 300
 
 
+# The paper's 1,000 to 2,500 tracks.
+_FULL_SIZE = dict(modes={"sparse": 0.2, "dense": 0.8}, spacings=(0.027, 0.042), most_tracks=2_500)
 # Without a motion prior a model sees what moves only where there are tracks: it is shown many.
 MIXTURES = {
     "embedded": Mixture(
@@ -116,6 +121,6 @@ MIXTURES = {
         still_size=(64, 64),
         slides=0.45,
     ),
-    "wan2.1-1.3b": Mixture(sizes={(832, 480): 1.0}, modes={"sparse": 0.2, "dense": 0.8}),
-    "wan2.2-5b": Mixture(sizes={(1280, 704): 1.0}, modes={"sparse": 0.2, "dense": 0.8}),
+    "wan2.1-1.3b": Mixture(sizes={(832, 480): 1.0}, **_FULL_SIZE),
+    "wan2.2-5b": Mixture(sizes={(1280, 704): 1.0}, **_FULL_SIZE),
 }

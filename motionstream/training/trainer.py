@@ -37,7 +37,7 @@ from tqdm import tqdm
 from motionstream.errors import InputError
 from motionstream.evaluation.plot import line_plot
 from motionstream.evaluation.sheets import save_png
-from motionstream.training.parallel import World, full_state, load_full_state, total_norm
+from motionstream.training.parallel import World, alike, full_state, load_full_state, share_gradients, total_norm
 
 LOG_EVERY = 10  # rounds: one update of every player, in its turns
 CHECKPOINT_SECONDS = 120.0
@@ -65,6 +65,9 @@ class Schedule:
     def __post_init__(self):
         if (self.minutes is None) == (self.steps is None):
             raise InputError("give either the steps or the minutes to train for")
+        if not 0 < (self.steps or self.minutes) < math.inf:
+            given = f"{self.minutes} minutes" if self.steps is None else f"{self.steps} steps"
+            raise InputError(f"cannot train for {given}: give a number above 0")
 
     def gone(self, step: int, seconds: float) -> float:
         """Share of the schedule behind us, in [0, 1]."""
@@ -292,6 +295,8 @@ class Trainer:
     sums: dict[str, list[float]] = field(default_factory=dict)  # per term: sum and number of values since the last row
 
     def __post_init__(self):
+        for player in self.stage.players:
+            alike(player.module, self.world)
         self.averages = {player.name: Ema(player.module, self.schedule.ema) for player in self.stage.players}
         self.rates = {
             player.name: [[group["lr"] for group in optimiser.param_groups] for optimiser in player.optimisers]
@@ -363,6 +368,7 @@ class Trainer:
                 f"the {player.name}'s loss is {means['loss']} {self.progress}: resume it with a lower learning rate"
             )
         parameters = [p for group in player.optimisers for g in group.param_groups for p in g["params"]]
+        share_gradients(parameters, self.world)
         total_norm(parameters, self.schedule.clip_norm)
         rate = self.schedule.rate(self.step, self.seconds)
         for optimiser, rates in zip(player.optimisers, self.rates[player.name], strict=True):

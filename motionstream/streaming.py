@@ -18,6 +18,7 @@ Decisions:
 """
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ from motionstream.tracks import ChunkRequest, Tracks, TrackSource
 
 TIMESTEPS = 1000  # the network counts t in [0, 1] in thousandths
 HISTORY_CHUNKS = 4
-BLANK_CHUNKS = 10  # until Wan's encoder, which sees 112 frames back, has forgotten the picture before the blank frames
+BLANK_LATENTS = 30  # until Wan's encoder, which sees 112 frames back, has forgotten the picture before the blank ones
 
 
 def settled(preset: Preset) -> int:
@@ -52,7 +53,12 @@ def settled(preset: Preset) -> int:
     The cache is full, what is compiled for a full one has been by the chunk before, and blank frames are known.
     """
     full = preset.sink + preset.window + 1
-    return max(full, BLANK_CHUNKS) if preset.image_conditioning == "channel_concat" else full
+    return max(full, blank_chunks(preset)) if preset.image_conditioning == "channel_concat" else full
+
+
+def blank_chunks(preset: Preset) -> int:
+    """Index of the first chunk beside which blank frames look as they do beside every later one."""
+    return math.ceil(BLANK_LATENTS / preset.chunk_size)
 
 
 def shift_timestep(t: Tensor | float, k: float) -> Tensor | float:
@@ -308,7 +314,7 @@ class _Stream:
         preset = self.model.preset
         if preset.image_conditioning != "channel_concat":
             return None
-        if index >= BLANK_CHUNKS:
+        if index >= blank_chunks(preset):
             return self.known[:, :, -1:].expand_as(self.known)
         frames = self.picture.new_zeros(1, 3, preset.chunk_frames(index), *self.picture.shape[1:])
         if index == 0:

@@ -132,6 +132,25 @@ def test_missing_and_misshapen_weights(folder):
     refused(folder, "conv.extra of shape .* needs no such weight")
 
 
+@pytest.mark.parametrize("kept", [0, 20, -100])
+def test_damaged_weights_are_named(folder, kept):
+    path = folder / "track_head" / WEIGHTS
+    path.write_bytes(path.read_bytes()[:kept])
+    refused(folder, f"track_head/{WEIGHTS} is no whole .safetensors file")
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [("cuda", "no CUDA device here: PyTorch sees 0, cuda was asked for"), ("cuda:1", "no CUDA device"),
+     ("foo", "no device is called 'foo': it is cpu, cuda")],
+)  # fmt: skip
+def test_a_device_that_is_not_here_is_named(device, message, model, folder, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    for make in (lambda: load_model(str(folder), device), lambda: random_model(model.preset, device=device)):
+        with pytest.raises(InputError, match=message):
+            make()
+
+
 def test_unknown_class(folder):
     path = folder / "vae" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"_class_name": "os.system"}))

@@ -23,7 +23,7 @@ from motionstream.model.device import Download, beside, own_precision, stream_by
 from motionstream.model.fp8 import use_fp8
 from motionstream.model.presets import PRESETS
 from motionstream.model.transformer import MotionTransformer, SelfAttention
-from motionstream.streaming import BLANK_CHUNKS, stream
+from motionstream.streaming import blank_chunks, stream
 from motionstream.tracks import StaticTracks, Tracks
 
 NETWORK = dict(num_layers=2, num_attention_heads=2, attention_head_dim=12, ffn_dim=32, text_dim=16, freq_dim=16)
@@ -85,7 +85,8 @@ def test_a_folder_without_a_tiny_vae_says_so(model, tmp_path):
         random_model(PRESETS["embedded"], vae="tiny")
 
 
-def test_blank_frames_are_encoded_until_they_no_longer_change(wan21, monkeypatch):
+@pytest.mark.parametrize("chunk_size", [3, 1])
+def test_blank_frames_are_encoded_until_they_no_longer_change(chunk_size, wan21, monkeypatch):
     """The image condition of a long stream is that of encoding all its blank frames, at no cost once it has settled."""
     encoded, conditions = [], []
     step = wan21.vae._encode_step
@@ -97,14 +98,17 @@ def test_blank_frames_are_encoded_until_they_no_longer_change(wan21, monkeypatch
     monkeypatch.setattr(wan21.vae, "_encode_step", count)
     original = streaming.image_channels
     monkeypatch.setattr(streaming, "image_channels", lambda x, *a: conditions.append(x) or original(x, *a))
-    play(wan21, BLANK_CHUNKS + 3)
-    assert len(encoded) == BLANK_CHUNKS and [x.shape[2] for x in encoded] == [9] + [12] * (BLANK_CHUNKS - 1)
+    size = 4 * chunk_size
+    model = dataclasses.replace(wan21, preset=dataclasses.replace(wan21.preset, chunk_size=chunk_size))
+    blank = blank_chunks(model.preset)
+    play(model, blank + 3)
+    assert len(encoded) == blank and [x.shape[2] for x in encoded] == [size - 3] + [size] * (blank - 1)
     assert encoded[0][:, :, 0].any() and not torch.cat(encoded, 2)[:, :, 1:].any()
     monkeypatch.undo()
-    everything = torch.cat([*encoded, torch.zeros(1, 3, 36, *encoded[0].shape[3:])], 2)
+    everything = torch.cat([*encoded, torch.zeros(1, 3, 3 * size, *encoded[0].shape[3:])], 2)
     with torch.no_grad():
         expected = wan21.vae.encode(everything)
-    assert (torch.cat(conditions, 2) - expected[:, :, : 3 * len(conditions)]).abs().max() <= 1e-5
+    assert (torch.cat(conditions, 2) - expected[:, :, : chunk_size * len(conditions)]).abs().max() <= 1e-5
 
 
 def test_loading_allocates_nothing_before_shapes_are_checked(model, tmp_path):
@@ -281,7 +285,7 @@ def test_freed_memory_is_kept_once_asked_for():
 def test_the_attention_kernel_follows_the_gpu(capability, kernels, expected, monkeypatch):
     chosen = []
     transformer = type("", (), {"set_attention_backend": chosen.append, "reset_attention_backend": chosen.clear})()
-    transformer.fuse_projections = lambda: None
+    transformer.fuse_projections, transformer.parameters = lambda: None, list
     gpu = type("", (), {"device": torch.device("cuda"), "transformer": transformer})()
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(machine.importlib.util, "find_spec", lambda name: kernels or None)
@@ -323,6 +327,10 @@ def test_low_memory_halves_the_transformer_and_still_streams():
     assert (plain.vae.latents_at_once, low.vae.latents_at_once) == (None, 1)
     assert low.transformer.blocks[0].attn1.to_q.weight.dtype == torch.float8_e4m3fn
     assert weight_bytes(low.transformer.blocks) < 0.5 * weight_bytes(plain.transformer.blocks)
+    for options in ({"fp8": True}, {"compile": True}):
+        with pytest.raises(InputError, match="--low-memory widens"):
+            machine.tune(low, **options)
+    machine.tune(low)
     a, b = (play(m, 2)[1].frames.astype(int) for m in (plain, low))
     assert 0 < np.abs(a - b).mean() < 0.2 * np.abs(a - 127).mean() + 10
 

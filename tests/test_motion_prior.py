@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 import torch
 
+from motionstream.model.checkpoint import assemble
 from motionstream.model.motion_prior import MotionPrior, connect
+from motionstream.model.presets import PRESETS
 from motionstream.model.warping import (
     behind,
     cell_centres,
@@ -196,6 +198,24 @@ def test_what_is_hidden_stays_where_it_was_last_seen(prior):
     path[5:] = [3, 40]  # a tracker's guess about what it has lost
     motion = prior.motion(prior.start(image()), tracks(path, visible=seen))
     torch.testing.assert_close(motion[5:], motion[4:5].expand(4, -1, -1))
+
+
+def test_a_track_counts_from_when_it_is_first_seen(prior):
+    """Before, nobody knows where it is: files give such points any place."""
+    path = np.concatenate([np.zeros((4, 1, 2)), np.full((8, 1, 2), 25.0)])
+    seen = np.arange(12)[:, None] >= 4
+    still, state = tracks(np.full((12, 1, 2), 40.0), ids=[5]), prior.start(image())
+    for start, stop in ((0, 4), (4, 8), (8, 12)):
+        both = Tracks.concatenate([still, tracks(path, ids=[6], visible=seen)]).rows(start, stop)
+        torch.testing.assert_close(prior.motion(state, both), torch.zeros_like(state.base).expand(4, -1, -1))
+    torch.testing.assert_close(state.anchors[6], torch.tensor([25.0, 25.0]))
+
+
+def test_beside_a_gpu_the_motion_prior_stays_on_the_cpu(prior):
+    parts = {"motion_prior": prior, "vae": torch.nn.Linear(2, 2)}
+    model = assemble(PRESETS["embedded"], parts, "meta", torch.float32)
+    assert {p.device.type for p in model.motion_prior.parameters()} == {"cpu"}
+    assert model.vae.weight.device.type == "meta"
 
 
 def test_holes_are_filled_however_far_what_is_known_lies():

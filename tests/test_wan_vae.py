@@ -97,15 +97,15 @@ def test_latent_frames_may_be_decoded_one_at_a_time(pair):
 
 
 def test_the_encoder_forgets_the_picture_after_some_blank_frames(pair):
-    """What `streaming.BLANK_CHUNKS` relies on: from then on blank frames encode to the same latents for ever."""
-    from motionstream.streaming import BLANK_CHUNKS
+    """What `streaming.BLANK_LATENTS` is: from then on blank frames encode to the same latents for ever."""
+    from motionstream.streaming import BLANK_LATENTS
 
     vae = pair[1]
     encoder, blank = vae.encoder_stream(), torch.zeros(1, 3, 12, 32, 32)
     encoder.step(torch.cat([noise(1, 3, 1, 32, 32), blank[:, :, :8]], 2))
-    latents = [encoder.step(blank) for _ in range(BLANK_CHUNKS + 2)]
-    held = latents[BLANK_CHUNKS - 1][:, :, -1:]
-    assert (torch.cat(latents[BLANK_CHUNKS:], 2) - held).abs().max() <= 1e-5
+    latents = [encoder.step(blank) for _ in range(BLANK_LATENTS // 3 + 2)]
+    held = latents[BLANK_LATENTS // 3 - 1][:, :, -1:]
+    assert (torch.cat(latents[BLANK_LATENTS // 3 :], 2) - held).abs().max() <= 1e-5
     assert (latents[0] - held).abs().max() > 1e-4
 
 

@@ -20,10 +20,11 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from motionstream.errors import InputError
+from motionstream.model.device import usable_device
 from motionstream.model.presets import Preset
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "weights"
@@ -91,8 +92,9 @@ def load_model(
 
     dtype: None for float32 on the CPU and bfloat16 elsewhere. vae: what decodes, "full" or "tiny"; None for tiny where
     there is one. low_memory: see `assemble`. Raises `InputError` naming what is missing or does not fit: folder,
-    sub-folder, weight, shape.
+    sub-folder, weight, shape; or the device, if it is not here.
     """
+    device = usable_device(device)
     folder = _find(name_or_path)
     index = _read_json(folder / "model_index.json")
     preset = _preset(index, folder)
@@ -137,7 +139,7 @@ def random_model(
     recipes |= {name: (kind, preset.configs.get(name, {})) for name, kind in optional.items() if kind}
     if vae == "tiny" and "tiny_vae" not in recipes:
         raise InputError(f"the preset {preset.name} has no tiny VAE")
-    device = torch.device(device)
+    device = usable_device(device)
     classes = {name: _class(recipe[0]) for name, recipe in recipes.items()}  # all known before a large one is built
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), device:
         torch.manual_seed(seed)
@@ -166,7 +168,7 @@ def assemble(
 ) -> Model:
     """Puts parts together: evaluation mode, on the device, large ones in the given dtype.
 
-    Encoders that run once per prompt or picture stay in the CPU's memory. low_memory: the transformer's weights are
+    Encoders that run once per prompt or picture stay in the CPU's memory, and so does the motion prior. low_memory: the transformer's weights are
     kept in 8 bits and widened layer by layer, and latent frames are decoded one at a time; slower.
     """
     device, dtype = torch.device(device), default_dtype(device, dtype)
@@ -175,7 +177,7 @@ def assemble(
         visits = getattr(part, "visits", False)
         if visits or name in ("transformer", "track_head") or getattr(part, "follows_dtype", False):
             _cast(part, dtype)
-        part.to("cpu" if visits else device)
+        part.to("cpu" if visits or getattr(part, "stays_on_cpu", False) else device)
     if low_memory:
         parts["vae"].latents_at_once = 1
         parts["transformer"].enable_layerwise_casting(torch.float8_e4m3fn, dtype)
@@ -205,7 +207,7 @@ def load_component(folder: Path, dtype: torch.dtype | None = None) -> nn.Module:
         part = cls.from_config(config)
     expected, weights = part.state_dict(keep_vars=True), {}
     for file, names in places.items():
-        with safe_open(file, framework="pt") as stored:
+        with open_weights(file) as stored:
             for name, stored_name in names.items():
                 like = expected[name]  # keeps the memory format, which decides how fast convolutions are
                 weight = torch.empty_like(like, dtype=_dtype_of(part, name, like, dtype), device="cpu")
@@ -230,7 +232,7 @@ def _places(folder: Path, part: nn.Module) -> dict[Path, dict[str, str]]:
     prefix = getattr(part, "stored_prefix", "")
     places: dict[Path, dict[str, str]] = {}
     for file in files:
-        with safe_open(file, framework="pt") as stored:
+        with open_weights(file) as stored:
             for stored_name in stored.keys():
                 name = stored_name.removeprefix(prefix)
                 if name not in expected and any(re.search(pattern, name) for pattern in ignored):
@@ -246,6 +248,16 @@ def _places(folder: Path, part: nn.Module) -> dict[Path, dict[str, str]]:
     if missing:
         raise InputError(f"{folder} lacks {len(missing)} weights, the first is {missing[0]}")
     return places
+
+
+@contextlib.contextmanager
+def open_weights(file: Path) -> Iterator[safe_open]:
+    """A .safetensors file, as `safe_open` gives it; `InputError` if it is none, or not all of it is there."""
+    try:
+        with safe_open(file, framework="pt") as stored:
+            yield stored
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{file} is no whole .safetensors file ({error}): fetch or write it again") from error
 
 
 @contextlib.contextmanager

@@ -159,6 +159,8 @@ class PriorState:
 class MotionPrior(ModelMixin, ConfigMixin):
     """Image and tracks -> the first frame in motion, with a confidence; see the module's docstring."""
 
+    stays_on_cpu = True  # beside a GPU too: much of its work is OpenCV's and NumPy's
+
     @register_to_config
     def __init__(self, widths: tuple[int, ...] = (32, 64, 96, 128, 160, 192), features: int = 32):
         super().__init__()
@@ -212,9 +214,9 @@ class MotionPrior(ModelMixin, ConfigMixin):
         return torch.cat([stay[..., None], follow], dim=-1).softmax(-1)
 
     def start(self, image: Tensor) -> PriorState:
-        """A stream that begins with `image` [3, H, W] in [-1, 1], H and W even."""
+        """A stream that begins with `image` [3, H, W] in [-1, 1], H and W even, on any device."""
         cells = (image.shape[1] // CELL) * (image.shape[2] // CELL)
-        return PriorState(image.float(), torch.zeros(cells, 2), torch.zeros(cells, 2))
+        return PriorState(image.float().cpu(), torch.zeros(cells, 2), torch.zeros(cells, 2))
 
     @torch.no_grad()
     def step(self, state: PriorState, tracks: Tracks) -> Moved:
@@ -259,7 +261,12 @@ class MotionPrior(ModelMixin, ConfigMixin):
 
     @torch.no_grad()
     def motion(self, state: PriorState, tracks: Tracks) -> Tensor:
-        """Displacement of every cell of the first frame, [T, P, 2] pixels, at each of the tracks' frames."""
+        """Displacement of every cell of the first frame, [T, P, 2] pixels, at each of the tracks' frames.
+
+        Where a hidden track is, nobody knows: it counts from the first chunk on in which it is seen.
+        """
+        placed = np.array([i in state.anchors for i in tracks.ids.tolist()], bool) | tracks.visible.any(0)
+        tracks = Tracks(tracks.points[:, placed], tracks.visible[:, placed], tracks.ids[placed])
         points, visible = torch.tensor(tracks.points), torch.tensor(tracks.visible)
         if state.front is None or tuple(tracks.ids.tolist()) != state.ids:
             self._regroup(state, tracks, points, visible)

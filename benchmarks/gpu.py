@@ -4,7 +4,8 @@
 
 Every setting of `RUNS` for both models, each in a process of its own, so that its peak memory is; those that no longer
 fit into the time are left out and named. The table is written anew after every run, so that one cut short leaves what
-it has measured. Ends with one JSON line. On a machine without a GPU it says so and exits with 2.
+it has measured; without any figure an older table stays. Ends with one JSON line. On a machine without a GPU it says so
+and exits with 2.
 """
 
 from __future__ import annotations
@@ -60,8 +61,8 @@ def main() -> int:
                 left_out.append(f"{name}: {log.strip().splitlines()[-1] if log.strip() else 'stopped'}")
             else:
                 results[name] = figures
-            path.write_text(_text(results, left_out, args.chunks))
-    print(path.read_text())
+            _write(path, results, left_out, args.chunks)
+    print(_write(path, results, left_out, args.chunks))
     print(json.dumps(results))
     return 0
 
@@ -78,6 +79,13 @@ def _run(model: str, options: tuple[str, ...], args: argparse.Namespace, seconds
         return None, done.stdout
     *log, last = done.stdout.splitlines()
     return json.loads(last), "\n".join(log)
+
+
+def _write(path: Path, results: dict[str, dict], left_out: list[str], chunks: int) -> str:
+    text = _text(results, left_out, chunks)
+    if results:  # an older table is worth more than an empty one
+        path.write_text(text)
+    return text
 
 
 def _text(results: dict[str, dict], left_out: list[str], chunks: int) -> str:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -180,11 +181,22 @@ def convert(args: argparse.Namespace) -> dict[str, int | str | list[str]]:
     """The `convert` command: see `motionstream.model.convert`."""
     from motionstream.model.convert import convert as write
 
-    loras = [(path, float(strength or 1)) for path, _, strength in (text.partition("=") for text in args.lora)]
-    report = write(args.sources, args.out, loras=loras)
+    report = write(args.sources, args.out, loras=[_lora(text) for text in args.lora])
     if not args.json:
         print(f"{args.out}: {report}")
     return {"out": str(args.out), **vars(report)}
+
+
+def _lora(text: str) -> tuple[str, float]:
+    """FILE or FILE=STRENGTH -> (file, strength)."""
+    path, _, strength = text.partition("=")
+    try:
+        value = float(strength or 1)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise InputError(f"--lora {text}: {strength!r} is no number; write FILE or, for example, {path}=0.8")
+    return path, value
 
 
 def _take(chunks: Iterator[Chunk], frames: int) -> Iterator[tuple[Chunk, int, float]]:

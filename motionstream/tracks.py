@@ -9,7 +9,7 @@ Track files are JSON (`Tracks.to_json`, `Tracks.from_json`):
     {"format": "motionstream-tracks", "version": 1,
      "width": 832, "height": 480,        # size of the frame that the points are pixels of
      "fps": 16.0, "frames": 2,           # 1 / fps seconds between two rows; "frames" may be left out with tracks
-     "tracks": [{"id": 7,                # ID number in [0, 10000); drawn if left out
+     "tracks": [{"id": 7,                # ID number in [0, 10000), of no other track; drawn if left out
                  "points": [[10.0, 20.0], [11.5, 20.0]],
                  "visible": [true, true]}]}     # all true if left out
 """
@@ -17,6 +17,7 @@ Track files are JSON (`Tracks.to_json`, `Tracks.from_json`):
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -297,7 +298,7 @@ def _tracks_from(tracks: list[dict], frames: object) -> Tracks:
     """The "tracks" list of a track file, and its "frames" (None: as many as the first track has) -> Tracks."""
     rows = [_array(f"points of track {n}", track.get("points"), np.float32) for n, track in enumerate(tracks)]
     frames = len(rows[0]) if frames is None and rows and rows[0].ndim else frames
-    if not isinstance(frames, int) or not 0 <= frames <= MAX_FRAMES:
+    if not isinstance(frames, int) or isinstance(frames, bool) or not 0 <= frames <= MAX_FRAMES:
         raise InputError(f'"frames" of the track file is {frames!r}; expected a number from 0 to {MAX_FRAMES}')
     points = np.zeros((frames, len(tracks), 2), np.float32)
     visible = np.ones((frames, len(tracks)), bool)
@@ -317,5 +318,7 @@ def _ids_from(tracks: list[dict]) -> np.ndarray:
     for value in given:
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < MAX_ID:
             raise InputError(f"track ID {value!r} is not a whole number from 0 to {MAX_ID - 1}")
+    if twice := [value for value, times in Counter(given).items() if times > 1]:
+        raise InputError(f"track ID {twice[0]} is given to more than one track; give each its own, or leave IDs out")
     drawn = iter(draw_ids(len(tracks) - len(given), np.random.default_rng(0), given))
     return np.array([track["id"] if "id" in track else next(drawn) for track in tracks], np.int64)

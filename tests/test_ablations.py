@@ -10,7 +10,7 @@ from training_kit import TINY, network
 
 from motionstream.errors import InputError
 from motionstream.evaluation import ablations
-from motionstream.evaluation.ablations import by_second, contexts, name_of, score, streamed, to_and_fro
+from motionstream.evaluation.ablations import by_second, context_table, contexts, name_of, score, streamed, to_and_fro
 from motionstream.evaluation.motion import Clip
 from motionstream.evaluation.plot import line_plot
 from motionstream.model.checkpoint import assemble
@@ -71,6 +71,17 @@ def test_drift_is_the_last_second_over_the_first():
     assert by_second(faded, 16)[0] == pytest.approx(1, abs=0.1) and len(by_second(faded, 16)) == 2
 
 
+def test_clips_of_different_lengths_are_averaged_while_they_last(model, monkeypatch):
+    monkeypatch.setattr(ablations, "contexts", lambda model, frames: {"plain": model})
+    monkeypatch.setattr(ablations, "streamed", lambda model, image, tracks, seed: (videos[tracks.T].frames, [1.0]))
+    videos = {frames: replace(clip(frames, seed=frames), name=f"{frames}") for frames in (57, 40)}
+    videos[57].frames[16:] //= 2  # a quarter of the energy is left
+    figures, curves, rows = context_table(model, iter(videos.values()), 0, None)
+    assert [second for second, _ in curves["plain"]] == [0, 1, 2]
+    assert [energy for _, energy in curves["plain"]] == pytest.approx([1, (1 + 0.25) / 2, 0.25], abs=0.05)
+    assert [row["plain"]["psnr last"] for row in figures.values()] == [100, 100] and len(rows) == 2
+
+
 def test_tracks_go_to_and_fro():
     tracks = clip(5).tracks
     longer = to_and_fro(tracks, 12)
@@ -118,7 +129,24 @@ def test_one_run_writes_tables_plot_and_sheets(model, tmp_path, monkeypatch, cap
     assert {"latency", "spread", "kept", "epe"} <= result["context"]["c3s1w1"].keys()
     for name in ("ablations.png", "ablations-drift.png", "ablations-guidance.png", "ablations-long.png"):
         assert (tmp_path / "new" / "out" / name).read_bytes()[:4] == b"\x89PNG"
-    with pytest.raises(InputError, match="too few"):
-        ablations.main(["folder", "--frames", "3"])
-    with pytest.raises(InputError, match="name a folder"):
-        ablations.main([])
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "name a folder"),
+        (["folder", "--frames", "3"], "3 frames a clip are too few"),
+        (["folder", "--spacing", "0"], "tracks 0 px apart"),
+        (["folder", "--long", "15"], "--long 15 is less than a second; at least 16 frames"),
+        (["folder", "--long", "-1"], "--long -1 is less than a second"),
+        (["folder", "--frames", "8"], "noise has 8 frames; at least 9 are needed"),
+        (["folder", "--frames", "20", "--teacher", "x"], "noise has 20 frames; at least 21 are needed"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_the_work(argv, message, model, tmp_path, monkeypatch):
+    monkeypatch.setitem(RECIPES, "tiny", {"teacher-a": replace(RECIPES["embedded"]["teacher-a"], chunks=2)})
+    monkeypatch.setattr(ablations, "load_model", lambda *_: model)
+    monkeypatch.setattr(ablations, "real_clips", lambda folder, frames, *_: iter([clip(min(frames, 20))]))
+    monkeypatch.setattr(ablations, "context_table", lambda *_: pytest.fail("work has begun"))
+    with pytest.raises(InputError, match=message):
+        ablations.main([*argv, "--out", str(tmp_path)])

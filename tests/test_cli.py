@@ -98,6 +98,8 @@ def broken_files(folder):
     (folder / "text.png").write_text("hello")
     (folder / "nan.json").write_text(Tracks.empty(3).to_json(5, 5, 16.0).replace('"tracks": []', '"tracks": [NaN]'))
     (folder / "broken.json").write_text("{")
+    twice = Tracks(np.zeros((3, 2, 2)), np.ones((3, 2), bool), [7, 7])
+    (folder / "twice.json").write_text(twice.to_json(5, 5, 16.0))
 
 
 @pytest.mark.parametrize(
@@ -111,6 +113,7 @@ def broken_files(folder):
         (["--tracks", "broken.json"], {}, "the tracks are not JSON"),
         (["--tracks", "nan.json"], {}, '"tracks" must be a list of objects'),
         (["--tracks", "none.json"], {}, "cannot read"),
+        (["--tracks", "twice.json"], {}, "track ID 7 is given to more than one track"),
         (["--prompt", "x" * 10_000], {}, "the prompt has 10000 characters; at most 2000"),
         (["--resolution", "50x50"], {}, "must be multiples of 16"),
         (["--model", "no-such-model"], {}, "no-such-model is neither a folder"),
@@ -190,6 +193,27 @@ def test_bench_prints_its_figures_last(monkeypatch, capsys):
     assert asked[0][1] == {"vae": None, "compile": False, "fp8": False, "low_memory": False}
     assert main(["bench"]) == 0
     assert capsys.readouterr().out == "a table\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["bench", "--budget", "-1"], "a budget of -1 tokens per latent frame; it is 1 to 4096"),
+        (["bench", "--budget", "0"], "a budget of 0 tokens"),
+        (["bench", "--chunks", "-1"], "-1 chunks are too few"),
+        (["bench", "--device", "cuda"], "no CUDA device here"),
+        (["eval", "motion", "clips", "--device", "cuda"], "no CUDA device here"),
+        (["eval", "drags", "drags", "--device", "foo"], "no device is called 'foo'"),
+        (["eval", "camera", "scenes", "--device", "cuda"], "no CUDA device here"),
+        (["eval", "ablations", "clips", "--device", "foo"], "no device is called 'foo'"),
+    ],
+)
+def test_what_cannot_be_measured_is_one_sentence(folder, arguments, message, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(motionstream.evaluation.speed, "matmul_peak", lambda *_: 1.0)
+    assert main([*arguments, "--model", str(folder / "model")]) == 2
+    err = capsys.readouterr().err
+    assert message in err and err.startswith("motionstream: ") and err.count("\n") == 1
 
 
 def test_help_is_instant():

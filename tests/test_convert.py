@@ -298,6 +298,63 @@ def test_an_adapter_is_merged(hub, tmp_path):
         convert([folder], tmp_path / "again", preset=preset, loras=[(tmp_path / "odd.safetensors", 1.0)])
 
 
+def adapter(tmp_path, metadata: object = None, alpha: float | None = None):
+    """A file for two weights, rank 4, and what it adds to them at a scale of 1."""
+    torch.manual_seed(1)
+    start = "transformer.blocks.1.attn1" if alpha is None else "diffusion_model.blocks.1.self_attn"
+    names = ("to_q", "to_k") if alpha is None else ("q", "k")
+    matrices = {name: (torch.randn(4, 24), torch.randn(24, 4)) for name in names}
+    weights = {f"{start}.{name}.lora_A.weight": down for name, (down, _) in matrices.items()}
+    weights |= {f"{start}.{name}.lora_B.weight": up for name, (_, up) in matrices.items()}
+    if alpha is not None:
+        weights |= {f"{start}.{name}.alpha": torch.tensor(alpha) for name in names}
+    head = {"format": "pt"} | ({} if metadata is None else {"lora_adapter_metadata": json.dumps(metadata)})
+    save_file(weights, tmp_path / "adapter.safetensors", head)
+    return tmp_path / "adapter.safetensors", [up @ down for down, up in matrices.values()]
+
+
+@pytest.mark.parametrize(
+    ("metadata", "alpha", "scales"),
+    [
+        (None, None, (1, 1)),
+        (None, 2.0, (0.5, 0.5)),
+        ({"transformer.r": 4, "transformer.lora_alpha": 1}, None, (0.25, 0.25)),
+        ({"r": 4, "lora_alpha": 8}, None, (2, 2)),
+        ({"transformer.lora_alpha": 1, "transformer.alpha_pattern": {r"attn1\.to_k": 2}}, None, (0.25, 0.5)),
+        ({"transformer.lora_alpha": 1, "transformer.use_rslora": True}, None, (0.5, 0.5)),
+        ({"transformer_2.lora_alpha": 1}, None, (1, 1)),
+    ],
+)
+def test_an_adapter_is_merged_at_its_alpha(metadata, alpha, scales, hub, tmp_path):
+    preset, folder = hub
+    file, added = adapter(tmp_path, metadata, alpha)
+    report = convert([folder], tmp_path / "out", preset=preset, loras=[(file, 1.0)])
+    stored, plain = (load_file(place / "transformer" / module.FILE) for place in (tmp_path / "out", folder))
+    for name, scale, product in zip(("to_q", "to_k"), scales, added, strict=True):
+        name = f"blocks.1.attn1.{name}.weight"
+        assert torch.allclose(stored[name], plain[name] + scale * product, atol=1e-5)
+    assert report.dropped == []
+
+
+@pytest.mark.parametrize("metadata", [[1], {"lora_alpha": "much"}, {"lora_alpha": 1, "alpha_pattern": {"(": 1}}])
+def test_an_adapter_of_senseless_metadata_is_named(metadata, hub, tmp_path):
+    file, _ = adapter(tmp_path, metadata)
+    with pytest.raises(InputError, match="adapter.safetensors: its lora_adapter_metadata"):
+        convert([hub[1]], tmp_path / "out", preset=hub[0], loras=[(file, 1.0)])
+
+
+def test_what_diffusers_takes_out_of_an_adapter_is_told(hub, tmp_path):
+    file, _ = adapter(tmp_path, alpha=4.0)
+    block = "diffusion_model.blocks.1"
+    lost = [f"{block}.norm3.diff", f"{block}.self_attn.norm_q.diff", "diffusion_model.time_projection.1.diff_b"]
+    more = {name: torch.ones(24) for name in [*lost, f"{block}.self_attn.q.diff_b"]}
+    save_file(load_file(file) | more, file)
+    report = convert([hub[1]], tmp_path / "out", preset=hub[0], loras=[(file, 1.0)])
+    named = [*lost, "transformer.blocks.1.attn1.to_q.lora_B.bias"]
+    assert report.dropped == sorted(f"adapter.safetensors: {name}" for name in named)
+    assert "merged into 2 weights" in str(report)
+
+
 # ---------------------------------------------------------------- what is wrong is named
 
 
@@ -332,6 +389,31 @@ def test_every_name_without_a_place_is_told(hub, tmp_path):
     assert report.dropped == ["transformer: extra", "transformer: ref_conv.weight"]
 
 
+@pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1", None])
+def test_damaged_files_are_named(content, hub, tmp_path):
+    preset, folder = hub
+    whole = (folder / "transformer" / module.FILE).read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(whole[:-100] if content is None else content)
+    message = r"cut.safetensors is no whole .safetensors file"
+    refused([tmp_path / "cut.safetensors"], tmp_path / "out", message, preset)
+    with pytest.raises(InputError, match=message):
+        convert([folder], tmp_path / "out", preset=preset, loras=[(tmp_path / "cut.safetensors", 1.0)])
+
+
+def test_a_part_that_does_not_fit_leaves_nothing_behind(hub, tmp_path):
+    preset, folder = hub
+    encoder = {"shared.weight": torch.zeros(3, 3)}
+    save_file(encoder, tmp_path / "text.safetensors")
+    (tmp_path / "models" / "out").mkdir(parents=True)  # an empty folder may be there
+    out = tmp_path / "models" / "out"
+    refused([folder, tmp_path / "text.safetensors"], out, "text_encoder: shared.weight has the shape", preset)
+    assert list(out.parent.iterdir()) == [out] and not list(out.iterdir())
+    convert([folder], out, preset=preset)
+    assert list(out.parent.iterdir()) == [out] and load_model(str(out)).preset == preset
+    (tmp_path / "file").write_text("")
+    refused([folder], tmp_path / "file", "is there already", preset)
+
+
 class Trap:
     def __reduce__(self):
         return print, ("this must never run",)
@@ -354,6 +436,10 @@ def test_the_command(hub, tmp_path, capsys, monkeypatch):
     assert result["placed"] > 50 and result["dropped"] == []
     assert main(["convert", str(tmp_path / "none"), "-o", str(tmp_path / "other")]) == 2
     assert "neither a file nor a folder" in capsys.readouterr().err
+    for strength in ("abc", "nan"):
+        arguments = ["convert", str(hub[1]), "-o", str(tmp_path / "other"), "--lora", f"a.safetensors={strength}"]
+        assert main(arguments) == 2
+        assert f"--lora a.safetensors={strength}: '{strength}' is no number" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------- the encoders

@@ -274,6 +274,28 @@ def test_a_bad_drag_file_is_named(drag_file, text):
         motion.read_drags(drag_file, PRESETS["embedded"], lambda image: (fit_image(image, 160, 120), None))
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"grid": {"size": "a"}}, "the grid's size is 'a', for 1 paths and pins; it is a whole number from 1"),
+        ({"grid": {"size": 0}}, "size is 0"),
+        ({"grid": {"size": 2.5}}, "size is 2.5"),
+        ({"grid": {"size": 36}, "pins": [[1, 2]]}, "size is 36, for 2 paths and pins; .* at most 2500 tracks"),
+        ({"grid": {"spacing": "a"}}, "the grid's spacing is 'a'; it is a number"),
+        ({"grid": {"spacing": -1}}, "spacing is -1"),
+        ({"grid": {"spacing": math.nan}}, "spacing is nan"),
+        ({"grid": []}, "does not describe drags"),
+        ({"paths": [{"points": [[1]]}]}, "does not describe drags"),
+        ({"paths": [{"points": [[1, 2]], "seconds": math.inf}]}, "does not describe drags"),
+    ],
+)
+def test_values_of_a_drag_file_that_cannot_be_are_named(change, message, drag_file):
+    whole = {"image": "photo.png", "paths": [{"points": [[100, 120], [180, 120]]}]}
+    drag_file.write_text(json.dumps(whole | change))
+    with pytest.raises(InputError, match=f"run.json.*{message}"):
+        motion.read_drags(drag_file, PRESETS["embedded"], lambda image: (fit_image(image, 160, 120), None))
+
+
 def test_the_drag_table_knows_a_good_mover_from_a_still_one(drag_file):
     def mover(image: np.ndarray, tracks: Tracks, seed: int) -> np.ndarray:
         """Cuts the sprite out, paints the hole flat, and pastes it where the drag is."""
@@ -376,6 +398,32 @@ def test_nothing_to_evaluate_is_said(tmp_path):
         motion.main(["drags", str(tmp_path), "--model", "none"])
     with pytest.raises(InputError, match="--library"):
         motion.main(["motion", "--synthetic", "2", "--model", "none"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--frames", "0"], "0 frames a clip are too few; give --frames 2"),
+        (["--frames", "1"], "1 frames a clip are too few"),
+        (["--spacing", "0"], "tracks 0 px apart; give a --spacing above 0"),
+        (["--spacing", "-8"], "tracks -8 px apart; give a --spacing above 0"),
+        (["--spacing", "nan"], "tracks nan px apart; give a --spacing above 0"),
+        (["--spacing", "128"], "tracks 128 px apart in frames of 96x64; give a --spacing from 2 on, below 128"),
+        (["--spacing", "1e-200"], "tracks 1e-200 px apart in frames"),
+        (["--synthetic", "-1"], "-1 synthetic clips"),
+    ],
+)
+def test_clips_that_cannot_be_are_refused(options, message, tmp_path):
+    for t, frame in enumerate(moving_crop((2.0, 1.0), 3)[0]):
+        sheets.save_png(tmp_path / f"{t}.png", frame)
+    with pytest.raises(InputError, match=message):
+        motion.main(["motion", str(tmp_path), "--model", "none", "--resolution", "96x64", *options])
+
+
+def test_a_clip_of_one_frame_is_named(tmp_path):
+    sheets.save_png(tmp_path / "0.png", texture())
+    with pytest.raises(InputError, match=f"{tmp_path} has 1 frames; a clip needs at least 2"):
+        motion.main(["motion", str(tmp_path), "--model", "none"])
 
 
 def test_a_model_is_compared_with_and_without_its_network():

@@ -2,6 +2,9 @@
 
 import dataclasses
 import itertools
+import json
+import sys
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -115,3 +118,25 @@ def test_the_drag_goes_round_without_a_jump():
 
 def test_matmul_peak_is_a_rate_this_machine_can_have():
     assert 1e8 < speed.matmul_peak("cpu", torch.float32, seconds=0.1) < 1e15
+
+
+@pytest.mark.parametrize(("minutes", "measured"), [(1.5, 2), (0, 0)])
+def test_runs_that_are_left_out_are_named(minutes, measured, tmp_path, monkeypatch, capsys):
+    """Every run takes half a minute."""
+    gpu, now, path = import_module("benchmarks.gpu"), [0.0], tmp_path / "table.md"
+    path.write_text("old")
+
+    def run(model, options, args, seconds):
+        now[0] += 35
+        return dict.fromkeys(gpu.COLUMNS, 1.0) | {"tuned": "as it is"}, "log"
+
+    monkeypatch.setattr(gpu, "_run", run)
+    monkeypatch.setattr(gpu.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(sys, "argv", ["gpu", "--device", "cpu", "--minutes", str(minutes), "--write", str(path)])
+    assert gpu.main() == 0
+    *printed, last = capsys.readouterr().out.splitlines()
+    text = "\n".join(printed)
+    names = [" ".join([model, *options]) for options in gpu.RUNS for model in gpu.MODELS]
+    assert list(json.loads(last)) == names[:measured] and "old" not in printed
+    assert all(f"{name}: no time left" in printed for name in names[measured:])
+    assert path.read_text() in text if measured else path.read_text() == "old"

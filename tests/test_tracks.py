@@ -212,6 +212,8 @@ def test_hand_written_file_needs_only_points():
         (file(tracks=[{"points": [[1, 2]], "visible": [1, 0]}]), "visible of track 0 has shape"),
         (file(tracks=[{"points": [[1, 2]], "id": "x"}]), "track ID 'x'"),
         (file(tracks=[{"points": [[1, 2]], "id": 10**30}]), "track ID 1000"),
+        (file(tracks=[{"points": [[1, 2]], "id": i} for i in (4, 7, 7)]), "track ID 7 is given to more than one"),
+        (file(frames=True, tracks=[{"points": [[1, 2]]}]), '"frames" of the track file is True'),
         (file(frames=-1), '"frames" of the track file is -1'),
         (file(frames=10**12), '"frames" of the track file is 1000000000000'),
         (file(tracks=[{"points": [[1, 2]]}] * 2501), "2501 tracks; at most 2500"),

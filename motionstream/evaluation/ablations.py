@@ -27,6 +27,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,7 @@ import torch
 from motionstream.errors import InputError
 from motionstream.evaluation import metrics
 from motionstream.evaluation.lpips import Lpips
-from motionstream.evaluation.motion import Clip, Fit, mean_over, real_clips, synthetic_clips
+from motionstream.evaluation.motion import Clip, Fit, check_clip_options, mean_over, real_clips, synthetic_clips
 from motionstream.evaluation.plot import line_plot
 from motionstream.evaluation.sheets import contact_sheet, save_png, table
 from motionstream.machine import Choice, fit_pictures, parse_resolution
@@ -46,6 +47,7 @@ from motionstream.streaming import inference, stream
 from motionstream.tracks import StaticTracks, Tracks
 
 CONTEXT_FRAMES = 241
+LEAST_FRAMES = 8  # with fewer there is no drift to speak of
 MOMENTS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)  # of a long stream, on its sheet
 REPEATS = 5  # of what is timed
 HEAD, RGB = "track head", "RGB through the VAE"
@@ -120,13 +122,19 @@ def context_table(model: Model, clips: Iterator[Clip], seed: int, lpips: Lpips |
             curves.setdefault(name, []).append(by_second(video, model.preset.fps))
             shown.append(video[-1].copy())
         rows.append((f"{clip.name}, last frame", shown))
-    return figures, {name: list(enumerate(np.mean(runs, axis=0))) for name, runs in curves.items()}, rows
+    return figures, {name: mean_curve(runs) for name, runs in curves.items()}, rows
 
 
 def by_second(video: np.ndarray, fps: float) -> list[float]:
     """Laplacian energy of every whole second over the first frame's."""
     step = round(fps)
     return [metrics.sharpness(video[s : s + step], video[0]) for s in range(0, len(video) - step + 1, step)]
+
+
+def mean_curve(runs: list[list[float]]) -> list[tuple[int, float]]:
+    """(second, mean over the runs that last so long)."""
+    reached = ([energy for energy in second if energy is not None] for second in zip_longest(*runs))
+    return [(second, float(np.mean(energies))) for second, energies in enumerate(reached)]
 
 
 def teacher_frames(preset: Preset) -> int:
@@ -280,13 +288,19 @@ def long_streams(model: Model, clip: Clip, frames: int, seed: int) -> tuple[dict
 def main(argv: list[str]) -> int:
     """`motionstream eval ablations ...`: prints tables, writes sheets and a plot; with --json a JSON line last."""
     args = _parser().parse_args(argv)
-    args.out.mkdir(parents=True, exist_ok=True)
+    check_clip_options(args, LEAST_FRAMES)
     model = load_model(args.model, args.device)
+    if args.long and args.long < round(model.preset.fps):
+        raise InputError(f"--long {args.long} is less than a second; at least {model.preset.fps:g} frames")
+    args.out.mkdir(parents=True, exist_ok=True)
     lpips = Lpips.load(args.lpips) if args.lpips else None
     choice = parse_resolution(args.resolution, model.preset) if args.resolution else Choice(max(model.preset.budgets))
     fit = partial(fit_pictures, model.preset, choice)
-    clips = list(_clips(args, args.frames, fit))
-    short = list(_clips(args, teacher_frames(model.preset), fit)) if args.teacher or args.rgb_teacher else clips
+    clips = _at_least(model.preset.chunk_frames(0), _clips(args, args.frames, fit))
+    short = clips
+    if args.teacher or args.rgb_teacher:
+        length = teacher_frames(model.preset)
+        short = _at_least(length, _clips(args, length, fit))
     result: dict[str, dict] = {}
     figures, curves, rows = context_table(model, iter(clips), args.seed, lpips)
     result["context"] = mean_over(figures)
@@ -316,9 +330,16 @@ def _tell(result: Mapping[str, dict], as_json: bool) -> None:
         print(json.dumps(json.loads(json.dumps(result), parse_constant=lambda constant: None)))  # JSON knows no NaN
 
 
+def _at_least(frames: int, clips: Iterator[Clip]) -> list[Clip]:
+    """All of them; `InputError` on one that is too short, before the work begins."""
+    found = list(clips)
+    for clip in found:
+        if len(clip.frames) < frames:
+            raise InputError(f"{clip.name} has {len(clip.frames)} frames; at least {frames} are needed: leave it out")
+    return found
+
+
 def _clips(args: argparse.Namespace, frames: int, fit: Fit) -> Iterator[Clip]:
-    if args.frames < 8:
-        raise InputError(f"{args.frames} frames are too few to speak of drift; at least 8")
     if args.synthetic and args.library is not None:
         return synthetic_clips(args.library, args.synthetic, frames, args.spacing, fit, args.seed)
     if args.folder is None:

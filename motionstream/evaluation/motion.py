@@ -42,7 +42,7 @@ from motionstream.machine import Choice, fit_pictures, parse_resolution
 from motionstream.model.checkpoint import Model, load_model
 from motionstream.model.presets import PRESETS, Preset
 from motionstream.streaming import stream
-from motionstream.tracks import StaticTracks, Tracks, draw_ids
+from motionstream.tracks import MAX_TRACKS, StaticTracks, Tracks, draw_ids
 from motionstream.video import fit_image, read_clip, read_image
 
 # (image uint8 [H, W, 3], tracks of T frames in its pixels, seed[, a sharper copy of the image, see `stream`]) ->
@@ -152,6 +152,8 @@ def real_clips(
         raise InputError(f"{folder} has no clips; expected video files or folders of pictures")
     for path in found:
         source = _read(path, frames)
+        if len(source) < 2:
+            raise InputError(f"{path} has {len(source)} frames; a clip needs at least 2")
         image, sharp = fit(source[0])
         size = image.shape[1::-1]
         video = np.stack([fit_image(frame, *size) for frame in source])
@@ -193,7 +195,13 @@ def resized(video: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def grid(width: int, height: int, spacing: float) -> np.ndarray:
-    """Points [N, 2] `spacing` px apart, half of that from the border."""
+    """Points [N, 2] `spacing` px apart, half of that from the border. Raises `InputError` on none or too many."""
+    least, most = math.sqrt(width * height / MAX_TRACKS), 2 * min(width, height)
+    if not least <= spacing < most:
+        raise InputError(
+            f"tracks {spacing:g} px apart in frames of {width}x{height}; give a --spacing from {math.ceil(least)} on, "
+            f"below {most}"
+        )
     x, y = (np.arange(spacing / 2, side, spacing) for side in (width, height))
     return np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
 
@@ -303,10 +311,17 @@ def read_drags(file: Path, preset: Preset, fit: Fit) -> DragRun:
         drags = [(path["points"], round(path.get("seconds", 2.0) * preset.fps)) for path in data["paths"]]
         centres = [along(np.asarray(points, float), length, frames) for points, length in drags]
         pins = [np.repeat(np.asarray(pin, float)[None], frames, axis=0) for pin in data.get("pins", [])]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
         raise InputError(f"{file} does not describe drags: {type(error).__name__}: {error}") from error
     if not centres:
         raise InputError(f"{file} has no drags; give at least one path")
+    if type(size) is not int or size < 1 or size * size * len(centres + pins) > MAX_TRACKS:
+        raise InputError(
+            f"{file}: the grid's size is {size!r}, for {len(centres + pins)} paths and pins; it is a whole number from "
+            f"1 on, and all grids together have at most {MAX_TRACKS} tracks"
+        )
+    if type(spacing) not in (int, float) or not 0 <= spacing < math.inf:
+        raise InputError(f"{file}: the grid's spacing is {spacing!r}; it is a number of pixels from 0 on")
     from_size, fitted = image.shape[1::-1], fit(image)[0]
     to_size = fitted.shape[1::-1]
     ids = _ids(size * size * len(centres + pins)).reshape(-1, size * size)
@@ -393,6 +408,8 @@ def _mean(values: list, weights: list | None = None) -> float:
 def main(argv: list[str]) -> int:
     """`motionstream eval ...`: prints a table, writes a contact sheet, with --json prints one JSON line last -> 0."""
     args = _parser().parse_args(argv)
+    if args.table == "motion":
+        check_clip_options(args, 2)
     model = None if args.model == "none" else load_model(args.model, args.device)
     preset = PRESETS["embedded"] if model is None else model.preset
     choice = parse_resolution(args.resolution, preset) if args.resolution else Choice(max(preset.budgets))
@@ -418,6 +435,16 @@ def report(args: argparse.Namespace, columns: list[str], rows: list, figures: di
     if args.json:
         result = {"table": args.table, "model": args.model, "runs": len(figures), "methods": means, "each": figures}
         print(json.dumps(_without_nan(result)))
+
+
+def check_clip_options(args: argparse.Namespace, least: int) -> None:
+    """Before anything is loaded. least: frames that a clip must have."""
+    if args.frames < least:
+        raise InputError(f"{args.frames} frames a clip are too few; give --frames {least} or more")
+    if not 0 < args.spacing < math.inf:
+        raise InputError(f"tracks {args.spacing:g} px apart; give a --spacing above 0")
+    if args.synthetic < 0:
+        raise InputError(f"{args.synthetic} synthetic clips; give --synthetic 1 or more")
 
 
 def _clips(args: argparse.Namespace, fit: Fit) -> Iterator[Clip]:

@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop
 
 from motionstream.errors import InputError
 from motionstream.evaluation.sheets import table
-from motionstream.machine import Choice, fit_pictures, shown_size, tune
+from motionstream.machine import MAX_CELLS, Choice, fit_pictures, shown_size, tune
 from motionstream.model.checkpoint import Model, load_model, random_model
 from motionstream.model.device import weight_bytes
 from motionstream.model.presets import PRESETS, fit_size
@@ -81,15 +81,18 @@ def bench(model: str = "embedded", chunks: int = 40, random_weights: bool = Fals
 
     model: name or folder, with `random_weights` the name of a preset; dtype: None for the model's own; budget: tokens
     per latent frame, None for the preset's largest; vae, low_memory: see `load_model`; compile, fp8: see
-    `machine.tune`. Raises `InputError` on too few chunks. Returned: fps (generated, steady chunks), first_chunk_s (from
-    the call to the first frames), latency_s (from asking for a chunk's control to its pixels), chunk_s_median,
-    chunk_s_p95, chunk_s_last_over_first (medians of the last and the first fifth of the steady chunks; on a CPU see
-    `compare_ages`), peak_rss_mb (of this process so far, MiB), gpu_peak_mb (0 on the CPU), weights_mb (on the device),
-    flops_per_chunk, peak_tflops (of plain matrix products), utilisation and denoise_utilisation [0, 1], jpeg_s, and
-    model, device, dtype, tuned, vae, width, height, shown (size of the frames), params_m (millions, all parts).
+    `machine.tune`. Raises `InputError` on too few chunks and a budget out of range. Returned: fps (generated, steady
+    chunks), first_chunk_s (from the call to the first frames), latency_s (from asking for a chunk's control to its
+    pixels), chunk_s_median, chunk_s_p95, chunk_s_last_over_first (medians of the last and the first fifth of the steady
+    chunks; on a CPU see `compare_ages`), peak_rss_mb (of this process so far, MiB), gpu_peak_mb (0 on the CPU),
+    weights_mb (on the device), flops_per_chunk, peak_tflops (of plain matrix products), utilisation and
+    denoise_utilisation [0, 1], jpeg_s, and model, device, dtype, tuned, vae, width, height, shown (size of the frames),
+    params_m (millions, all parts).
     """
     if random_weights and model not in PRESETS:
         raise InputError(f"no preset is called {model!r}; random weights need one of {', '.join(PRESETS)}")
+    if budget is not None and not 1 <= budget <= MAX_CELLS:
+        raise InputError(f"a budget of {budget} tokens per latent frame; it is 1 to {MAX_CELLS}")
     options = {"vae": vae, "low_memory": low_memory}
     if random_weights:
         loaded = random_model(PRESETS[model], 0, device, dtype, **options)

@@ -168,8 +168,9 @@ def assemble(
 ) -> Model:
     """Puts parts together: evaluation mode, on the device, large ones in the given dtype.
 
-    Encoders that run once per prompt or picture stay in the CPU's memory, and so does the motion prior. low_memory: the transformer's weights are
-    kept in 8 bits and widened layer by layer, and latent frames are decoded one at a time; slower.
+    Encoders that run once per prompt or picture stay in the CPU's memory, and so does the motion prior. low_memory: the
+    transformer's weights are kept in 8 bits and widened layer by layer, and latent frames are decoded one at a time;
+    slower.
     """
     device, dtype = torch.device(device), default_dtype(device, dtype)
     for name, part in parts.items():

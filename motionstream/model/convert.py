@@ -25,7 +25,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from motionstream.errors import InputError
@@ -118,13 +118,13 @@ def convert(
     loras: Sequence[tuple[str | Path, float]] = (),
     seed: int = 0,
 ) -> Report:
-    """Writes the folder `out`, which `load_model` reads.
+    """Writes the folder `out`, which `load_model` reads; it is complete or not there.
 
     preset: None for the one whose sizes the transformer has. loras: files and strengths, merged into the transformer.
     seed: of the weights that no source has. Raises `InputError` naming what is missing, misshapen or unknown.
     """
     out, report = Path(out), Report()
-    if out.exists() and any(out.iterdir()):
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} is there already and not empty: name a new folder")
     parts: dict[str, Weights] = {}
     for source in map(Path, sources):
@@ -135,15 +135,22 @@ def convert(
     for file, strength in loras:
         _merge_lora(parts["transformer"], Path(file), strength, report)
     parts["transformer"] = _widen(parts["transformer"], preset, report)
-    for name, (kind, keywords) in _recipes(preset).items():
-        if name in parts or name == "track_head":
-            _write(out / name, kind, keywords, parts.get(name, {}), report, seed)
-        elif name != "tiny_vae":
-            report.remarks.append(f"no {name} in any source: the folder cannot be loaded before one is put into it")
+    whole = out.resolve()  # "." has no name of its own
+    unfinished = whole.with_name(whole.name + ".tmp")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        for name, (kind, keywords) in _recipes(preset).items():
+            if name in parts or name == "track_head":
+                _write(unfinished / name, kind, keywords, parts.get(name, {}), report, seed)
+            elif name != "tiny_vae":
+                report.remarks.append(f"no {name} in any source: the folder cannot be loaded before one is put into it")
+        _copy_tokenizer(map(Path, sources), unfinished, report)
+        index = {"_class_name": checkpoint.INDEX_CLASS, "preset": asdict(preset)}
+        (unfinished / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+        unfinished.rename(whole)
+    finally:  # after the last line there is nothing of that name
+        shutil.rmtree(unfinished, ignore_errors=True)
     report.dropped.sort()
-    _copy_tokenizer(map(Path, sources), out, report)
-    index = {"_class_name": checkpoint.INDEX_CLASS, "preset": asdict(preset)}
-    (out / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
     return report
 
 
@@ -182,7 +189,7 @@ def _load(*files: Path) -> Weights:
     weights: Weights = {}
     for file in files:
         if file.suffix == ".safetensors":
-            weights |= load_file(file)
+            weights |= _tensors(file)[0]
             continue
         try:
             content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
@@ -190,6 +197,12 @@ def _load(*files: Path) -> Weights:
             raise InputError(f"{file} is no checkpoint that holds tensors alone: {error}") from error
         weights |= _unwrap(content, file)
     return {INNER.sub("", PREFIX.sub("", name)): tensor for name, tensor in weights.items()}
+
+
+def _tensors(file: Path) -> tuple[Weights, Mapping[str, str]]:
+    """All that is in a .safetensors file, and its metadata."""
+    with checkpoint.open_weights(file) as stored:
+        return {name: stored.get_tensor(name) for name in stored.keys()}, stored.metadata() or {}
 
 
 def _unwrap(content: object, file: Path) -> Weights:
@@ -353,25 +366,63 @@ def _made(missing: Mapping[str, Tensor], seed: int) -> Weights:
 
 
 def _merge_lora(weights: Weights, file: Path, strength: float, report: Report) -> None:
-    """Adds strength * B A to the weights an adapter was trained for; diffusers reads its file and knows its names."""
-    from diffusers.loaders.lora_pipeline import WanLoraLoaderMixin
+    """Adds strength * alpha / rank * B A to the weights an adapter was trained for.
 
-    try:
-        lora = WanLoraLoaderMixin.lora_state_dict(load_file(file))
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise InputError(f"{file} is no LoRA adapter that diffusers can read: {error}") from error
+    diffusers reads the file, knows its names and multiplies by an alpha that is a tensor; one of PEFT's is in the
+    file's metadata. Without any, alpha is the rank.
+    """
+    stored, metadata = _tensors(file)
+    # diffusers is asked once with numbers in the tensors' place: what does not come back, it takes out unsaid. An alpha
+    # of 1 changes no number, and an identity that it makes up is 1.
+    alphas = [name for name in stored if name.endswith(".alpha")]
+    numbers = {n: name for n, name in enumerate(stored, 2) if name not in alphas}
+    asked = dict.fromkeys(alphas, 1) | {name: n for n, name in numbers.items()}
+    kept = _read_lora({name: torch.full((1, 1), float(asked[name])) for name in stored}, file)
+    lost = numbers.keys() - {int(x) for x in kept.values()}
+    lora, config = _read_lora(stored, file), _lora_config(metadata, file)
     pairs = [name.removesuffix(".lora_A.weight") for name in lora if name.endswith(".lora_A.weight")]
     used = set()
     for pair in pairs:
-        name, down, up = f"{pair.removeprefix('transformer.')}.weight", f"{pair}.lora_A.weight", f"{pair}.lora_B.weight"
+        module, down, up = pair.removeprefix("transformer."), f"{pair}.lora_A.weight", f"{pair}.lora_B.weight"
+        name = f"{module}.weight"
         if name not in weights or up not in lora or weights[name].shape != (len(lora[up]), lora[down].shape[1]):
             continue
-        weights[name] = (weights[name].float() + strength * lora[up].float() @ lora[down].float()).to(weights[name])
+        scale = strength * _lora_scale(config, module, rank=len(lora[down]))
+        weights[name] = (weights[name].float() + scale * lora[up].float() @ lora[down].float()).to(weights[name])
         used |= {down, up}
     if not used:
         raise InputError(f"{file} adapts no weight of this transformer")
     report.remarks.append(f"{file.name}: merged into {len(used) // 2} weights at strength {strength:g}")
-    report.dropped += [f"{file.name}: {name}" for name in lora if name not in used]
+    unused = [name for name in lora if name not in used] + [numbers[n] for n in sorted(lost)]
+    report.dropped += [f"{file.name}: {name}" for name in unused]
+
+
+def _read_lora(stored: Weights, file: Path) -> Weights:
+    from diffusers.loaders.lora_pipeline import WanLoraLoaderMixin
+
+    try:
+        return WanLoraLoaderMixin.lora_state_dict(dict(stored))
+    except (ValueError, KeyError, RuntimeError) as error:
+        raise InputError(f"{file} is no LoRA adapter that diffusers can read: {error}") from error
+
+
+def _lora_config(metadata: Mapping[str, str], file: Path) -> dict:
+    """PEFT's configuration of the transformer's adapter, as diffusers' scripts write it; {} if there is none."""
+    try:
+        config = json.loads(metadata.get("lora_adapter_metadata") or "{}")
+        config = {name.removeprefix("transformer."): value for name, value in config.items()}
+        config["alpha_pattern"] = {re.compile(rf"(.*\.)?({pattern})$"): float(alpha)
+                                   for pattern, alpha in (config.get("alpha_pattern") or {}).items()}
+        return config | ({"lora_alpha": float(config["lora_alpha"])} if "lora_alpha" in config else {})
+    except (ValueError, TypeError, AttributeError, re.error) as error:
+        raise InputError(f"{file}: its lora_adapter_metadata is no configuration of PEFT's: {error}") from error
+
+
+def _lora_scale(config: Mapping, module: str, rank: int) -> float:
+    """What PEFT multiplies B A of this module by."""
+    patterns = (alpha for pattern, alpha in config.get("alpha_pattern", {}).items() if pattern.match(module))
+    alpha = next(patterns, config.get("lora_alpha", rank))
+    return alpha / (rank**0.5 if config.get("use_rslora") else rank)
 
 
 def _copy_tokenizer(sources, out: Path, report: Report) -> None:

@@ -14,20 +14,18 @@ prior the first frame, which stands still and is sure everywhere. Training's dro
 """
 
 import copy
-import itertools
 import json
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from motionstream.errors import InputError
 from motionstream.model.cache import RollingCache
-from motionstream.model.checkpoint import INDEX_CLASS, WEIGHTS, load_component
+from motionstream.model.checkpoint import INDEX_CLASS, WEIGHTS, load_component, open_weights
 from motionstream.model.presets import Preset
 from motionstream.model.text import EffectTextEncoder
 from motionstream.model.track_head import TrackHead, track_maps
@@ -248,7 +246,10 @@ def widened_network(preset: Preset, folder: Path, world: World | None = None, sk
     if config is None or not files:
         raise InputError(f"{folder} is no transformer folder: it needs config.json and .safetensors files")
     transformer = MotionTransformer(**preset.transformer_config())
-    weights = dict(itertools.chain.from_iterable(load_file(file).items() for file in files))
+    weights = {}
+    for file in files:
+        with open_weights(file) as stored:
+            weights |= {name: stored.get_tensor(name) for name in stored.keys()}
     narrow, wide = weights.get("patch_embedding.weight"), transformer.patch_embedding.weight
     lacking = preset.track_channels
     if narrow is not None and (folder.parent / "model_index.json").is_file():

@@ -25,6 +25,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
+import tempfile
 import threading
 import time
 import uuid
@@ -49,8 +51,10 @@ MAX_PENDING_BYTES = 16 * 2**20  # of them together
 MAX_DEPTH = 4  # levels of nesting in a message
 MAX_PROMPT = 2_000  # characters
 MAX_LOG = 100_000  # messages in a recipe: half an hour of dragging without a pause
+MAX_LOG_BYTES = 32 * 2**20  # of them together
 MAX_ERRORS = 100  # error texts kept until they are taken
 STOP = {"kind": "stop"}
+ABSTRACT = sys.platform == "linux"  # has Unix sockets with a name and no file
 RECIPE_FORMAT, RECIPE_VERSION = "motionstream-recipe", 1
 
 
@@ -104,7 +108,12 @@ class Mailbox:
     """
 
     def __init__(self):
-        self.address = f"\0motionstream-{uuid.uuid4().hex}"  # abstract: no file, gone with its last owner
+        self._folder: tempfile.TemporaryDirectory | None = None
+        self.address = f"\0motionstream-{uuid.uuid4().hex}"  # no file, gone with its last owner
+        if not ABSTRACT:
+            # Nobody else can enter it. In /tmp: a socket's path has at most 103 bytes, and TMPDIR may be longer.
+            self._folder = tempfile.TemporaryDirectory(prefix="motionstream-", dir="/tmp")
+            self.address = f"{self._folder.name}/socket"
         self._listener = Listener(self.address, "AF_UNIX", backlog=8)
         self._connection: Connection | None = None
         self._pending: list[tuple[dict, str]] = []  # messages and the same as JSON
@@ -143,6 +152,8 @@ class Mailbox:
         self._thread.join()
         with self._changed:
             self._listener.close()
+            if self._folder is not None:
+                self._folder.cleanup()
             if self._connection is not None:
                 self._connection.close()
                 self._connection = None
@@ -193,7 +204,7 @@ def _hang_up(connection: Connection) -> None:
 class Inbox:
     """The receiving end, for the worker. What was sent before it came is there at once.
 
-    Raises `ConnectionRefusedError` if the mailbox is closed.
+    Raises `ConnectionRefusedError` or `FileNotFoundError` if the mailbox is closed.
     """
 
     def __init__(self, address: str):
@@ -272,6 +283,7 @@ class Record:
     chunks: int = 0
     end: str = ""
     complete: bool = True
+    _bytes: int = 0  # of the messages in `controls`
     _errors: deque[str] = field(default_factory=lambda: deque(maxlen=MAX_ERRORS))
 
     def take_errors(self) -> list[str]:
@@ -279,15 +291,18 @@ class Record:
         return [self._errors.popleft() for _ in range(len(self._errors))]
 
     def recipe(self) -> dict:
-        """All that reproduces the session so far, as JSON types; not "complete" beyond MAX_LOG or private messages."""
+        """All that reproduces the session so far, as JSON types; not "complete" beyond MAX_LOG messages, MAX_LOG_BYTES
+        of them, or the first private one."""
         controls = [{"chunk": chunk, "message": json.loads(text)} for chunk, text in self.controls]
         return {**self.head, "chunks": self.chunks, "complete": self.complete, "controls": controls}
 
     def log(self, message: dict, private: bool = False) -> None:
         """Notes a message that applies to the next chunk; of a private one, only that it is missing."""
-        self.complete = self.complete and len(self.controls) < MAX_LOG and not private
+        text = json.dumps(message) if self.complete and not private else ""
+        self._bytes += len(text)
+        self.complete = bool(text) and len(self.controls) < MAX_LOG and self._bytes <= MAX_LOG_BYTES
         if self.complete:
-            self.controls.append((self.chunks, json.dumps(message)))
+            self.controls.append((self.chunks, text))
 
     def error(self, text: str) -> None:
         """Notes what was wrong with a message."""
@@ -359,7 +374,7 @@ def run_session(
     record.head = recipe_head(model, image, prompt, seed, release, base, sharp)
     try:
         inbox = Inbox(inbox) if isinstance(inbox, str) else inbox
-    except ConnectionRefusedError:  # the visitor left before the worker was there
+    except (ConnectionRefusedError, FileNotFoundError):  # the visitor left before the worker was there
         record.end = "stopped"
         return
     with (

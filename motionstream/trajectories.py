@@ -24,8 +24,10 @@ import math
 import pickle
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 
@@ -37,6 +39,7 @@ WAN_FPS, ATI_FPS, SVD_FPS = 16.0, 24.0, 7.0
 ATI_FRAMES, ATI_SCALE = 121, 8
 SG_I2V_FRAMES, SG_I2V_SIZE = 14, (1024, 576)
 TORA_SIZE, TORA_SECONDS = (256, 256), 6.0  # 49 frames at 8 fps
+NPY_ERRORS = (ValueError, EOFError, OSError, MemoryError, SyntaxError, TokenError)  # of damaged files; no common class
 Writer = Callable[[Path, Tracks, "tuple[int, int]", float], "dict[Path, bytes]"]  # file contents by name
 
 
@@ -88,7 +91,8 @@ def write_trajectories(
             unfinished.write_bytes(data)
             unfinished.replace(name)
         except OSError as error:
-            unfinished.unlink(missing_ok=True)
+            with suppress(OSError):  # where there is no such folder, there is nothing to clean up either
+                unfinished.unlink(missing_ok=True)
             raise InputError(f"cannot write {name}: {error.strerror}") from error
 
 
@@ -127,13 +131,16 @@ def _make(points: np.ndarray, visible: np.ndarray | None = None) -> Tracks:
 
 def _load_npy(data: bytes, name: str) -> np.ndarray:
     try:
-        return np.load(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, EOFError, OSError, MemoryError) as error:
+        array = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+    except NPY_ERRORS as error:
         raise InputError(f"{name} is not a NumPy file of numbers: {error}") from error
+    if array.dtype.kind not in "biuf":
+        raise InputError(f"{name} is not a NumPy file of numbers, but of {array.dtype}")
+    return array
 
 
 def _from_npy(array: np.ndarray, path: Path) -> Trajectories:
-    if array.ndim == 3 and array.shape[1:] == (SG_I2V_FRAMES + 2, 2):
+    if array.dtype != bool and array.ndim == 3 and array.shape[1:] == (SG_I2V_FRAMES + 2, 2):
         return _from_boxes(array)
     visible = None
     beside = path.with_name(path.stem.removesuffix("tracks").removesuffix("_") + "_visibility.npy")
@@ -179,7 +186,7 @@ def _from_json(text: str) -> Trajectories:
         raise InputError(f"{len(paths)} tracks of up to {length} frames are too many: thin them out")
     try:
         lists = [[(float(point["x"]), float(point["y"])) for point in path] for path in paths]
-    except (TypeError, KeyError, ValueError) as error:
+    except (TypeError, KeyError, ValueError, OverflowError) as error:
         raise InputError(f'every point of a track must be {{"x": number, "y": number}}: {error}') from error
     points = np.array([path + path[-1:] * (length - len(path)) for path in lists]).swapaxes(0, 1)
     visible = np.array([[t < len(path) for path in lists] for t in range(length)])
@@ -231,7 +238,7 @@ def _from_torch(data: bytes, name: str) -> Trajectories:
     try:
         with np.load(io.BytesIO(value), allow_pickle=False) as packed:
             array = packed["array"]
-    except (ValueError, KeyError, OSError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+    except (*NPY_ERRORS, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         raise InputError(f"{name} is no ATI trajectory: {error}") from error
     if array.ndim == 4 and array.shape[2] == 1:
         array = array[:, :, 0]

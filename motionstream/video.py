@@ -92,10 +92,11 @@ class Mp4Writer:
     def __init__(self, path: str | Path, width: int, height: int, fps: float, recipe: dict | None = None):
         self.path, self.width, self.height, self.recipe = Path(path), width, height, recipe
         self.frames = 0
-        if self.path.is_dir():
-            raise InputError(f"cannot write {self.path}: it is a folder")
         try:
-            self._folder = tempfile.TemporaryDirectory(prefix=".motionstream-", dir=self.path.parent)
+            if self.path.is_dir():
+                raise InputError(f"cannot write {self.path}: it is a folder")
+            # Absolute, as in `_opened`: FFmpeg takes what is before a colon for a protocol.
+            self._folder = tempfile.TemporaryDirectory(prefix=".motionstream-", dir=self.path.parent.absolute())
         except OSError as error:
             raise InputError(f"cannot write to {self.path.parent}: {error.strerror}") from error
         self._container = av.open(f"{self._folder.name}/encoded.mp4", "w", format="mp4")
@@ -163,7 +164,7 @@ def read_clip(
     are damaged are left out. Raises `InputError` where there is no picture to read or a limit is passed: `max_side` is
     of the file's own pictures, `max_frames` and `max_pixels` (of all together) of the frames returned.
     """
-    with _opened(Path(path), max_bytes) as (container, stream):
+    with _opened(Path(path), max_bytes, max_side) as (container, stream):
         rate = fps or _average_rate(stream)
         frames = []
         for frame in _even(_timed(container, stream, max_side, max_seconds), rate):
@@ -197,7 +198,7 @@ class Clip:
     def open(cls, path: str | Path, max_side: int = MAX_SIDE, max_bytes: int = MAX_CLIP_BYTES) -> Clip:
         """Looks at the file and its first picture; `InputError` where there is none, or a limit is passed."""
         path = Path(path)
-        with _opened(path, max_bytes) as (container, stream):
+        with _opened(path, max_bytes, max_side) as (container, stream):
             _, first = next(_timed(container, stream, max_side, float("inf")), (0.0, None))
             if first is None:
                 raise InputError(NO_FRAME)
@@ -214,7 +215,7 @@ class Clip:
         There are none where the clip is over by `start`. `InputError` above MAX_DECODED frames up to there.
         """
         for far in (True, False) if start > SEEK_SECONDS else (False,):
-            with _opened(self.path, MAX_CLIP_BYTES) as (container, stream):
+            with _opened(self.path, MAX_CLIP_BYTES, MAX_SIDE) as (container, stream):
                 zero = _seek(container, stream, start) if far else None
                 timed = _timed(container, stream, MAX_SIDE, float("inf"), zero)
                 first = next(timed, None)
@@ -227,19 +228,42 @@ class Clip:
 
 
 @contextmanager
-def _opened(path: Path, max_bytes: int) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+def _opened(
+    path: Path, max_bytes: int, max_side: int
+) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     """The file and its first video stream; what FFmpeg says against it becomes an `InputError`."""
     _check_file(path, max_bytes, "video")
-    options = {"format_whitelist": CLIP_FORMATS, "protocol_whitelist": "file"}
+    # A container may call a picture small that is not: the decoders are told the limit, since what comes out of them
+    # has taken its memory. Those of `av.open`, which looks into all streams, take it from these options.
+    limit = {"max_pixels": str(max_side**2)}
+    options = {"format_whitelist": CLIP_FORMATS, "protocol_whitelist": "file", **limit}
+    name = str(path.absolute())  # FFmpeg takes what is before a colon for a protocol
     try:
-        with av.open(str(path), options=options, metadata_errors="replace") as container:
+        with av.open(name, options=options, metadata_errors="replace") as container:
             if not container.streams.video:
                 raise InputError("the file has no video in it: choose another one")
             stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
+            codec = stream.codec_context
+            if codec is None:  # FFmpeg has no decoder for it, and PyAV would crash the process for want of one
+                raise InputError("the video's codec is not known here: choose an MP4 (H.264), WebM, MOV or AVI")
+            _check_side(codec if codec.width else _claimed(name, options) or codec, max_side)
+            stream.thread_type, codec.options = "AUTO", limit
             yield container, stream
     except av.error.FFmpegError as error:
-        raise InputError(f"the video cannot be read ({error.strerror}): choose an MP4, WebM, MOV or AVI") from error
+        remedy = f"choose an MP4, WebM, MOV or AVI of at most {max_side} pixels a side"
+        raise InputError(f"the video cannot be read ({error.strerror}): {remedy}") from error
+
+
+def _claimed(name: str, options: dict[str, str]) -> av.VideoCodecContext | None:
+    """The size that a file claims to have: a decoder that refuses it forgets it, so this asks without decoders."""
+    with av.open(name, options=options | {"codec_whitelist": "none"}, metadata_errors="replace") as container:
+        return next((stream.codec_context for stream in container.streams.video), None)
+
+
+def _check_side(picture: av.VideoCodecContext | av.VideoFrame, max_side: int) -> None:
+    if max(picture.width, picture.height) > max_side:
+        size = f"{picture.width}x{picture.height}"
+        raise InputError(f"the video is {size}; at most {max_side} pixels a side: resize it")
 
 
 def _average_rate(stream: av.VideoStream) -> float:
@@ -268,8 +292,7 @@ def _timed(
     """(seconds since `zero`, frame) of every frame that can be decoded; times never go back. None: since the first."""
     last, interval = float("-inf"), 1 / _average_rate(stream)
     for count, frame in enumerate(_decoded(container, stream)):
-        if max(frame.width, frame.height) > max_side:
-            raise InputError(f"the video is {frame.width}x{frame.height}; at most {max_side} pixels a side: resize it")
+        _check_side(frame, max_side)
         time = count * interval if frame.pts is None else float(frame.pts * frame.time_base)
         zero = time if zero is None else zero
         last = max(last, time - zero)

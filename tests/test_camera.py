@@ -256,6 +256,8 @@ def frame(**change):
         ({"frames": [frame(), frame()]}, "rise"),
         ({"frames": [frame(time="soon")]}, "time"),
         ({"frames": [frame(time=math.inf)]}, "time"),
+        ({"frames": [frame(time=10**400)]}, "time"),
+        ({"width": 10**400}, "width"),
         ({"frames": [frame(camera_to_world=np.diag([1, 1, -1, 1]).tolist())]}, "mirror"),
         ({"frames": [frame(camera_to_world=np.diag([2, 2, 2, 1]).tolist())]}, "stretch"),
         ({"frames": [frame(camera_to_world=[[1]])]}, "camera_to_world"),

@@ -56,10 +56,10 @@ def npy(values):
     return file.getvalue()
 
 
-def exr(values, pixel_format="grayf32le"):
+def exr(values, pixel_format="grayf32le", kind="float"):
     encoder = av.codec.CodecContext.create("exr", "w")
     encoder.height, encoder.width = values.shape[:2]
-    encoder.pix_fmt, encoder.time_base = pixel_format, Fraction(1, 25)
+    encoder.pix_fmt, encoder.time_base, encoder.options = pixel_format, Fraction(1, 25), {"format": kind}
     frame = av.VideoFrame.from_ndarray(values, format=pixel_format)
     frame.pts = 0
     return b"".join(bytes(packet) for packet in encoder.encode(frame) + encoder.encode(None))
@@ -76,9 +76,19 @@ def test_depth_files_say_what_was_written():
     for kind in (np.float16, np.float32, np.float64, np.uint16, np.int32):
         assert np.array_equal(read_depth(npy(RAMP.astype(kind))), RAMP.astype(kind))
     assert np.array_equal(read_depth(npy(RAMP[..., None])), RAMP)
-    single = RAMP.astype(np.float32)
-    assert np.array_equal(read_depth(exr(single)), single)
-    assert np.array_equal(read_depth(exr(np.stack([single, single * 0, single * 0], -1), "gbrpf32le")), single)
+
+
+@pytest.mark.parametrize(("kind", "number"), [("float", np.float32), ("half", np.float16)])
+def test_exr_files_of_either_kind_say_what_was_written(kind, number):
+    single = RAMP.astype(number).astype(np.float32)
+    several = np.stack([single, single * 2, single * 3, single * 4], axis=-1)
+    for values, pixels in ((single, "grayf32le"), (several[..., :3], "gbrpf32le"), (several, "gbrapf32le")):
+        assert np.array_equal(read_depth(exr(values, pixels, kind)), single)
+
+
+def test_exr_numbers_of_another_kind_are_named():
+    with pytest.raises(InputError, match="numbers are rgb24: save it as half or float"):
+        depths._first_channel(av.VideoFrame(8, 8, "rgb24"))
 
 
 def test_what_is_no_number_is_nowhere():
@@ -111,7 +121,8 @@ class Evil:
         npy(RAMP)[:200], npy(RAMP)[:8], npy(np.zeros(4)), npy(np.zeros((2, 3, 4))), npy(np.zeros((0, 5))),
         npy(np.array([["a"]])), npy(np.zeros((2, 2), complex)), npy(np.array([[Evil()]], object)),
         npy(np.zeros((1, 5000))),
-        npy(RAMP).replace(b"(40, 51)", b"(99999, )"), b"\x93NUMPY\x09\x00" + b"x" * 100,
+        npy(RAMP).replace(b"(40, 51)", b"(40, 51("), npy(RAMP).replace(b"(40, 51)", b"(99999, )"),
+        b"\x93NUMPY\x09\x00" + b"x" * 100,
         exr(RAMP.astype(np.float32))[:300], b"v/1\x01" + b"\0" * 50,
     ],
     ids=lambda data: f"{len(data)} bytes",

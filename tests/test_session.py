@@ -4,10 +4,12 @@ import dataclasses
 import gc
 import json
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,6 +20,7 @@ from motionstream.errors import InputError
 from motionstream.model.checkpoint import random_model
 from motionstream.model.presets import PRESETS
 from motionstream.session import (
+    MAX_LOG_BYTES,
     MAX_PENDING,
     MAX_PENDING_BYTES,
     Inbox,
@@ -96,6 +99,13 @@ def receive(inbox, count):
     return messages
 
 
+@pytest.fixture(params=["abstract", "file"])
+def each_kind_of_socket(request, monkeypatch):
+    if request.param == "abstract" and sys.platform != "linux":
+        pytest.skip("only Linux has abstract sockets")
+    monkeypatch.setattr("motionstream.session.ABSTRACT", request.param == "abstract")
+
+
 def test_messages_sent_before_the_worker_came_are_there_at_once():
     with Mailbox() as mailbox:
         for i in range(50):
@@ -108,6 +118,7 @@ def test_messages_sent_before_the_worker_came_are_there_at_once():
         inbox.close()
 
 
+@pytest.mark.usefixtures("each_kind_of_socket")
 def test_messages_reach_a_forked_worker():
     with Mailbox() as other, Mailbox() as mailbox:
         mailbox.send(pin(1))
@@ -134,6 +145,19 @@ def test_messages_reach_a_forked_worker():
         os.waitpid(child, 0)
 
 
+def test_a_socket_that_is_a_file_is_private_and_does_not_stay(tmp_path, monkeypatch):
+    monkeypatch.setattr("motionstream.session.ABSTRACT", False)
+    (long := tmp_path / ("x" * 120)).mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(long))  # longer than a socket's path may be on macOS, and on Linux
+    mailbox = Mailbox()
+    folder = Path(mailbox.address).parent
+    assert folder.stat().st_mode & 0o777 == 0o700 and Path(mailbox.address).is_socket()
+    mailbox.close()
+    mailbox.close()
+    assert not folder.exists()
+
+
+@pytest.mark.usefixtures("each_kind_of_socket")
 def test_closing_the_mailbox_stops_the_worker():
     mailbox = Mailbox()
     inbox = Inbox(mailbox.address)
@@ -208,6 +232,7 @@ def test_closing_while_the_worker_does_not_read():
     inbox.close()
 
 
+@pytest.mark.usefixtures("each_kind_of_socket")
 def test_a_worker_that_comes_too_late_stops():
     mailbox = Mailbox()
     mailbox.close()
@@ -280,6 +305,18 @@ def test_bad_messages_end_nothing_and_are_told():
         mailbox.send(STOP)
         assert settled(lambda: next(chunks, None) is None)
     assert record.end == "stopped" and [json.loads(text) for _, text in record.controls] == [pin(1)]
+
+
+def test_the_log_of_controls_has_an_end():
+    record, long = Record(), {"kind": "prompt", "text": "fog", "junk": "x" * 2**20}
+    for _ in range(MAX_LOG_BYTES // 2**20 - 1):
+        record.log(long)
+    assert record.recipe()["complete"]
+    for _ in range(3):
+        record.log(long)
+        record.log(pin(1))  # a recipe with a gap would be no use
+    assert not record.recipe()["complete"]
+    assert len(json.dumps(record.recipe())) < MAX_LOG_BYTES
 
 
 @pytest.mark.parametrize(
@@ -413,10 +450,11 @@ def test_a_visitor_has_one_session_and_the_server_a_limit():
     inbox.close()
 
 
+@pytest.mark.usefixtures("each_kind_of_socket")
 def test_twenty_sessions_leave_nothing_behind():
     def count():
         gc.collect()
-        return threading.active_count(), len(os.listdir("/proc/self/fd"))
+        return threading.active_count(), len(os.listdir("/dev/fd"))
 
     sessions, before = Sessions(), count()
     for i in range(20):

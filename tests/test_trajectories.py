@@ -149,10 +149,14 @@ def bomb() -> bytes:
         ("a.npy", npy(np.zeros((2, 2))), r"expected numbers \[frames, tracks, 2\]"),
         ("a.npy", npy(np.zeros((1, 2, 3_000, 2))), "3000 tracks of 2 frames; at most 2500"),
         ("a.npy", b"\x93NUMPY\x01\x00", "not a NumPy file"),
+        ("a.npy", npy(np.zeros((2, 16, 2))).replace(b"(2, 16, 2)", b"(2, 16, 2("), "not a NumPy file"),
+        ("a.npy", npy(np.zeros((2, 16, 2), bool)), r"are bool \[2, 16, 2\]; expected numbers"),
+        ("a.npy", npy(np.full((2, 16, 2), "a")), "not a NumPy file of numbers"),
         ("a.json", b"[]", "lists of"),
         ("a.json", b"[[1, 2]]", "must be"),
         ("a.json", b'[[{"x": 1}]]', "must be"),
         ("a.json", b'[[{"x": 1, "y": "far"}]]', "must be"),
+        ("a.json", b'[[{"x": 1, "y": 1' + b"0" * 400 + b"}]]", "must be"),
         ("a.json", b'{"track_path": [[1], [1, 2]]}', "lists of equal length"),
         ("a.json", b'{"track_path": [[[1, 2]]], "track_visibility": [[1, 1, 1]]}', "visibility has shape"),
         ("a.json", b"{'a", "not JSON"),
@@ -169,6 +173,13 @@ def test_files_that_are_no_trajectories_are_named(tmp_path, name, data, message)
         read_trajectories(tmp_path / name)
 
 
+def test_a_visibility_file_without_numbers_is_named(tmp_path):
+    write_trajectories(tmp_path / "a.npy", wave(), SIZE, 16.0)
+    (tmp_path / "a_visibility.npy").write_bytes(npy(np.array(["yes"])))
+    with pytest.raises(InputError, match="a_visibility.npy is not a NumPy file of numbers"):
+        read_trajectories(tmp_path / "a.npy")
+
+
 def test_what_is_no_number_is_hidden(tmp_path):
     array = np.ones((1, 3, 2, 2))
     array[0, 1, 0] = np.nan
@@ -182,3 +193,10 @@ def test_what_cannot_be_written_is_named(tmp_path):
     for kind in WRITERS:
         with pytest.raises(InputError, match="cannot write"):
             write_trajectories(tmp_path / "none" / "a.json", wave(), SIZE, 16.0, kind)
+
+
+@pytest.mark.parametrize("name", ["file/a.json", f"{'x' * 300}.json"])
+def test_names_that_no_file_can_have_are_refused(tmp_path, name):
+    (tmp_path / "file").write_text("here already")
+    with pytest.raises(InputError, match="cannot write"):
+        write_trajectories(tmp_path / name, wave(), SIZE, 16.0)

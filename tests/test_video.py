@@ -3,6 +3,8 @@
 import io
 import json
 import struct
+import subprocess
+import sys
 import time
 import zlib
 from fractions import Fraction
@@ -13,7 +15,7 @@ import pytest
 from PIL import Image
 
 from motionstream.errors import InputError
-from motionstream.video import Mp4Writer, fit_image, read_clip, read_image
+from motionstream.video import Clip, Mp4Writer, fit_image, read_clip, read_image
 
 RNG = np.random.default_rng(0)
 
@@ -263,6 +265,21 @@ def test_nothing_half_written_is_left(tmp_path):
         Mp4Writer(tmp_path / "nowhere" / "out.mp4", 32, 32, fps=16)
 
 
+def test_a_name_that_no_file_can_have_is_refused_at_once(tmp_path):
+    with pytest.raises(InputError, match="cannot write to .*too long"):
+        Mp4Writer(tmp_path / f"{'x' * 300}.mp4", 32, 32, fps=16)
+
+
+def test_names_with_colons_are_no_protocols(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = "12:30/12:31 clip.mp4"
+    (tmp_path / "12:30").mkdir()
+    with Mp4Writer(name, 32, 32, fps=16) as writer:
+        writer.write(np.zeros((2, 32, 32, 3), np.uint8))
+    assert len(read_clip(name)[0]) == 2
+    assert len(list(Clip.open(name).frames(16, (32, 32)))) == 2
+
+
 def test_an_existing_file_is_replaced_only_when_the_new_one_is_complete(tmp_path):
     path = tmp_path / "out.mp4"
     path.write_bytes(b"old")
@@ -377,6 +394,57 @@ def test_limits_of_clips_are_named(tmp_path):
         with pytest.raises(InputError, match=message):
             read_clip(path, **limits)
     assert len(read_clip(path, max_frames=20, max_seconds=1.9)[0]) == 20
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("a.mp4", {}),
+        ("a.mov", {"codec": "png", "pixels": "rgb24"}),
+        ("a.webm", {"codec": "libvpx-vp9"}),
+        ("a.mkv", {"codec": "ffv1"}),
+        ("a.avi", {"codec": "mpeg4"}),
+        ("a.ts", {"codec": "mpeg2video", "rate": 25}),
+        ("a.flv", {}),
+        ("a.gif", {"codec": "gif", "pixels": "rgb8"}),
+    ],
+)
+def test_sizes_that_decoders_refuse_are_named(tmp_path, name, settings):
+    make_clip(tmp_path / name, BARS, **settings)
+    for read in (read_clip, Clip.open):
+        with pytest.raises(InputError, match="the video is 96x64; at most 50 pixels a side"):
+            read(tmp_path / name, max_side=50)
+
+
+def test_pictures_larger_than_the_container_says_are_not_decoded(tmp_path):
+    picture = encoded(Image.fromarray(bar(0)), "PNG")
+    with av.open(str(tmp_path / "lie.mov"), "w") as container:
+        stream = container.add_stream("png", 10)
+        stream.width = stream.height = 16
+        stream.pix_fmt = "rgb24"
+        for i in range(3):
+            packet = av.Packet(picture)
+            packet.pts = packet.dts = i
+            packet.is_keyframe, packet.time_base, packet.stream = True, Fraction(1, 10), stream
+            container.mux(packet)
+    assert read_clip(tmp_path / "lie.mov")[0].shape == (3, 64, 96, 3)
+    for read in (read_clip, Clip.open):
+        # Who knows the true size, 96x64, has decoded a picture.
+        with pytest.raises(InputError, match="cannot be read .* of at most 50 pixels a side"):
+            read(tmp_path / "lie.mov", max_side=50)
+
+
+@pytest.mark.parametrize("read", ["read_clip", "Clip.open"])
+def test_an_unknown_codec_is_named(tmp_path, read):
+    make_clip(tmp_path / "a.mp4", BARS)
+    data = bytearray((tmp_path / "a.mp4").read_bytes())
+    at = data.index(b"avc1", data.index(b"stsd"))
+    data[at : at + 4] = b"zzzz"
+    (tmp_path / "a.mp4").write_bytes(data)
+    code = f"import sys; from motionstream.video import Clip, read_clip; {read}(sys.argv[1])"
+    # In a process of its own: where this goes wrong, it does so with a segmentation fault.
+    run = subprocess.run([sys.executable, "-c", code, tmp_path / "a.mp4"], capture_output=True, text=True, timeout=120)
+    assert run.returncode == 1 and "InputError: the video's codec is not known here" in run.stderr
 
 
 def test_what_is_no_clip_is_named(tmp_path):

@@ -19,6 +19,7 @@ import math
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from tokenize import TokenError
 from typing import ClassVar, Protocol
 
 import av
@@ -277,7 +278,7 @@ def _read_npy(data: bytes) -> np.ndarray:
         return np.load(file, allow_pickle=False).reshape(shape[:2])
     except InputError:
         raise
-    except (ValueError, EOFError, OSError) as error:
+    except (ValueError, EOFError, OSError, SyntaxError, TokenError) as error:
         raise InputError(f"the depth map is damaged and cannot be read: {error}") from error
 
 
@@ -293,8 +294,19 @@ def _read_exr(data: bytes) -> np.ndarray:
     if not frames:
         raise InputError("the EXR file has no picture in it: choose another one")
     _check_size(frames[0].width, frames[0].height)
-    values = frames[0].to_ndarray()
-    return values if values.ndim == 2 else values[..., 0]
+    return _first_channel(frames[0])
+
+
+def _first_channel(frame: av.VideoFrame) -> np.ndarray:
+    """[h, w]: PyAV makes no arrays of half floats, which most EXR files hold."""
+    channels = frame.format.components
+    first, kind = channels[0], "f" if "f" in frame.format.name else "u"
+    if first.bits not in (16, 32):
+        raise InputError(f"the EXR file's numbers are {frame.format.name}: save it as half or float")
+    step = sum(channel.plane == first.plane for channel in channels)  # 1, or as many as lie side by side
+    plane = frame.planes[first.plane]
+    rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: frame.height]  # lines are padded
+    return rows.view(f"{kind}{first.bits // 8}")[:, : frame.width * step : step]
 
 
 def _check_size(width: int, height: int) -> None:

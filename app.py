@@ -106,27 +106,32 @@ def build(engine: Engine, examples: Sequence[Example], limit: int) -> tuple[gr.B
             with gr.Tab(tab.title):
                 canvases.append(tab.build(live))
         demo.load(admit, outputs=canvases, queue=False, show_progress="hidden", api_visibility="private")
-        demo.unload(leave)
+        demo.unload(leave)  # comes when a page is left, and also when its connection breaks for a moment
     return demo, live
 
 
 def serve(demo: gr.Blocks, live: Live, port: int | None = None, share: bool = False) -> str:
-    """Starts serving in the background -> the address."""
+    """Starts serving in the background -> the address. `InputError` if the port cannot be had."""
     font = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
     mono = ["ui-monospace", "monospace"]
     theme = gr.themes.Base(primary_hue="emerald", neutral_hue="slate", font=font, font_mono=mono)
-    _, local, public = demo.launch(
-        server_port=port,
-        share=share,
-        theme=theme,
-        css=PAGE_CSS,
-        ssr_mode=False,  # the server-side renderer's proxy refuses WebSockets
-        run_history=False,
-        footer_links=[],
-        app_kwargs={"routes": [live.route]},
-        prevent_thread_lock=True,
-        quiet=True,
-    )
+    try:
+        _, local, public = demo.launch(
+            server_port=port,
+            share=share,
+            theme=theme,
+            css=PAGE_CSS,
+            ssr_mode=False,  # the server-side renderer's proxy refuses WebSockets
+            run_history=False,
+            footer_links=[],
+            max_file_size=0,  # uploads come over our WebSocket; Gradio's own route takes any size from anybody
+            app_kwargs={"routes": [live.route]},
+            prevent_thread_lock=True,
+            quiet=True,
+        )
+    except (OSError, OverflowError) as error:  # in use, not allowed, or no port at all
+        wanted = "there is no free port" if port is None else f"port {port} cannot be used"
+        raise InputError(f"{wanted}: choose a free one from 1024 to 65535 with --port") from error
     demo.server.config.ws_per_message_deflate = False  # JPEGs do not deflate; read anew for every WebSocket
     return public or local
 
@@ -139,10 +144,11 @@ if __name__ == "__main__":
         with ThreadPoolExecutor(1) as passing:
             load = passing.submit(load_engine, arguments.model, arguments.resolution, arguments.low_memory)
         engine = load.result()
+        print(engine.describe(), flush=True)
         demo, live = build(engine, read_examples(EXAMPLES), stream_limit(engine))
+        address = serve(demo, live, arguments.port, arguments.share)
     except InputError as error:
         print(f"app.py: {error}", file=sys.stderr)
         sys.exit(2)
-    print(engine.describe(), flush=True)
-    print(f"MotionStream runs on {serve(demo, live, arguments.port, arguments.share)}", flush=True)
+    print(f"MotionStream runs on {address}", flush=True)
     demo.block_thread()

@@ -75,7 +75,7 @@ def tune(model: Model, compile: bool = False, fp8: bool = False) -> str:
     """Makes the transformer as fast as this machine can run it -> how it was tuned, in a few words.
 
     compile: a block is compiled when the cache is full, to read it and to write it, which takes a minute. fp8:
-    linear layers in 8 bit. Both only if asked for. `InputError` if asked for of a model that was loaded with low_memory.
+    linear layers in 8 bit. Both only if asked for, with `InputError` of a model that was loaded with low_memory.
     """
     stored_in_8_bit = FORMAT in {weight.dtype for weight in model.transformer.parameters()}
     if stored_in_8_bit and (fp8 or compile):

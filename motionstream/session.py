@@ -253,7 +253,8 @@ class Sessions:
             if key in self._live:
                 raise InputError("a stream of yours is running already: stop it first")
             if len(self._live) >= self.limit:
-                raise InputError(f"{self.limit} streams are running, the most there can be: try again in a minute")
+                running = "1 stream is" if self.limit == 1 else f"{self.limit} streams are"
+                raise InputError(f"{running} running, the most there can be: try again in a minute")
             mailbox = self._live[key] = Mailbox()
         try:
             yield mailbox

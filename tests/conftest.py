@@ -141,8 +141,8 @@ class Visitor:
         body["fn_index"] = self.site.function(handler, self.seat)
         return self.http.post(route, json=body).raise_for_status().json()
 
-    def connect(self, **settings) -> ClientConnection:
-        url = self.site.url.replace("http", "ws") + f"motionstream/live/{self.seat}"
+    def connect(self, seat: str | None = None, **settings) -> ClientConnection:
+        url = self.site.url.replace("http", "ws") + f"motionstream/live/{seat or self.seat}"
         settings = {"subprotocols": [SUBPROTOCOL, self.token], "max_size": None} | settings
         return self.open.enter_context(connect(url, **settings))
 

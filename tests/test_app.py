@@ -4,6 +4,7 @@ import gc
 import io
 import json
 import os
+import socket
 import sys
 import threading
 import time
@@ -11,6 +12,7 @@ from functools import partial
 from types import SimpleNamespace
 
 import cv2
+import gradio as gr
 import httpx
 import numpy as np
 import pytest
@@ -52,8 +54,8 @@ def test_page_without_token_is_turned_away(visitor, subprotocols):
     assert closed.value.rcvd.code == live_module.UNKNOWN_VISITOR
 
 
-def test_token_is_worthless_after_the_page_was_left(site, visitor):
-    site.live.leave(visitor.session)
+def test_token_is_worthless_once_the_page_is_forgotten(site, visitor):
+    site.live.forget(visitor.session)
     with pytest.raises(ConnectionClosed):
         visitor.socket.recv(5)
     with pytest.raises(ConnectionClosed) as closed:
@@ -67,6 +69,36 @@ def test_newer_socket_of_a_page_replaces_the_older(visitor):
         older.recv(5)
     assert closed.value.rcvd.code == live_module.REPLACED
     visitor.expect("welcome")
+
+
+def test_page_that_is_lost_for_a_moment_keeps_its_picture(site, visitor):
+    visitor.say(picture_file(100, 100))
+    shown, _ = visitor.expect("picture", binary=True)
+    visitor.start()
+    visitor.chunk(ack=False)
+    site.live.leave(visitor.session)  # Gradio's heartbeat has ended, as at any break of the connection
+    assert "interrupted" in visitor.expect("ended")["text"]
+    visitor.socket.close()
+    visitor.socket = visitor.connect()
+    assert visitor.expect("picture", binary=True)[0] == shown
+
+
+def test_page_without_a_socket_is_forgotten_after_a_while(site, visitor, monkeypatch):
+    monkeypatch.setattr(live_module, "FORGET_SECONDS", 0.3)
+    visitor.socket.close()
+    time.sleep(0.1)
+    visitor.socket = visitor.connect()
+    visitor.expect("picture")
+    time.sleep(0.5)  # longer than that after the first socket
+    assert visitor.session in site.live._visitors
+    visitor.socket.close()
+    wait_for(lambda: visitor.session not in site.live._visitors, "the end of what was remembered", 3)
+
+
+def test_gradio_takes_no_uploads(site, cache):
+    before = sum(len(files) for _, _, files in os.walk(cache))
+    answer = httpx.post(f"{site.url}gradio_api/upload", files={"files": ("a.bin", b"x")})
+    assert answer.status_code == 413 and sum(len(files) for _, _, files in os.walk(cache)) == before
 
 
 def test_frames_are_not_deflated(visitor):
@@ -83,8 +115,9 @@ def test_oldest_pages_without_socket_are_forgotten(monkeypatch):
     live = live_module.Live({}, 1)
     for number in range(5):
         live.admit(f"page {number}")
-    live.leave("page 4")
-    live.leave("never seen")
+    for forget in (live.leave, live.forget):
+        forget("page 4")
+        forget("never seen")
     with pytest.raises(InputError, match="reload"):
         live.seat("page 1", "drag")
 
@@ -180,6 +213,21 @@ def test_too_many_streams_are_refused_in_a_sentence(site):
         visitor.close()
 
 
+def test_start_ends_what_the_visitor_left_running_in_another_tab(site, visitor, monkeypatch):
+    monkeypatch.setattr(site.live.sessions, "limit", 1)
+    visitor.start()
+    visitor.chunk(ack=False)
+    data = {"run": 1, "prompt": "", "messages": [], "panel": {"source": "webcam", "settings": {}}}
+    with visitor.connect(seat="transfer") as transfer:
+        while json.loads(transfer.recv(5))["kind"] != "welcome":
+            pass
+        number = site.function("start", "transfer")
+        body = {"data": [], "event_data": data, "fn_index": number, "session_hash": visitor.session}
+        visitor.http.post("queue/join", json=body).raise_for_status()
+        assert "another tab" in visitor.expect("ended")["text"]
+        wait_for(lambda: len(site.paste.chunks) > 1, "the other tab's stream")
+
+
 def test_closed_socket_ends_the_session_at_once(site, visitor):
     visitor.start()
     visitor.chunk()
@@ -203,7 +251,7 @@ def test_left_page_ends_a_paused_session(site, visitor):
     visitor.start()
     visitor.chunk()
     visitor.say({"kind": "pause", "value": True})
-    site.live.leave(visitor.session)
+    site.live.leave(visitor.session)  # while its socket is still there
     wait_for(lambda: not len(site.live.sessions), "the session of a page that was left", seconds=3)
 
 
@@ -212,10 +260,13 @@ def test_untouched_stream_makes_room(visitor, monkeypatch):
     visitor.socket = visitor.connect()
     visitor.expect("picture")
     visitor.start()
-    while (message := visitor.hear()[0])["kind"] != "ended":
+    run = 1
+    while (message := visitor.hear()[0])["kind"] != "ended" or message["run"] != 1:
         if message["kind"] == "frame" and message["index"] == 0:
             visitor.say({"kind": "ack", "chunk": message["chunk"]})
-    assert "nobody touched" in message["text"] and not message["failed"]
+            visitor.start(run=(run := run + 1))  # a start that is refused touches nothing
+            assert run < 50
+    assert "nobody touched" in message["text"] and not message["failed"] and run > 2
 
 
 def test_broken_model_is_told_to_the_visitor(site, visitor):
@@ -262,6 +313,15 @@ def test_malformed_message_is_answered_and_the_stream_lives_on(visitor, message,
         answer = header["text"] if header["kind"] == "error" else None
     assert sentence in answer
     assert visitor.chunk()["kind"] == "frame"
+
+
+def test_mistake_of_ours_in_a_message_is_told_and_logged_and_the_connection_lives_on(visitor, monkeypatch, caplog):
+    monkeypatch.setattr("motionstream.ui.tab.read_image", lambda *args, **settings: {}["boom"])
+    visitor.say(b"a picture")
+    assert "error in the program" in visitor.expect("error")["text"]
+    assert "boom" in caplog.text and "Traceback" in caplog.text
+    visitor.start()
+    assert visitor.chunk()["chunk"] == 0
 
 
 @pytest.mark.parametrize(
@@ -372,7 +432,7 @@ def test_sessions_leave_no_threads_files_or_folders(site, cache):
             visitor.expect("ended")
         visitor.close()
         wait_for(lambda: not len(site.live.sessions), "the end of the session")
-        site.live.leave(visitor.session)
+        site.live.forget(visitor.session)
 
     def count() -> tuple[int, int, int, int]:
         workers = [thread for thread in threading.enumerate() if "AnyIO" not in thread.name]  # a pool that idles
@@ -450,6 +510,16 @@ def test_bad_command_line_ends_with_a_sentence():
     with pytest.raises(SystemExit) as ended:
         app.parse_arguments(["--port", "many"])
     assert ended.value.code == 2
+
+
+@pytest.mark.parametrize("port", ["taken", 70_000])
+def test_port_that_cannot_be_had_is_named(site, port):
+    with socket.socket() as taken, gr.Blocks() as demo:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1] if port == "taken" else port
+        with pytest.raises(InputError, match=f"port {port} cannot be used"):
+            app.serve(demo, site.live, port)
 
 
 def test_engine_runs_on_zero_gpu_only_where_it_is_on(monkeypatch):

@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+import threading
 import time
 
 import av
@@ -12,6 +13,9 @@ import pytest
 from conftest import Site, Visitor, wait_for
 from PIL import Image
 from playwright.sync_api import Page, expect
+
+from motionstream.ui.drag import DragTab
+from motionstream.ui.live import Seat
 
 COLOURS = {"green": (34, 197, 94), "red": (239, 68, 68), "blue": (59, 130, 246)}
 
@@ -78,6 +82,11 @@ def colours(page: Page) -> set[str]:
 
 def wait_for_colours(page: Page, *names: str) -> None:
     wait_for(lambda: page.wait_for_timeout(50) or colours(page) == set(names), f"only {names} on the overlay")
+
+
+def newest_seat(site: Site) -> Seat:
+    """The Drag tab's, of the page that was opened last."""
+    return list(site.live._visitors.values())[-1].seats["drag"]
 
 
 def track_counts(site: Site) -> list[int]:
@@ -314,6 +323,40 @@ def test_example_is_one_click_and_ends_the_running_stream(page, site):
     assert site.paste.chunks[-1].tracks.N >= 9
 
 
+def test_start_waits_for_the_picture_that_was_asked_for(page, site, monkeypatch):
+    open_page(page, site)
+    asked, show = threading.Event(), DragTab.show
+    monkeypatch.setattr(DragTab, "show", lambda *args: (asked.wait(10), show(*args)))
+    page.locator(".ms-example").nth(1).click()
+    expect(part(page, "start")).to_be_disabled()
+    page.keyboard.press("Enter")
+    expect(part(page, "message")).to_contain_text("on its way")
+    in_state(page, "idle")
+    asked.set()
+    start(page)
+    assert len(site.live.sessions) == 1
+    tab, seat = site.live._tabs["drag"], newest_seat(site)
+    tab.show(seat, np.zeros((90, 160, 3), np.uint8))  # a picture that nobody asked for ends the stream
+    in_state(page, "idle")
+    wait_for(lambda: not len(site.live.sessions), "the end of the stream")
+
+
+def test_controls_made_before_the_stream_has_begun_are_kept(page, site, monkeypatch):
+    open_page(page, site)
+    part(page, "clear").click()
+    page.locator("[data-tool=pin]").click()
+    made = threading.Event()
+    monkeypatch.setattr(site.live, "end_others", lambda *args: made.wait(10))  # a start that takes its time
+    part(page, "start").click()
+    in_state(page, "starting")
+    page.mouse.click(*at(page, 0.25, 0.3))
+    page.wait_for_timeout(300)
+    made.set()
+    wait_for(lambda: page.wait_for_timeout(50) or 9 in track_counts(site), "the pin in the stream")
+    page.keyboard.press("Enter")
+    in_state(page, "idle")
+
+
 @pytest.mark.parametrize(
     "name, data, sentence",
     [
@@ -353,17 +396,16 @@ def test_leaving_the_page_ends_the_session(profile, site, leave):
 def test_lost_connection_is_explained_and_mended(page, site):
     open_page(page, site)
     start(page)
-    seat = list(site.live._visitors.values())[-1][1]["drag"]
-    seat.close()
+    newest_seat(site).close()
     expect(part(page, "message")).to_contain_text("connection was lost")
     in_state(page, "idle")
     start(page)
 
 
-def test_page_older_than_the_server_is_told_to_reload(page, site):
+def test_page_that_was_forgotten_is_told_to_reload(page, site):
     open_page(page, site)
     for session in list(site.live._visitors):
-        site.live.leave(session)
+        site.live.forget(session)
     expect(part(page, "message")).to_contain_text("reload the page")
 
 

@@ -141,6 +141,20 @@ def test_the_fan_shows_where_the_tracks_will_go(guest):
     assert (moved[:, 0] < -1).all() and np.abs(moved[:, 1]).max() < 0.2  # a truck to the right
 
 
+def test_a_start_does_not_take_the_depth_of_the_picture_before(site, guest, monkeypatch):
+    guest.depth()
+    there = threading.Event()
+    monkeypatch.setattr(ScenePlanes, "estimate", lambda *args: there.wait(10) and np.ones((4, 4), np.float32))
+    guest.say(png(np.zeros((70, 50, 3), np.uint8)))
+    guest.expect("picture")
+    guest.start(panel=PLAN)
+    assert "still being made" in guest.expect("ended")["text"] and not site.paste.chunks
+    there.set()
+    guest.depth()
+    guest.start(panel=PLAN, run=2)
+    guest.chunk()
+
+
 def test_camera_files_in_and_out(guest):
     guest.depth()
     guest.say({"kind": "upload", "what": "cameras"})
@@ -277,6 +291,20 @@ def motion(site: Site, number: int = -1) -> np.ndarray:
 
 def reach_chunks(page: Page, site: Site, count: int) -> None:
     wait_for(lambda: page.wait_for_timeout(50) or len(site.paste.chunks) >= count, f"{count} chunks", 30)
+
+
+def test_a_stream_ends_when_its_tab_is_left(page, site, monkeypatch):
+    monkeypatch.setattr(site.live.sessions, "limit", 1)
+    page.goto(site.url)
+    in_state(page, "idle")
+    part(page, "start").click()
+    in_state(page, "live")
+    page.get_by_role("tab", name="Camera").click()
+    wait_for(lambda: page.wait_for_timeout(20) or not len(site.live.sessions), "the end of the hidden stream", 5)
+    in_state(page, "idle")
+    wait_for(lambda: page.wait_for_timeout(50) or part(page, "depth").evaluate("i => i.naturalWidth") > 0, "the depth")
+    part(page, "start").click()
+    in_state(page, "live")
 
 
 def test_handles_fan_path_keys_and_drag(page, site):

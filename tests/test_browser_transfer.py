@@ -1,7 +1,8 @@
 """The Motion transfer tab in Chromium, and its server's side without a browser."""
 
-import gc
+import threading
 import time
+from weakref import WeakSet
 
 import cv2
 import numpy as np
@@ -11,7 +12,9 @@ from playwright.sync_api import Page, expect
 from test_transfer import FRAMES, SHIFT, WIDTH, panned, shown, write
 
 from motionstream.controls.layers import BASE_IDS
-from motionstream.ui.transfer import MAX_CLIP
+from motionstream.ui import live
+from motionstream.ui import transfer as transfer_module
+from motionstream.ui.transfer import MAX_CLIP, TransferTab
 from motionstream.video import fit_image
 
 
@@ -116,6 +119,50 @@ def test_the_webcam_moves_the_picture(page, site):
     in_state(page, "idle")
 
 
+def test_the_webcam_is_off_once_it_was_left(page, site):
+    page.context.grant_permissions(["camera"])
+    page.add_init_script(
+        """window.streams = []; const open = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+           navigator.mediaDevices.getUserMedia = async wanted => {
+             await new Promise(resolve => setTimeout(resolve, 300));
+             streams.push(await open(wanted)); return streams.at(-1); }"""
+    )
+    open_tab(page, site)
+    tracks = "streams.map(stream => stream.getTracks().map(track => track.readyState).join()).join()"
+    page.locator("button[data-source=webcam]").dblclick()
+    expect(part(page, "message")).to_contain_text("the picture moves with you")
+    page.wait_for_timeout(400)
+    assert page.evaluate(tracks) == "live"  # asked for once
+    page.locator("button[data-source=clip]").click()
+    assert page.evaluate(tracks) == "ended"
+    page.locator("button[data-source=webcam]").click()
+    page.locator("button[data-source=clip]").click()  # before the permission is given
+    page.wait_for_function("streams.length === 2")
+    page.wait_for_function(f"{tracks} === 'ended,ended'")
+
+
+def test_nothing_gets_into_a_clip_that_is_being_uploaded(page, site, clip, tmp_path, monkeypatch):
+    open_tab(page, site)
+    seen, expect_clip = threading.Event(), TransferTab._expect
+    monkeypatch.setattr(TransferTab, "_expect", lambda *args: (seen.wait(10), expect_clip(*args)))
+    upload(page, clip)
+    expect(part(page, "progress")).to_be_visible()
+    (tmp_path / "photo.png").write_bytes(cv2.imencode(".png", FRAMES[0])[1].tobytes())
+    part(page, "file").set_input_files(tmp_path / "photo.png")
+    expect(part(page, "message")).to_contain_text("wait for it, or cancel it")
+    part(page, "progress-cancel").click()
+    expect(part(page, "progress")).to_be_hidden()
+    seen.set()
+    upload(page, clip)
+    expect(part(page, "message")).to_contain_text("the clip moves the picture", timeout=20_000)
+    seen.clear()
+    upload(page, clip)
+    list(site.live._visitors.values())[-1].seats["transfer"].close()
+    seen.set()
+    expect(part(page, "message")).to_contain_text("lost during the upload", timeout=10_000)
+    expect(part(page, "progress")).to_be_hidden()
+
+
 @pytest.mark.parametrize("width, height", [(1280, 900), (390, 844)])
 def test_tab_fits_the_screen(page, site, width, height):
     page.set_viewport_size({"width": width, "height": height})
@@ -192,14 +239,49 @@ def test_tracking_can_be_cancelled(transfer, tmp_path):
     assert transfer.expect("tracked") == {"kind": "tracked", "cancelled": True}
 
 
-def test_the_clip_is_gone_when_its_visitor_is(site, transfer, clip):
+def test_an_upload_ends_with_its_connection_or_when_it_is_cancelled(site, transfer, clip):
+    data, photo = clip.read_bytes(), cv2.imencode(".png", FRAMES[0])[1].tobytes()
+    for end in ("cancel", "connection"):
+        transfer.say({"kind": "clip", "bytes": len(data)})
+        transfer.say(data[: len(data) // 2])
+        transfer.expect("send")
+        if end == "cancel":
+            transfer.say({"kind": "cancel"})
+        else:
+            transfer.socket.close()
+            transfer.socket = transfer.connect()
+            transfer.expect("picture")
+        transfer.say(photo)
+        assert transfer.expect("picture")["image"] == "own"
+    transfer.send_clip(data)
+    assert transfer.expect("clip")["width"] == WIDTH
+
+
+def test_the_clips_of_all_visitors_together_have_a_limit(site, transfer, clip, monkeypatch):
+    size = clip.stat().st_size
+    monkeypatch.setattr(transfer_module, "MAX_CLIPS", 2 * size - 1)
+    own = WeakSet([site.live.seat(transfer.session, "transfer").own])  # without those of other tests
+    monkeypatch.setattr(site.live._tabs["transfer"], "_desks", own)
+    for _ in range(2):  # the second one replaces the first
+        transfer.send_clip(clip.read_bytes())
+        transfer.expect("clip")
+    other = TransferVisitor(site)
+    other.say({"kind": "clip", "bytes": size})
+    assert "clips of all visitors" in other.expect("error")["text"]
+    site.live.forget(transfer.session)
+    other.send_clip(clip.read_bytes())
+    other.expect("clip")
+    other.close()
+
+
+def test_the_clip_is_gone_when_its_visitor_is(site, transfer, clip, monkeypatch):
+    monkeypatch.setattr(live, "FORGET_SECONDS", 0.2)
     transfer.send_clip(clip.read_bytes())
     transfer.expect("clip")
     path = site.live.seat(transfer.session, "transfer").own.clip.path
     assert path.read_bytes() == clip.read_bytes()
-    site.live.leave(transfer.session)
     transfer.close()
-    wait_for(lambda: (gc.collect(), not path.parent.exists())[1], "the end of the folder")
+    wait_for(lambda: not path.parent.exists(), "the end of the folder")
 
 
 def test_webcam_pictures_drive_the_stream(site, transfer):

@@ -98,6 +98,7 @@ class CameraTab(CanvasTab):
         view = self._view(seat)
         view.uploaded = view.taken = None
         view.method = "" if view.method == UPLOAD else view.method
+        view.depth = view.map = None  # a start that comes meanwhile must not take the last picture's
         super().show(seat, *args)
         view.planes = guess_planes(seat.picture)
         self._estimate(seat)
@@ -213,6 +214,8 @@ class CameraTab(CanvasTab):
 
     def _send_depth(self, seat: Seat) -> None:
         view = self._view(seat)
+        if view.map is None:  # it is sent when it is there
+            return
         height, width = seat.picture.shape[:2]
         scale = SHOWN_SIDE / max(width, height)
         picture = fit_image(depth_picture(view.map), round(width * scale), round(height * scale))
@@ -229,6 +232,8 @@ class CameraTab(CanvasTab):
 
     def _send_fan(self, seat: Seat, plan: Plan) -> None:
         """The first seconds of the tracks, as [[x, y, x, y, ...], ...] in pixels of the picture."""
+        if self._view(seat).map is None:  # comes again with the depth
+            return
         height, width = seat.picture.shape[:2]
         source = self._recipe(self._view(seat), plan, FAN_TRACKS).build()
         tracks = source.tracks_for(ChunkRequest(0, 0, FAN_POINTS, width, height, FAN_FPS, {0: seat.picture}))
@@ -247,6 +252,8 @@ class CameraTab(CanvasTab):
         return recorded(rig, (width, height), messages, lengths, self.engine.model.preset.fps)
 
     def _recipe(self, view: View, plan: Plan, count: int = POINTS) -> CameraRecipe:
+        if view.map is None:
+            raise InputError("the depth is still being made: try again in a moment, or choose another depth")
         keyframes = view.keyframes if plan.route == KEYFRAMES else None
         return CameraRecipe(plan, view.depth, view.map, keyframes, count)
 

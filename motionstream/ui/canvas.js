@@ -120,6 +120,7 @@ let state = 'offline', tool = 'drag', release = 'hold', nextId = 1, runs = 0, to
 let controls = [];                       // pins, paths and held drags, oldest first
 let initial = [];                        // those that were there at Start: Stop brings them back
 let afterStop = null;                    // what to do once the running stream has ended
+let asked = 0;                           // pictures that the server was asked for: no start before they are here
 let hover = null, dirty = true, facts = { fps: 16, vocabulary: [] };
 let latencies = [], speeds = [], lastInput = -Infinity;
 const drags = new Map();                 // pointerId -> drag in progress
@@ -131,12 +132,27 @@ function enter(next) {
   state = root.dataset.state = next;
   part('badge').textContent = BADGES[next];
   part('start').textContent = running() ? 'Stop' : 'Start';
-  part('start').disabled = next === 'offline' || next === 'stopping';
+  showStart();
   part('pause').textContent = next === 'paused' ? 'Resume' : 'Pause';
   part('pause').disabled = next !== 'live' && next !== 'paused';
   say(HINTS[next]);
   dirty = true;
   panel.entered(next);
+}
+
+function ask(send) {                     // for a picture; it comes, or an error does
+  asked++;
+  showStart();
+  send();
+}
+
+function answered() {
+  asked = Math.max(0, asked - 1);
+  showStart();
+}
+
+function showStart() {
+  part('start').disabled = state === 'offline' || state === 'stopping' || state === 'idle' && asked > 0;
 }
 
 function say(text, tone = 'hint') {
@@ -164,6 +180,7 @@ function painted(header) {
 
 function start() {
   if (state !== 'idle') return;
+  if (asked) return say('The picture is on its way: start when it is here', 'error');
   const own = panel.starting();
   if (own === null) return;
   const messages = [{ kind: 'release', mode: release }];
@@ -173,6 +190,7 @@ function start() {
   part('latency').textContent = part('fps').textContent = '–';
   offerClip(null);
   player.reset(facts.fps);
+  link.held = [];
   enter('starting');
   messages.push({ kind: 'grid', ...grid() });
   trigger('start', { run: ++runs, prompt: part('prompt').value, messages, panel: own });
@@ -180,6 +198,7 @@ function start() {
 
 function stop() {
   if (!running()) return;
+  link.held = null;
   link.send({ kind: 'stop', run: runs });     // numbered: it may overtake its own start
   enter('stopping');
   player.reset(facts.fps);
@@ -194,6 +213,7 @@ function pause() {
 
 function ended(text, failed) {
   player.reset(facts.fps);
+  link.held = null;
   drags.clear();
   controls = initial = initial.filter(control => controls.includes(control));
   for (const control of controls) Object.assign(control, { at: null, over: false });   // what a drag did to it
@@ -445,6 +465,7 @@ function paintArrow(points, colour, unit, alpha) {
 
 const link = {
   socket: null,
+  held: null,                            // messages made before the server has opened the stream's mailbox
 
   connect() {
     const base = window.gradio_config?.root ?? location.origin + location.pathname;
@@ -456,8 +477,9 @@ const link = {
       if (socket !== this.socket || closing.signal.aborted) return;
       const wasRunning = running() || state === 'stopping';
       if (state !== 'offline') ended('', false);
+      asked = 0;
       enter('offline');
-      if (event.code === STALE_PAGE) return say('This page is older than the server: reload the page', 'error');
+      if (event.code === STALE_PAGE) return say('The server does not know this page any more: reload the page', 'error');
       const lost = wasRunning ? 'The connection was lost and the stream has ended' : 'No connection';
       say(`${lost}: reconnecting`, 'error');
       setTimeout(() => this.connect(), RECONNECT_MS);
@@ -465,14 +487,22 @@ const link = {
   },
 
   send(message) {
-    if (this.socket?.readyState === WebSocket.OPEN) this.socket.send(JSON.stringify(message));
+    if (this.held) this.held.push(message);
+    else if (this.socket?.readyState === WebSocket.OPEN) this.socket.send(JSON.stringify(message));
+  },
+
+  begun() {
+    const held = this.held ?? [];
+    this.held = null;
+    for (const message of held) this.send(message);
   },
 };
 
 function hear(message) {
   if (message.kind === 'welcome') welcome(message);
-  if (message.kind === 'error') say(message.text, 'error');
+  if (message.kind === 'error') { answered(); say(message.text, 'error'); }
   if (message.kind === 'note') say(message.text);
+  if (message.kind === 'begun' && message.run === runs) link.begun();
   if (message.kind === 'ended' && (message.run ?? runs) === runs) ended(message.text, message.failed);
   panel.hear(message);
 }
@@ -495,6 +525,8 @@ function welcome(message) {
 
 async function showPicture(header, blob) {
   const bitmap = await createImageBitmap(blob);
+  stop();                                // a stream of the picture before, if one runs in spite of all
+  answered();
   const { width, height, times } = header;
   Object.assign(extent, { width, height });
   Object.assign(picture, { width: times * width, height: times * height });
@@ -514,7 +546,7 @@ async function showPicture(header, blob) {
   (header.paths ?? []).forEach(({ points, seconds }) => add({ kind: 'path', points, seconds }));
   (header.pins ?? []).forEach(([x, y]) => add({ kind: 'pin', x, y }));
   mark('.ms-example', 'aria-pressed', button => button.dataset.name === header.name);
-  enter('idle');
+  if (state !== 'stopping') enter('idle');
   panel.shown(header);
   if (controls.length) say('Press Start to play the blue paths, or drag it your own way');
 }
@@ -527,7 +559,7 @@ function example({ name, title, thumbnail }) {
   Object.assign(image, { src: thumbnail, alt: title });
   button.dataset.name = name;
   button.append(image);
-  button.onclick = () => whenStopped(() => link.send({ kind: 'example', name }));
+  button.onclick = () => whenStopped(() => ask(() => link.send({ kind: 'example', name })));
   return button;
 }
 
@@ -575,7 +607,7 @@ function offerFile(file) {
   const [size, limit] = [Math.ceil(file.size / 2 ** 20), Math.floor(facts.max_bytes / 2 ** 20)];
   if (file.size > facts.max_bytes)
     return say(`The file has ${size} MB; at most ${limit} MB: resize the picture`, 'error');
-  whenStopped(() => { say('Reading the picture …'); link.socket.send(file); });
+  whenStopped(() => ask(() => { say('Reading the picture …'); link.socket.send(file); }));
 }
 
 function mark(selector, attribute, test) {
@@ -663,6 +695,7 @@ function everyFrame() {
     return link.socket?.close();
   }
   player.tick(performance.now());
+  if (element.offsetParent === null) stop();   // its tab was left: the place is for what is looked at
   flushDrags();
   panel.tick(performance.now());
   if (dirty) { dirty = false; paintOverlay(); }

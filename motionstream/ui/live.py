@@ -3,6 +3,7 @@
 A page load is admitted by a Gradio event and gets a secret token (`Live.admit`). The page's canvases open
 /motionstream/live/SEAT with that token as second WebSocket subprotocol; who has none is turned away with code 4401.
 A `Seat` is one visitor's place at one canvas. Its socket's end is its stream's end: nothing is generated for nobody.
+Picture and clip outlive a connection that is lost; a visitor without any socket is forgotten after a while.
 
 Down: text messages are JSON; binary ones are a little-endian uint32, that many bytes of JSON header, then a JPEG.
 Up: text messages are control messages (see `motionstream.session`) or the tab's commands; binary ones are pictures.
@@ -12,12 +13,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import secrets
 import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -31,10 +34,12 @@ from motionstream.session import Mailbox, Sessions, decode_message
 SUBPROTOCOL = "motionstream"
 UNKNOWN_VISITOR, REPLACED, TOO_SLOW = 4401, 4409, 4413  # WebSocket close codes
 MAX_VISITORS = 200  # page loads remembered; of those without a socket the oldest are forgotten first
+FORGET_SECONDS = 120.0  # that a visitor without a socket is remembered: connections break, and mend
 MAX_WAITING = 400  # messages that a socket has not taken yet; an honest canvas acknowledges long before
 MAX_INPUTS = 1_000  # pointer messages remembered until a chunk has used them
 ENDING_SECONDS = 10.0  # that a stream which was told to stop may take for the chunk it is at
 IDLE_SECONDS = 180.0  # a stream that nobody touches for so long makes room for others
+FAILED = "That went wrong because of an error in the program: try again, or reload the page"
 
 
 class Tab(Protocol):
@@ -71,8 +76,8 @@ class Seat:
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._outbox: asyncio.Queue | None = None  # of the newest socket; None while there is none
-        self._touched = 0.0
         self._place, self._stopping = threading.Lock(), False  # held by the running stream; whether it was told to stop
+        self._touched, self._watched = 0.0, False  # when a control message came; whether that matters: a stream runs
         self._cancelled: int | None = None  # number of the newest start that a stop was meant for
         self._inputs: deque[tuple[float, float]] = deque(maxlen=MAX_INPUTS)  # (passed on, browser's clock in ms)
 
@@ -105,9 +110,9 @@ class Seat:
         run: the canvas's number of this start; a stop for it may have come first. Where the last stream was told to
         stop, as by a connection that was lost, its end is waited for.
         """
-        self._touched = time.monotonic()  # before the place is taken: `_watch` looks at both
         if not self._place.acquire(timeout=ENDING_SECONDS if self._stopping else 0):
             raise InputError("a stream of yours is running already: stop it first")
+        self._touched, self._watched = time.monotonic(), True  # in this order: `_watch` looks at both
         try:
             with self._sessions.open(self) as mailbox:
                 if not self.connected or self.picture is None:
@@ -118,12 +123,20 @@ class Seat:
                 self._inputs.clear()
                 yield mailbox
         finally:
+            self._watched = False
             self._place.release()
 
     def stop(self, reason: str = "") -> None:
         """Ends the running stream, if any, before its next chunk."""
         self.stopped_for, self._stopping = reason, True
         self._sessions.send(self, {"kind": "stop"})
+
+    def end(self, reason: str) -> None:
+        """Stops the running stream, if any, and waits for its end."""
+        if self.streaming:
+            self.stop(reason)
+            if self._place.acquire(timeout=ENDING_SECONDS):
+                self._place.release()
 
     def close(self) -> None:
         """The visitor has left: ends the stream and the socket."""
@@ -145,7 +158,8 @@ class Seat:
             self._outbox, self._loop = outbox, asyncio.get_running_loop()
         tasks = [asyncio.create_task(self._deliver(socket, outbox)), asyncio.create_task(self._watch())]
         try:
-            await run_in_threadpool(self._tab.welcome, self)
+            with self._answering():
+                await run_in_threadpool(self._tab.welcome, self)
             while (message := await socket.receive())["type"] != "websocket.disconnect":
                 await self._take(message)
         finally:
@@ -173,20 +187,29 @@ class Seat:
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(IDLE_SECONDS / 20)
-            if self.streaming and time.monotonic() - self._touched > IDLE_SECONDS:
+            if self._watched and time.monotonic() - self._touched > IDLE_SECONDS:
                 self.stop(f"Stopped: nobody touched the canvas for {IDLE_SECONDS / 60:g} minutes")
 
     async def _take(self, message: dict) -> None:
-        """One WebSocket message. What is wrong with it goes back as a sentence, and the connection lives on."""
-        try:
+        """One WebSocket message."""
+        with self._answering():
             data = message["bytes"] if message.get("bytes") is not None else decode_message(message["text"])
             if isinstance(data, bytes) or data.get("kind") in self._tab.commands:
                 await run_in_threadpool(self._tab.receive, self, data)
             else:
                 self._note(data)
                 self._sessions.send(self, data)
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        """What goes wrong in the block goes back as a sentence, and the connection lives on."""
+        try:
+            yield
         except InputError as error:
             self.send({"kind": "error", "text": str(error)})
+        except Exception:  # a mistake of ours in one message must not cost the visitor the connection
+            logging.getLogger(__name__).exception("a message of the browser could not be handled")
+            self.send({"kind": "error", "text": FAILED})
 
     def _note(self, message: dict) -> None:
         if message.get("kind") == "ack":
@@ -199,6 +222,19 @@ class Seat:
                 self._inputs.append((self._touched, stamp))
 
 
+@dataclass
+class _Visitor:
+    """One page load. timer: until it is forgotten; runs while no seat has a socket."""
+
+    token: str
+    seats: dict[str, Seat]
+    timer: asyncio.TimerHandle | None = None
+
+    @property
+    def connected(self) -> bool:
+        return any(seat.connected for seat in self.seats.values())
+
+
 class Live:
     """All visitors of one running app.
 
@@ -209,7 +245,7 @@ class Live:
         self.sessions = Sessions(limit)
         self._tabs = tabs
         self._lock = threading.Lock()
-        self._visitors: OrderedDict[str, tuple[str, dict[str, Seat]]] = OrderedDict()  # session hash -> token, seats
+        self._visitors: OrderedDict[str, _Visitor] = OrderedDict()  # by session hash
 
     @property
     def route(self) -> WebSocketRoute:
@@ -218,43 +254,73 @@ class Live:
 
     def admit(self, session: str) -> str:
         """A page was loaded: the secret token that its sockets must show. session: Gradio's session hash."""
-        self.leave(session)
+        self.forget(session)
         seats = {name: Seat(tab, self.sessions) for name, tab in self._tabs.items()}
         token = secrets.token_urlsafe(32)
         with self._lock:
-            self._visitors[session] = token, seats
-            for old in list(self._visitors)[: max(0, len(self._visitors) - MAX_VISITORS)]:
-                if not any(seat.connected for seat in self._visitors[old][1].values()):
-                    del self._visitors[old]
+            self._visitors[session] = _Visitor(token, seats)
+            oldest = list(self._visitors)[: max(0, len(self._visitors) - MAX_VISITORS)]
+        for old in oldest:
+            self._forget_unless_connected(old)
         return token
 
     def leave(self, session: str) -> None:
-        """A page was closed or reloaded; may be called for unknown ones."""
+        """Gradio has lost a page, for good or for a moment: ends its streams. May be called for unknown ones."""
+        for seat in self._seats(session):
+            seat.stop("Stopped: the connection to the server was interrupted")
+
+    def forget(self, session: str) -> None:
+        """Ends a page's streams and sockets, and drops all that it left here. May be called for unknown ones."""
         with self._lock:
-            _, seats = self._visitors.pop(session, (None, {}))
-        for seat in seats.values():
+            visitor = self._visitors.pop(session, None)
+        for seat in visitor.seats.values() if visitor else ():
             seat.close()
+            seat.own = None  # now, whoever still holds the seat: a tab may keep files there
 
     def seat(self, session: str | None, name: str) -> Seat:
         """A visitor's seat. `InputError` if the page was never admitted, or forgotten."""
         with self._lock:
             if session not in self._visitors:
                 raise InputError("the server does not know this page: reload it")
-            return self._visitors[session][1][name]
+            return self._visitors[session].seats[name]
+
+    def end_others(self, session: str, seat: Seat) -> None:
+        """Ends what the visitor of `seat` left running at other canvases, so that it does not take this one's place."""
+        for other in self._seats(session):
+            if other is not seat:
+                other.end("Stopped: a stream was started in another tab")
+
+    def _seats(self, session: str) -> list[Seat]:
+        with self._lock:
+            return list(self._visitors[session].seats.values()) if session in self._visitors else []
+
+    def _forget_unless_connected(self, session: str) -> None:
+        with self._lock:
+            visitor = self._visitors.get(session)
+        if visitor is not None and not visitor.connected:
+            self.forget(session)
 
     async def _connect(self, socket: WebSocket) -> None:
         offered = socket.scope["subprotocols"]
-        seat = self._seat_for(offered[1] if len(offered) == 2 else "", socket.path_params["seat"])
         await socket.accept(SUBPROTOCOL if SUBPROTOCOL in offered else None)
+        session, visitor = self._find(offered[1] if len(offered) == 2 else "")
+        seat = visitor.seats.get(socket.path_params["seat"]) if visitor else None
         if seat is None:
-            await socket.close(UNKNOWN_VISITOR, "the server does not know this page: reload it")
-        else:
+            return await socket.close(UNKNOWN_VISITOR, "the server does not know this page: reload it")
+        if visitor.timer is not None:
+            visitor.timer.cancel()
+        try:
             await seat.serve(socket)
+        finally:
+            if not visitor.connected:
+                loop = asyncio.get_running_loop()
+                visitor.timer = loop.call_later(FORGET_SECONDS, self._forget_unless_connected, session)
 
-    def _seat_for(self, offered: str, name: str) -> Seat | None:
+    def _find(self, offered: str) -> tuple[str, _Visitor] | tuple[None, None]:
+        """The visitor whose token was offered."""
         with self._lock:
-            visitors = list(self._visitors.values())
-        for token, seats in visitors:
-            if secrets.compare_digest(token.encode(), offered.encode()):
-                return seats.get(name)
-        return None
+            visitors = list(self._visitors.items())
+        for session, visitor in visitors:
+            if secrets.compare_digest(visitor.token.encode(), offered.encode()):
+                return session, visitor
+        return None, None

@@ -153,10 +153,12 @@ class CanvasTab:
         clip, text, failed = None, FAILED, True
         try:
             prompt, messages = _starting(event._data)
+            self.live.end_others(request.session_hash, seat)
             with seat.stream(run) as mailbox:
                 base = self.base(seat, event._data.get("panel"))
                 for message in messages:
                     mailbox.send(message)
+                seat.send({"kind": "begun", "run": run})  # what the page has held back may come
                 clip = self._stream(seat, run, mailbox, prompt, base)
             text, failed = seat.stopped_for, False
         except InputError as error:

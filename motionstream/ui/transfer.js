@@ -11,9 +11,10 @@ const SETTLE_MS = 300;                   // settings rest so long before the cli
 const WEBCAM_SIDE = 320;
 
 const motion = element.querySelector('.ms-motion'), clip = part('clip'), brush = clip.getContext('2d');
-const camera = { stream: null, video: document.createElement('video'), sent: 0 };
+const camera = { stream: null, opening: false, video: document.createElement('video'), sent: 0 };
 let source = 'clip', image = 'clip', fit = 'crop', loaded = null;   // loaded: what the server says of the clip
 let frames = [], playing = 0, played = 0;                           // previews; the one shown; when
+let sending = null;                      // the upload that goes on: {file, socket, begun}
 let region = null, drawing = false, held = null, settling = null;
 let pairs = [[[0.3, 0.5], [0.3, 0.5]], [[0.7, 0.5], [0.7, 0.5]]];   // each: in the clip, in the picture; both shares
 
@@ -27,19 +28,32 @@ const settings = () => ({
 
 /* ---- clip: upload, tracking, preview ---- */
 
-async function sendClip(file) {
+function sendClip(file) {
   if (file.size > facts.max_clip_bytes)
     return say(`The clip has ${Math.ceil(file.size / PART)} MB; at most ${facts.max_clip_bytes / PART} MB`, 'error');
   setSource('clip');
   forget();
-  link.send({ kind: 'clip', bytes: file.size });
-  for (let at = 0; at < file.size && link.socket.readyState === WebSocket.OPEN; at += PART) {
+  sending = { file, socket: link.socket, begun: false };
+  progress(0, 'Uploading …');
+  link.send({ kind: 'clip', bytes: file.size });   // the server says "send", or what is wrong
+}
+
+async function sendParts(upload) {
+  if (!upload || upload.begun) return;   // cancelled meanwhile, maybe for another one
+  upload.begun = true;
+  const { file, socket } = upload, going = () => sending === upload && socket.readyState === WebSocket.OPEN;
+  for (let at = 0; at < file.size && going(); at += PART) {
     progress(at / file.size, 'Uploading …');
-    link.socket.send(file.slice(at, at + PART));
-    while (link.socket.bufferedAmount > 2 * PART) await new Promise(resolve => setTimeout(resolve, 30));
+    socket.send(file.slice(at, at + PART));
+    while (socket.bufferedAmount > 2 * PART && going()) await new Promise(resolve => setTimeout(resolve, 30));
   }
-  progress(1, 'Reading the clip …');
-  if (!file.size) progress(null);
+  if (going()) progress(1, 'Reading the clip …');
+}
+
+function cancel() {                      // an upload or the tracking
+  if (sending) progress(null);
+  sending = null;
+  link.send({ kind: 'cancel' });
 }
 
 function forget() {
@@ -51,6 +65,7 @@ function forget() {
 
 function opened(message) {
   loaded = message;
+  sending = null;
   const seconds = message.seconds ?? facts.max_seconds;
   Object.assign(part('clip-start'), { max: Math.max(0, Math.floor((seconds - 0.5) * 10) / 10), value: 0 });
   part('clip-seconds').max = clamp(Math.ceil(seconds * 10) / 10, 0.5, facts.max_seconds);
@@ -64,7 +79,8 @@ function opened(message) {
 function track() {                       // also shows the first frame, where that is to be animated
   clearTimeout(settling);
   if (!loaded || source !== 'clip' || state !== 'idle') return;
-  link.send({ kind: 'track', settings: settings(), image });
+  const send = () => link.send({ kind: 'track', settings: settings(), image });
+  if (image === 'clip' && !pressed('reverse')) ask(send); else send();   // in reverse the frame comes once it is tracked
 }
 
 function changed() {
@@ -212,14 +228,22 @@ function paintHandle(context, x, y, i, unit) {
 
 async function openCamera() {
   if (!navigator.mediaDevices) return say('This page may not use a camera: it needs https', 'error');
+  if (camera.stream || camera.opening) return;
+  camera.opening = true;
+  let stream;
   try {
     const video = { width: { ideal: 640 }, height: { ideal: 480 }, facingMode: 'user' };
-    camera.stream = await navigator.mediaDevices.getUserMedia({ video, audio: false });
+    stream = await navigator.mediaDevices.getUserMedia({ video, audio: false });
   } catch (error) {
     return say(`The camera cannot be used: ${error.message}`, 'error');
+  } finally {
+    camera.opening = false;
   }
-  Object.assign(camera.video, { srcObject: camera.stream, muted: true, playsInline: true });
+  camera.stream = stream;
+  if (source !== 'webcam') return closeCamera();   // left before the permission was given
+  Object.assign(camera.video, { srcObject: stream, muted: true, playsInline: true });
   await camera.video.play();
+  if (camera.stream !== stream) return;
   const { videoWidth, videoHeight } = camera.video, scale = WEBCAM_SIDE / Math.max(videoWidth, videoHeight);
   shape({ width: Math.round(videoWidth * scale), height: Math.round(videoHeight * scale) });
   say('Press Start and move: the picture moves with you');
@@ -252,7 +276,7 @@ function setSource(value) {
   if (value === 'clip') {
     closeCamera();
     if (frames.length) shape(frames[0]);
-  } else if (!camera.stream) openCamera();
+  } else openCamera();
 }
 
 function choose(attribute, value, set) {
@@ -275,7 +299,7 @@ function flip(name) {
 
 part('clip-upload').onclick = part('clip-other').onclick = () => part('clip-file').click();
 part('clip-file').onchange = event => { panel.file(event.target.files[0]); event.target.value = ''; };
-part('progress-cancel').onclick = () => link.send({ kind: 'cancel' });
+part('progress-cancel').onclick = cancel;
 part('region-clear').onclick = () => { region = null; showRegion(); track(); };
 part('reverse').onclick = () => { flip('reverse'); track(); };
 part('loop').onclick = () => flip('loop');
@@ -301,19 +325,28 @@ panel.welcomed = () => {
   progress(null);
 };
 panel.file = file => {
+  if (file && sending) return say('A clip is being uploaded: wait for it, or cancel it', 'error') ?? true;
   if (!file || file.type.startsWith('image/') && file.type !== 'image/gif') return false;
   whenStopped(() => sendClip(file));
   return true;
 };
 panel.hear = message => {
+  if (message.kind === 'send') sendParts(sending);
   if (message.kind === 'clip') opened(message);
+  if (message.kind === 'unchanged') answered();
   if (message.kind === 'tracking') tracking(message);
   if (message.kind === 'tracked') tracked(message);
-  if (message.kind === 'error' && !loaded) progress(null);
+  if (message.kind === 'error' && sending) cancel();
 };
 panel.see = (header, blob) => { if (header.kind === 'preview') preview(header, blob); };
-panel.shown = header => choose('image', header.image ?? 'own', value => { image = value; });
+panel.shown = header => {
+  choose('image', header.image ?? 'own', value => { image = value; });
+  if (!sending || sending.socket === link.socket) return;
+  sending = null;
+  say('The connection was lost during the upload: choose the video again', 'error');
+};
 panel.starting = () => {
+  if (sending) return say('A clip is being uploaded: wait for it, or cancel it', 'error') ?? null;
   if (source === 'clip' && !loaded) return say('Choose a video first, or the webcam', 'error') ?? null;
   if (source === 'webcam' && !camera.stream) return say('The camera is off: allow the page to use it', 'error') ?? null;
   progress(null);

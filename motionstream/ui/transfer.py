@@ -4,9 +4,9 @@ A clip comes over the canvas's WebSocket in parts and is kept in a temporary fol
 A thread tracks the chosen piece and sends its frames with the tracks on them; a stream may start meanwhile, then the
 stream's own source goes on. Commands of the panel:
 
-    {"kind": "clip", "bytes": N}       the next N bytes of binary messages are a clip
+    {"kind": "clip", "bytes": N}       once that is answered by "send", the next N bytes of binary messages are a clip
     {"kind": "track", "settings": {...}, "image": "clip" | "own"}    see `Settings`; whose first frame is animated
-    {"kind": "cancel"}                 stop tracking
+    {"kind": "cancel"}                 stop tracking; drop an upload that is not complete
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from weakref import WeakSet
 
 import numpy as np
 
@@ -29,6 +30,7 @@ from motionstream.ui.tab import CanvasTab, Example
 from motionstream.video import Clip, fit_image
 
 MAX_CLIP = 200 * 2**20  # bytes
+MAX_CLIPS = 2 * 2**30  # bytes, of all visitors' clips together
 PREVIEW_SIDE = 320  # pixels
 PREVIEW_QUALITY = 70
 MAX_BACKLOG = 60  # previews that may wait for a slow connection
@@ -42,18 +44,22 @@ class Desk:
         self.clip: Clip | None = None
         self.tracked: tuple[tuple, tuple[Tracks, ...]] | None = None  # `Settings.tracking`, and that piece's blocks
         self.shown: float | None = None  # second of the clip whose frame is the seat's picture, if it is one
-        self.missing = 0  # bytes of an upload still to come
+        self.size = 0  # bytes of the clip, also while it comes
+        self.missing = 0  # of them still to come
         self.cancelled = threading.Event()  # of the newest thread
         self._folder = tempfile.TemporaryDirectory(prefix="motionstream-")  # gone with the last who knows this desk
         self._path = Path(self._folder.name, "upload")
 
-    def expect(self, size: object) -> None:
+    def expect(self, size: int) -> None:
         """An upload of `size` bytes begins."""
-        if not isinstance(size, int) or isinstance(size, bool) or not 0 < size <= MAX_CLIP:
-            raise InputError(f"the clip has {str(size)[:20]} bytes; at most {MAX_CLIP >> 20} MB: cut or shrink it")
+        self.drop()
+        self.size = self.missing = size
+
+    def drop(self) -> None:
+        """Forgets the clip, or what has come of it."""
         self.cancelled.set()
         self.clip = self.tracked = self.shown = None
-        self.missing = size
+        self.size = self.missing = 0
         self._path.unlink(missing_ok=True)  # who still reads the old file keeps it
 
     def take(self, part: bytes) -> bool:
@@ -64,8 +70,12 @@ class Desk:
         return not self.missing
 
     def open(self) -> Clip:
-        """The uploaded file, looked at. `InputError` if it is no video."""
-        self.clip = Clip.open(self._path, max_bytes=MAX_CLIP)
+        """The uploaded file, looked at. `InputError` if it is no video; it is dropped then."""
+        try:
+            self.clip = Clip.open(self._path, max_bytes=MAX_CLIP)
+        except InputError:
+            self.drop()
+            raise
         return self.clip
 
 
@@ -79,9 +89,17 @@ class TransferTab(CanvasTab):
     def __init__(self, *args):
         super().__init__(*args)
         self._turn = threading.Semaphore(TRACKING_AT_ONCE)
+        self._desks: WeakSet[Desk] = WeakSet()  # all of them
+        self._lock = threading.Lock()
 
     def facts(self) -> dict:
         return {"max_clip_bytes": MAX_CLIP, "max_seconds": MAX_SECONDS, "trackers": LICENCES}
+
+    def welcome(self, seat: Seat) -> None:
+        desk = self._desk(seat)
+        if desk.missing:  # the rest was for the connection that was lost
+            desk.drop()
+        super().welcome(seat)
 
     def picture_facts(self, seat: Seat, example: Example | None) -> dict:
         return super().picture_facts(seat, example) | {"image": "own" if self._desk(seat).shown is None else "clip"}
@@ -98,6 +116,8 @@ class TransferTab(CanvasTab):
         desk = self._desk(seat)
         if isinstance(message, dict) and message["kind"] == "cancel":
             desk.cancelled.set()
+            if desk.missing:
+                desk.drop()
         elif seat.streaming:
             raise InputError("a stream is running: stop it before you change the clip or the picture")
         elif isinstance(message, bytes) and desk.missing:
@@ -108,7 +128,8 @@ class TransferTab(CanvasTab):
         elif isinstance(message, bytes):
             super().command(seat, message)
         elif message["kind"] == "clip":
-            desk.expect(message.get("bytes"))
+            self._expect(desk, message.get("bytes"))
+            seat.send({"kind": "send"})
         else:
             self._track(seat, desk, Settings.from_json(message.get("settings")), message.get("image") == "clip")
 
@@ -128,7 +149,22 @@ class TransferTab(CanvasTab):
     def _desk(self, seat: Seat) -> Desk:
         if seat.own is None:
             seat.own = Desk()
+            with self._lock:
+                self._desks.add(seat.own)
         return seat.own
+
+    def _expect(self, desk: Desk, size: object) -> None:
+        """Has the desk expect a clip, if there is room for it."""
+        if not isinstance(size, int) or isinstance(size, bool) or not 0 < size <= MAX_CLIP:
+            raise InputError(f"the clip has {str(size)[:20]} bytes; at most {MAX_CLIP >> 20} MB: cut or shrink it")
+        with self._lock:
+            total = size + sum(other.size for other in self._desks if other is not desk)
+            if total > MAX_CLIPS:
+                raise InputError(
+                    f"with this one, the clips of all visitors would have {total >> 20} MB; at most"
+                    f" {MAX_CLIPS >> 20} MB: shrink it, or try again in a few minutes"
+                )
+            desk.expect(size)
 
     def _track(self, seat: Seat, desk: Desk, settings: Settings, show: bool) -> None:
         """Shows the first frame if wanted, and starts the thread."""
@@ -145,7 +181,7 @@ class TransferTab(CanvasTab):
         """Makes the clip's frame at `time` the picture, if it is not."""
         clip = desk.clip
         if desk.shown == time:
-            return
+            return seat.send({"kind": "unchanged"})
         frame = next(clip.frames(clip.fps, (clip.width, clip.height), time), None)
         if frame is None:
             raise InputError(f"the clip has no frame at {time:g} seconds: start earlier")

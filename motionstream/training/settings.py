@@ -81,7 +81,7 @@ RECIPES["embedded-plain"] = RECIPES["embedded"] | {
     "teacher-a": Recipe(batch=16, rate=2e-3, muon=2e-2, **_PLAIN),
     "teacher-b": Recipe(batch=16, rate=5e-4, muon=5e-3, hide=0.2, frozen_head=True, **_PLAIN),
     "adapt": Recipe(batch=8, rate=1e-3, muon=1e-2, sinks=(0, 1), windows=(1, 2), **_PLAIN),
-    "distil": Recipe(batch=8, rate=1e-4, critic_rate=2e-4, **(_PLAIN | dict(ema=0.98, chunks=5))),
+    "distil": Recipe(batch=8, rate=1e-5, critic_rate=5e-5, **(_PLAIN | dict(ema=0.98, chunks=5))),
 }
 
 

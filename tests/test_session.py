@@ -472,4 +472,5 @@ def test_twenty_sessions_leave_nothing_behind():
         if i % 4 == 3:
             assert settled(lambda chunks=chunks: next(chunks, None) is None)  # the mailbox closed first
     assert len(sessions) == 0
-    assert settled(lambda: count() == before), (before, count())
+    # Each end was taken five times, so what it leaves behind would be there five times. Others open and close a few.
+    assert settled(lambda: all(now - then < 5 for then, now in zip(before, count(), strict=True))), (before, count())

@@ -50,6 +50,15 @@ def test_a_pattern_goes_on_in_the_colours_around_it(ramp):
     assert np.abs(made - cells)[hole].mean() < (0.01 if ramp == 0 else 0.25) * blur
 
 
+def test_another_thing_is_not_copied_however_alike_its_surroundings_are():
+    cells = np.random.default_rng(0).normal(120, 4, (H, W, 3)).astype(np.float32)
+    hole, elsewhere = box(24, 37, 14, 27), (slice(10, 51), slice(48, 89))
+    cells[elsewhere] = cells[10:51, 0:41]
+    cells[27:34, 65:72] = 250  # where the hole is, there
+    _, made = filled(cells, hole)
+    assert 100 < made[hole].min() < made[hole].max() < 140
+
+
 def test_detail_comes_from_as_sharp_a_picture_as_there_is():
     hole = box()
     found, made = filled(stripes(), hole)

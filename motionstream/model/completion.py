@@ -21,6 +21,7 @@ RIM = 4  # cells around a thing that may show it still: its soft edge, its thin 
 THIN, GAP = 5, 12  # cells: parts that stay and are less wide count for nothing; how wide a gap is beside the others
 SQUARE = 6  # cells that are filled at once, from the middle one to each side
 RING = 4  # cells around them that must be alike
+ODD = 0.25  # how much it counts that what would be copied is unlike the surroundings: it may be another thing
 NEAR = 2.0  # squared difference of colours, of 255, that a cell of distance counts as much as
 
 
@@ -130,11 +131,14 @@ def best_place(
 ) -> tuple[int, int] | None:
     """Row and column of the window of a picture whose `ring` is most like that of the window `now` [n, m, 3].
 
-    It must have `piece` and `ring`, bool [n, m], in `source`. here: row and column of that window, which the other one
+    Its `piece` should not be too unlike that either: a thing may be there. It must have `piece` and `ring`, bool [n, m], in `source`. here: row and column of that window, which the other one
     should not be far from. None: there is no such place.
     """
     alike = np.repeat(ring[..., None].astype(np.float32), 3, axis=2)
     unlike = cv2.matchTemplate(picture, now, cv2.TM_SQDIFF, mask=alike) / max(1, ring.sum())
+    inside = np.repeat(piece[..., None].astype(np.float32), 3, axis=2)
+    usual = np.full_like(now, now[ring].mean(0) if ring.any() else 0)
+    unlike += ODD * cv2.matchTemplate(picture, usual, cv2.TM_SQDIFF, mask=inside) / piece.sum()
     missing = cv2.matchTemplate((~source).astype(np.float32), (ring | piece).astype(np.float32), cv2.TM_CCORR)
     rows, columns = np.indices(unlike.shape, np.float32)
     unlike += NEAR * np.hypot(rows - here[0], columns - here[1])

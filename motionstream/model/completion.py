@@ -131,8 +131,9 @@ def best_place(
 ) -> tuple[int, int] | None:
     """Row and column of the window of a picture whose `ring` is most like that of the window `now` [n, m, 3].
 
-    Its `piece` should not be too unlike that either: a thing may be there. It must have `piece` and `ring`, bool [n, m], in `source`. here: row and column of that window, which the other one
-    should not be far from. None: there is no such place.
+    Its `piece` should not be too unlike that either: a thing may be there. It must have `piece` and `ring`, bool [n,
+    m], in `source`. here: row and column of that window, which the other one should not be far from. None: there is no
+    such place.
     """
     alike = np.repeat(ring[..., None].astype(np.float32), 3, axis=2)
     unlike = cv2.matchTemplate(picture, now, cv2.TM_SQDIFF, mask=alike) / max(1, ring.sum())

@@ -229,7 +229,7 @@ def test_another_camera_sees_the_same_box(x, y, z, turn):
     pixels, z = moved.project(world)
     inside = (z > 0.1) & ((pixels >= 2) & (pixels < (WIDTH - 2, HEIGHT - 2))).all(axis=1)
     seen = Surface(moved, room.estimate(IMAGE, moved, FACING, None), WIDTH, HEIGHT)
-    assert np.abs(seen.depth_at(pixels[inside]) / z[inside] - 1).max(initial=0) < 0.12  # half a pixel, on the nearest floor
+    assert np.abs(seen.depth_at(pixels[inside]) / z[inside] - 1).max(initial=0) < 0.12  # half a pixel of near floor
 
 
 @pytest.mark.parametrize("sides", [(0, 0, 0, 0), (0.5, 0, 0.51, 1), (-1, 0, 1, 1), (0, 0, 1, np.nan), (0, 0, "1", 1)])

@@ -261,6 +261,12 @@ def open_weights(file: Path) -> Iterator[safe_open]:
         raise InputError(f"{file} is no whole .safetensors file ({error}): fetch or write it again") from error
 
 
+def read_weights(file: Path) -> tuple[dict[str, torch.Tensor], Mapping[str, str]]:
+    """All that is in a .safetensors file, and its metadata."""
+    with open_weights(file) as stored:
+        return {name: stored.get_tensor(name) for name in stored.keys()}, stored.metadata() or {}
+
+
 @contextlib.contextmanager
 def _weightless() -> Iterator[None]:
     """Modules made inside have parameters on the meta device, which cost nothing to fill; their buffers are real."""

@@ -189,7 +189,7 @@ def _load(*files: Path) -> Weights:
     weights: Weights = {}
     for file in files:
         if file.suffix == ".safetensors":
-            weights |= _tensors(file)[0]
+            weights |= checkpoint.read_weights(file)[0]
             continue
         try:
             content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
@@ -197,12 +197,6 @@ def _load(*files: Path) -> Weights:
             raise InputError(f"{file} is no checkpoint that holds tensors alone: {error}") from error
         weights |= _unwrap(content, file)
     return {INNER.sub("", PREFIX.sub("", name)): tensor for name, tensor in weights.items()}
-
-
-def _tensors(file: Path) -> tuple[Weights, Mapping[str, str]]:
-    """All that is in a .safetensors file, and its metadata."""
-    with checkpoint.open_weights(file) as stored:
-        return {name: stored.get_tensor(name) for name in stored.keys()}, stored.metadata() or {}
 
 
 def _unwrap(content: object, file: Path) -> Weights:
@@ -371,7 +365,7 @@ def _merge_lora(weights: Weights, file: Path, strength: float, report: Report) -
     diffusers reads the file, knows its names and multiplies by an alpha that is a tensor; one of PEFT's is in the
     file's metadata. Without any, alpha is the rank.
     """
-    stored, metadata = _tensors(file)
+    stored, metadata = checkpoint.read_weights(file)
     # diffusers is asked once with numbers in the tensors' place: what does not come back, it takes out unsaid. An alpha
     # of 1 changes no number, and an identity that it makes up is 1.
     alphas = [name for name in stored if name.endswith(".alpha")]

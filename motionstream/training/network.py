@@ -25,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 
 from motionstream.errors import InputError
 from motionstream.model.cache import RollingCache
-from motionstream.model.checkpoint import INDEX_CLASS, WEIGHTS, load_component, open_weights
+from motionstream.model.checkpoint import INDEX_CLASS, WEIGHTS, load_component, read_weights
 from motionstream.model.presets import Preset
 from motionstream.model.text import EffectTextEncoder
 from motionstream.model.track_head import TrackHead, track_maps
@@ -246,10 +246,7 @@ def widened_network(preset: Preset, folder: Path, world: World | None = None, sk
     if config is None or not files:
         raise InputError(f"{folder} is no transformer folder: it needs config.json and .safetensors files")
     transformer = MotionTransformer(**preset.transformer_config())
-    weights = {}
-    for file in files:
-        with open_weights(file) as stored:
-            weights |= {name: stored.get_tensor(name) for name in stored.keys()}
+    weights = {name: weight for file in files for name, weight in read_weights(file)[0].items()}
     narrow, wide = weights.get("patch_embedding.weight"), transformer.patch_embedding.weight
     lacking = preset.track_channels
     if narrow is not None and (folder.parent / "model_index.json").is_file():

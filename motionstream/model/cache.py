@@ -42,31 +42,39 @@ class LayerCache:
         self.values = buffer(sink + window + 1)
         self.unrotated = buffer(window)  # the window's keys before rotation
 
-    def extend(self, stored: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values a chunk attends to: those of the `stored` chunks, then its own (key already rotated)."""
+    def extend(
+        self, stored: int, key: Tensor, value: Tensor, unrotated: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Keys and values a chunk attends to: those of the `stored` chunks, then its own (key already rotated).
+
+        unrotated: its key before that, of a clean chunk that is to stay. It has its place then unless the cache is
+        full; see `roll`.
+        """
         filled = stored * self.size
         if torch.is_grad_enabled():  # autograd keeps what it reads, so it gets a copy that will not be overwritten
             return torch.cat([self.keys[:, :filled], key], 1), torch.cat([self.values[:, :filled], value], 1)
         end = filled + self.size
         self.keys[:, filled:end], self.values[:, filled:end] = key, value
+        if unrotated is not None and stored >= self.sink and self.window:
+            if stored == self.sink + self.window:
+                self._up_one_place(self.unrotated)
+            newest = min(stored - self.sink, self.window - 1) * self.size
+            self.unrotated[:, newest : newest + self.size] = unrotated
         return self.keys[:, :end], self.values[:, :end]
 
-    @torch.no_grad()  # only after this layer's attention has been computed
-    def write(self, stored: int, key: Tensor, value: Tensor, table: Tensor) -> None:
-        """Stores a clean chunk (key before rotation) beside the `stored` ones. `table`: all positions."""
-        size, first = self.size, self.sink * self.size
-        if stored < self.sink:
-            place = slice(stored * size, (stored + 1) * size)
-            self.keys[:, place], self.values[:, place] = rotate(key, table[place]), value
-        elif self.window:
-            values = self.values[:, first : first + self.window * size]
-            slot = min(stored - self.sink, self.window - 1)
-            if stored - self.sink >= self.window:  # full: the oldest chunk leaves, the others move up one place
-                self.unrotated[:, : slot * size] = self.unrotated[:, size:].clone()
-                values[:, : slot * size] = values[:, size:].clone()
-            end = (slot + 1) * size
-            self.unrotated[:, slot * size : end], values[:, slot * size : end] = key, value
-            self.keys[:, first : first + end] = rotate(self.unrotated[:, :end], table[first : first + end])
+    @torch.no_grad()
+    def roll(self, table: Tensor) -> None:
+        """Makes room in a full cache: the window's oldest chunk leaves, the one just written moves up into it.
+
+        Keys turn to their new places. table: all positions.
+        """
+        first, last = self.sink * self.size, (self.sink + self.window) * self.size
+        self._up_one_place(self.values[:, first:])
+        self.keys[:, first:last] = rotate(self.unrotated, table[first:last])
+
+    def _up_one_place(self, chunks: Tensor) -> None:
+        for end in range(self.size, chunks.shape[1], self.size):
+            chunks[:, end - self.size : end] = chunks[:, end : end + self.size]
 
 
 class RollingCache:
@@ -104,6 +112,11 @@ class RollingCache:
     def positions(self) -> Tensor:
         """Rotary table of the next chunk's tokens."""
         return self.table[self.filled : self.filled + self.shape[1]]
+
+    @property
+    def full(self) -> bool:
+        """Whether the next chunk that is written makes an older one leave."""
+        return self.chunks >= self.sink + self.window
 
     def advance(self) -> None:
         """Counts the chunk that a writing pass has stored in every layer."""

@@ -45,15 +45,15 @@ class Context:
 class Place:
     """Where a layer's tokens stand: batch size and rotary table [L, 1, head_dim / 2, 2].
 
-    With a cache also that of the layer, the chunks stored in it, and, for a writing pass, the table of all its places
-    and whether this is the last layer, of which that pass needs no more than keys and values.
+    With a cache also that of the layer, the chunks stored in it, whether this pass writes, and whether this is the last
+    layer, of which such a pass needs no more than keys and values.
     """
 
     batch: int
     table: Tensor
     cache: LayerCache | None = None
     stored: int = 0
-    all_places: Tensor | None = None
+    writes: bool = False
     last: bool = False
 
 
@@ -127,15 +127,12 @@ class SelfAttention(_Processor):
         query, key = (_normed(x, norm).reshape(heads) for x, norm in ((query, attn.norm_q), (key, attn.norm_k)))
         value = value.reshape(heads)
 
-        if not place.last:
-            keys, values = rotate(key, place.table), value
-            if place.cache is not None:
-                keys, values = place.cache.extend(place.stored, keys, values)
-            out = self._attention(rotate(query, place.table), keys, values)
-        if place.all_places is not None:
-            place.cache.write(place.stored, key, value, place.all_places)
+        keys, values = rotate(key, place.table), value
+        if place.cache is not None:
+            keys, values = place.cache.extend(place.stored, keys, values, key if place.writes else None)
         if place.last:
             return hidden_states
+        out = self._attention(rotate(query, place.table), keys, values)
         return attn.to_out[1](attn.to_out[0](out)).view_as(hidden_states)
 
 
@@ -178,11 +175,19 @@ def _gated(x: Tensor, change: Tensor, gate: Tensor) -> Tensor:
     return torch.addcmul(x, change.type_as(x), gate.type_as(x))
 
 
+class Roll(nn.Module):
+    """`LayerCache.roll`, compiled by itself: together with the attention that reads the same memory, all of the cache
+    would be copied."""
+
+    def forward(self, layer: LayerCache, table: Tensor) -> None:
+        layer.roll(table)
+
+
 class MotionTransformer(WanTransformer3DModel):
     """`diffusers.WanTransformer3DModel` (same configuration, same weight names) that can also run chunk by chunk."""
 
     _no_split_modules = ["MotionBlock"]
-    _repeated_blocks = ["MotionBlock"]
+    _repeated_blocks = ["MotionBlock", "Roll"]
 
     @functools.wraps(WanTransformer3DModel.__init__)  # keeps the signature, from which diffusers reads the config keys
     def __init__(self, *args, **kwargs):
@@ -191,6 +196,7 @@ class MotionTransformer(WanTransformer3DModel):
             block.__class__ = MotionBlock  # diffusers makes the list itself
             block.attn1.set_processor(SelfAttention())
             block.attn2.set_processor(CrossAttention())
+        self.roll = Roll()
 
     def fuse_projections(self) -> None:
         """One matrix product for query, key and value of the self-attention. For inference: their own weights go."""
@@ -249,7 +255,7 @@ class MotionTransformer(WanTransformer3DModel):
             encoder_hidden_states: text embeddings [B, L, text_dim], or the `Context` made of them once.
             encoder_hidden_states_image: CLIP image tokens [B, N, image_dim] (part of the `Context`, if that is given).
             cache: earlier chunks to attend to; hidden_states is then exactly one chunk.
-            write: stores this (clean) chunk in the cache and moves the cache on; nothing is predicted.
+            write: stores this (clean) chunk in the cache and moves that on, without gradients; nothing is predicted.
 
         Returns: [B, out_channels, T, H, W], or nothing ([0]) of a writing pass.
         """
@@ -258,7 +264,8 @@ class MotionTransformer(WanTransformer3DModel):
         context = encoder_hidden_states
         if not isinstance(context, Context):
             context = self.encode_context(context, encoder_hidden_states_image)
-        with own_precision(self.patch_embedding.weight, hidden_states) as inputs:
+        learns = torch.is_grad_enabled() and not write
+        with torch.set_grad_enabled(learns), own_precision(self.patch_embedding.weight, hidden_states) as inputs:
             output = self._run(inputs, timestep, context, cache, write)
         return Transformer2DModelOutput(sample=output) if return_dict else (output,)
 
@@ -275,7 +282,7 @@ class MotionTransformer(WanTransformer3DModel):
         rows = timestep.numel()  # tokens of one timestep form a row
         x = x.reshape(rows, batch * tokens // rows, -1)
         temb, modulation = self._embed_timestep(timestep.flatten(), x)
-        settled = cache is None or cache.stored == cache.sink + cache.window
+        settled = cache is None or cache.full
         for layer, block in enumerate(self.blocks):
             last = write and layer + 1 == len(self.blocks)
             here = place if cache is None else replace(place, cache=cache.layers[layer], last=last)
@@ -286,6 +293,8 @@ class MotionTransformer(WanTransformer3DModel):
                 compiled = settled and not last
                 x = block(*inputs) if compiled else block._call_impl(*inputs)  # the latter never is
         if write:
+            for layer in cache.layers if cache.full else ():
+                self.roll(layer, cache.table)
             cache.advance()
             return x.new_empty(0)
 
@@ -303,7 +312,7 @@ class MotionTransformer(WanTransformer3DModel):
             return Place(batch, self.rotary_table(*size))
         if cache.shape[:2] != (batch, tokens):
             raise ValueError(f"chunk of {batch} x {tokens} tokens does not fit the cache's {cache.shape[:2]}")
-        return Place(batch, cache.positions, None, cache.stored, cache.table if write else None)
+        return Place(batch, cache.positions, None, cache.stored, write)
 
     def _embed_timestep(self, timestep: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """Timesteps [rows] -> embedding [rows, dim] and the blocks' shifts, scales and gates [rows, 6, dim]."""

@@ -287,6 +287,7 @@ def test_a_bad_drag_file_is_named(drag_file, text):
         ({"grid": []}, "does not describe drags"),
         ({"paths": [{"points": [[1]]}]}, "does not describe drags"),
         ({"paths": [{"points": [[1, 2]], "seconds": math.inf}]}, "does not describe drags"),
+        ({"paths": [{"points": [[1, 2]], "seconds": -1}]}, "below 0"),
     ],
 )
 def test_values_of_a_drag_file_that_cannot_be_are_named(change, message, drag_file):

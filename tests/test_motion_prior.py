@@ -9,6 +9,8 @@ from motionstream.model.checkpoint import assemble
 from motionstream.model.motion_prior import MotionPrior, connect
 from motionstream.model.presets import PRESETS
 from motionstream.model.warping import (
+    BESIDE,
+    MISSED,
     behind,
     cell_centres,
     close_gaps,
@@ -16,6 +18,8 @@ from motionstream.model.warping import (
     fill_holes,
     in_the_first_frame,
     least_squares_motion,
+    meet,
+    on_top,
     outlines,
     settle,
     splat,
@@ -136,6 +140,51 @@ def test_a_hidden_track_hardly_counts_beside_a_visible_one():
     torch.testing.assert_close(motion[0], torch.tensor([4.0, 0.0]).expand_as(motion[0]), atol=0.2, rtol=0)
     alone = least_squares_motion(weights, centres, anchors, moved, torch.tensor([[False, False]]), ridge)
     torch.testing.assert_close(alone[0], torch.tensor([52.0, 50.0]).expand_as(motion[0]), atol=0.2, rtol=0)
+
+
+def met(missed, share=1.0, visible=(True, True, True)):
+    """What becomes of no motion at three tracks, on cells of their own, that moved by `missed` [3, 2]."""
+    centres = cell_centres(HEIGHT, WIDTH)
+    cells = torch.tensor([100, 333, 650])
+    shares, seen = torch.full((len(centres),), share), torch.tensor(visible)[None]
+    motion = meet(torch.zeros(1, len(centres), 2), shares, centres[cells], missed[None], seen, HEIGHT // 2)[0]
+    return motion, motion[cells]
+
+
+def test_motion_meets_the_tracks_by_the_share_that_a_cell_takes_in_it():
+    missed = torch.tensor([[3.0, -1.0], [-2.0, 2.0], [0.5, 4.0]])
+    motion, there = met(missed)
+    torch.testing.assert_close(there, missed)
+    assert (motion.amin(0) >= missed.amin(0) - 1e-4).all() and (motion.amax(0) <= missed.amax(0) + 1e-4).all()
+    torch.testing.assert_close(met(missed, share=0.25)[0], 0.25 * motion)
+    far = torch.tensor([[3.0, 4.0]]) / 5 * 40
+    torch.testing.assert_close(met(far.expand(3, 2))[1], (far / 40 * MISSED).expand(3, 2))  # 40 px off: not believed
+
+
+def test_motion_meets_hidden_tracks_only_where_none_is_visible():
+    missed = torch.tensor([[3.0, -1.0], [-2.0, 2.0], [0.5, 4.0]])
+    one, _ = met(missed, visible=(False, True, False))
+    torch.testing.assert_close(one, missed[1:2].expand_as(one), atol=1e-4, rtol=0)
+    torch.testing.assert_close(met(missed, visible=(False, False, False))[1], missed)
+
+
+@pytest.mark.parametrize("goes", [True, False])
+def test_what_moves_as_a_visible_track_lies_in_front(goes):
+    """The left part slides over the right one, which stays: a track says which of them is seen where they meet."""
+    centres = cell_centres(HEIGHT, WIDTH)
+    shift = torch.tensor([20.0, 0.0])
+    displacement = (shift * (centres[:, :1] < 20))[None]
+    point, moved = torch.tensor([[[31.0, 25.0]]]), (shift * goes)[None, None]
+
+    def surely(visible):
+        return on_top(displacement, point, moved, torch.tensor([[visible]]), HEIGHT, WIDTH)[0]
+
+    near = (centres + displacement[0] - point[0]).norm(dim=1) < BESIDE - 2
+    agrees = (displacement[0, :, 0] > 0) == goes
+    assert surely(True)[near & agrees].min() > 0.99 and surely(True)[~agrees].max() < 1e-6
+    assert not surely(False).any()
+    backward, _ = splat(displacement, 0.5 + 0.25 * surely(True)[None], HEIGHT, WIDTH)
+    torch.testing.assert_close(backward[0, :, 12, 15], -moved[0, 0], atol=1e-2, rtol=0)
 
 
 def test_splatting_a_translation_gives_its_inverse_and_an_uncovered_strip():

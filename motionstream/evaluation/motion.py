@@ -164,8 +164,8 @@ def real_clips(
             times = math.ceil(max(np.divide(compare, size)))
             large = np.stack([fit_image(frame, times * size[0], times * size[1]) for frame in source])
             wide = spacing * max(np.divide(compare, size))
-            judged = Clip(path.stem, resized(large, compare), tracks.scale(size, compare), wide)
-        yield Clip(path.stem, video, tracks, spacing, judged, sharp)
+            judged = Clip(path.name, resized(large, compare), tracks.scale(size, compare), wide)
+        yield Clip(path.name, video, tracks, spacing, judged, sharp)
 
 
 def synthetic_clips(
@@ -315,6 +315,8 @@ def read_drags(file: Path, preset: Preset, fit: Fit) -> DragRun:
         raise InputError(f"{file} does not describe drags: {type(error).__name__}: {error}") from error
     if not centres:
         raise InputError(f"{file} has no drags; give at least one path")
+    if min(length for _, length in drags) < 0:
+        raise InputError(f"{file}: a path's \"seconds\" are below 0")
     if type(size) is not int or size < 1 or size * size * len(centres + pins) > MAX_TRACKS:
         raise InputError(
             f"{file}: the grid's size is {size!r}, for {len(centres + pins)} paths and pins; it is a whole number from "

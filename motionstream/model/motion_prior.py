@@ -7,11 +7,11 @@ already nearly right. The prior makes it, in three steps:
    much a pixel follows a track is a softmax over the tracks of feature affinity and nearness, beside one learned choice
    more: to stay. These weights depend on the picture and the anchors alone, never on the motion.
 2. Each pixel's motion is the moving-least-squares affine map (Schaefer et al. 2006) of the tracks under these weights,
-   cut where the U-Net sees one thing in front of another.
-3. The moved pixels are splatted, nearer ones over farther ones; the first frame is sampled through the resulting
-   backward motion, so it stays sharp however long the stream. What no pixel reached has confidence 0. Where a thing in
-   front has moved away, it shows what may lie behind (`completion`), elsewhere a blur of what is around it, and beyond
-   the first frame's edges its mirror image.
+   cut where the U-Net sees one thing in front of another, and corrected by what it misses at the tracks.
+3. The moved pixels are splatted, nearer ones over farther ones, what visible tracks show above them; the first frame is
+   sampled through the resulting backward motion, so it stays sharp however long the stream. What no pixel reached has
+   confidence 0. Where a thing in front has moved away, it shows what may lie behind (`completion`), elsewhere a blur of
+   what is around it, and beyond the first frame's edges its mirror image.
 
 The reference is the first frame for ever. When the set of tracks changes, the motion so far is kept as the base on
 which new tracks add; a track that starts later finds its anchor through the inverse of the motion so far.
@@ -31,6 +31,7 @@ from motionstream.model.completion import Completion
 from motionstream.model.warping import (
     BEHIND,
     CELL,
+    SEEN,
     behind,
     cell_centres,
     close_gaps,
@@ -38,6 +39,8 @@ from motionstream.model.warping import (
     fill_holes,
     in_the_first_frame,
     least_squares_motion,
+    meet,
+    on_top,
     outlines,
     seen_through,
     settle,
@@ -226,7 +229,7 @@ class MotionPrior(ModelMixin, ConfigMixin):
             still = state.image[None, :, None].expand(-1, -1, tracks.T, -1, -1)
             return Moved(still, torch.ones_like(still[:, :1]), torch.zeros_like(still[:, :1]))
         self._uncover(state, displacement[-1])
-        backward, confidence = close_gaps(*splat(displacement, state.front, *state.size))
+        backward, confidence = close_gaps(*splat(displacement, self._order(state, tracks, displacement), *state.size))
         sure = confidence[:, 0].numpy()
 
         def places(flow: Tensor) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -248,6 +251,16 @@ class MotionPrior(ModelMixin, ConfigMixin):
             guessed = there * (1 - known)
         parts = (x.movedim(0, 1)[None] for x in (picture, confidence, guessed))
         return Moved(*parts, flow.numpy(), sure, state.behind)
+
+    def _order(self, state: PriorState, tracks: Tracks, displacement: Tensor) -> Tensor:
+        """How far in front each cell lies in each frame [T, P]: as it looks, and as the tracks show."""
+        placed = [n for n, i in enumerate(tracks.ids.tolist()) if i in state.anchors]
+        if not placed:
+            return state.front
+        points, visible = torch.tensor(tracks.points[:, placed]), torch.tensor(tracks.visible[:, placed])
+        moved = points - torch.stack([state.anchors[i] for i in tracks.ids[placed].tolist()])
+        shown = on_top(displacement, points, moved, visible, *state.size)
+        return state.front + SEEN * shown * ~state.outlines[1].flatten()  # not the background beside what moves
 
     def _uncover(self, state: PriorState, displacement: Tensor) -> None:
         """Guesses what lies behind things that have left, if there are new ones."""
@@ -280,10 +293,12 @@ class MotionPrior(ModelMixin, ConfigMixin):
             state.newest = torch.where(known[:, None], displacement, state.newest)
             moved.append(state.newest)
         with torch.autocast("cpu", enabled=False):  # second moments need all the digits of float32
+            moved = torch.stack(moved)
             motion = least_squares_motion(
-                state.weights, cell_centres(*state.size), anchors, torch.stack(moved), visible, self.ridge.exp()
+                state.weights, cell_centres(*state.size), anchors, moved, visible, self.ridge.exp()
             )
             motion = settle(motion * state.share[:, None], *state.outlines)
+            motion = meet(motion, state.share, anchors, moved, visible, state.size[0] // CELL)
             displacement = state.base + motion
         state.latest = displacement[-1].clone()
         return displacement

@@ -21,6 +21,10 @@ RIM = 3  # pixels along a hole whose colours are mixed with those of what has le
 PARTS = 2.0  # pixels by which motions differ, at the least, where things part
 BEHIND = 0.3  # by how much, of 1, background lies behind an object
 FAR = 1e4  # pixels, more than any motion
+MISSED = 8.0  # pixels of what motion misses at a track that are made up for
+SEEN = 0.5  # by how much, of 1, what a visible track shows comes to the front
+BESIDE = 12.0  # pixels from a visible track within which what moves like it is what one sees
+ALIKE = 2.0  # pixels, spread of motions that count as the same
 CUT = 0.7  # share of a change of motion that lies within NARROW cells where two things touch
 NARROW, WIDE = 5, 17  # cells
 
@@ -83,6 +87,57 @@ def settle(motion: Tensor, outline: Tensor, rim: Tensor, foremost: Tensor) -> Te
     return torch.where(taken_along[..., None], taken, cut)
 
 
+def meet(motion: Tensor, share: Tensor, anchors: Tensor, moved: Tensor, visible: Tensor, rows: int) -> Tensor:
+    """Motion [T, P, 2] of `rows` rows of cells, pixels, that also meets the tracks: least squares only come near them.
+
+    What it misses at visible tracks, up to MISSED pixels, is added there, and between them smoothly, to each cell by
+    the share [P] that it takes in the tracks' motion. Where none is visible, all count.
+    anchors, moved, visible: as in `least_squares_motion`.
+    """
+    grid = motion.unflatten(1, (rows, -1)).movedim(3, 1)
+    size = grid.shape[2:]
+    column, row = (anchors / CELL).long().unbind(1)
+    cell = row.clamp(0, size[0] - 1) * size[1] + column.clamp(0, size[1] - 1)
+    places = (anchors / (CELL * torch.tensor(size[::-1])) * 2 - 1).expand(len(motion), 1, -1, -1)
+    there = F.grid_sample(grid, places, align_corners=False, padding_mode="border")[:, :, 0].transpose(1, 2)
+    missed = moved - there
+    missed = missed * (MISSED / missed.norm(dim=2, keepdim=True).clamp_min(MISSED))
+    counts = visible | ~visible.any(1, keepdim=True)
+    found = torch.cat([missed, torch.ones_like(missed[..., :1])], 2) * counts[..., None]
+    sums = torch.zeros(*motion.shape[:2], 3).index_add_(1, cell, found).unflatten(1, size).movedim(3, 1)
+    known = (sums[:, 2:] > 0).to(sums)
+    missed = fill_holes(sums[:, :2] / sums[:, 2:].clamp_min(1), known)
+    return motion + missed.flatten(2).transpose(1, 2) * share[:, None]
+
+
+def on_top(displacement: Tensor, points: Tensor, moved: Tensor, visible: Tensor, height: int, width: int) -> Tensor:
+    """How surely each cell is what one sees where it lands: [T, P] in [0, 1].
+
+    A visible track is seen, so what lands near its point and moves like it lies in front of whatever else lands there.
+    displacement [T, P, 2] of the cells; points, moved [T, N, 2] and visible [T, N] of the tracks; all in pixels.
+    """
+    rows, columns = height // CELL, width // CELL
+    most = torch.tensor([columns, rows]) - 1
+    landed = ((cell_centres(height, width) + displacement) / CELL).long()
+    at = (points / CELL).floor().long()
+    visible = visible & ((at >= 0) & (at <= most)).all(2)
+    inside, landed = ((landed >= 0) & (landed <= most)).all(2), landed.clamp(torch.zeros_like(most), most)
+    surely = torch.zeros(displacement.shape[:2])
+    for t in visible.any(1).nonzero()[:, 0].tolist():
+        (x, y), shown = at[t, visible[t]].T.numpy(), moved[t, visible[t]]
+        tracked = np.ones((rows, columns), np.uint8)
+        tracked[y, x] = 0
+        far, label = cv2.distanceTransformWithLabels(tracked, cv2.DIST_L2, 3, labelType=cv2.DIST_LABEL_PIXEL)
+        nearest = np.zeros(label.max() + 1, np.int64)
+        nearest[label[y, x]] = np.arange(len(x))
+        place = landed[t, :, 1] * columns + landed[t, :, 0]
+        near = torch.from_numpy(CELL * far.ravel() < BESIDE)[place] & inside[t]
+        expected = shown[torch.from_numpy(nearest[label].ravel())[place]]
+        off = (displacement[t] - expected).square().sum(1)
+        surely[t] = near * torch.exp(-off / (2 * ALIKE**2))
+    return surely
+
+
 def outlines(front: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Where things are in front of others: front [h, w] in [0, 1] -> cells near an outline, bool [h, w]; those of them
     that are background, bool [h, w]; and the index [h * w] of the cell farthest in front around each.
@@ -96,7 +151,7 @@ def outlines(front: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def splat(displacement: Tensor, front: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
     """Turns forward motion of the first frame's cells into backward motion of the new frame's cells.
 
-    displacement [T, P, 2] pixels, front [P] in [0, 1]. Each cell is laid on the four cells that it lands between; where
+    displacement [T, P, 2] pixels, front [P] or [T, P]. Each cell is laid on the four cells that it lands between; where
     several land, the ones in front win. Returns backward [T, 2, h, w] in pixels (what to add to a new pixel's place to
     find it in the first frame) and coverage [T, 1, h, w]: the area that landed there, 1 where nothing stretched.
     """

@@ -108,6 +108,7 @@ def complete(found: Completion, picture: np.ndarray, hole: np.ndarray, source: n
     Adds to what was `found` before. What nothing fits into is left out.
     """
     left, now, reach = hole.copy(), picture.copy(), SQUARE + RING
+    squared = np.dstack([picture, np.square(picture).sum(2)])
     while left.any():
         known = cv2.boxFilter((~left).astype(np.float32), -1, (2 * reach + 1,) * 2, borderType=cv2.BORDER_CONSTANT)
         middle = np.unravel_index(np.where(left, known, -1).argmax(), left.shape)
@@ -116,7 +117,7 @@ def complete(found: Completion, picture: np.ndarray, hole: np.ndarray, source: n
         piece[square] = left[square]
         piece, ring = piece[window], ring[window]
         left[window] &= ~piece
-        corner = best_place(picture, source, now[window], piece, ring, (window[0].start, window[1].start))
+        corner = best_place(squared, source, now[window], piece, ring, (window[0].start, window[1].start))
         if corner is None:
             continue
         copied = picture[corner[0] : corner[0] + len(piece), corner[1] : corner[1] + piece.shape[1]]
@@ -127,19 +128,21 @@ def complete(found: Completion, picture: np.ndarray, hole: np.ndarray, source: n
 
 
 def best_place(
-    picture: np.ndarray, source: np.ndarray, now: np.ndarray, piece: np.ndarray, ring: np.ndarray, here: tuple[int, int]
+    squared: np.ndarray, source: np.ndarray, now: np.ndarray, piece: np.ndarray, ring: np.ndarray, here: tuple[int, int]
 ) -> tuple[int, int] | None:
     """Row and column of the window of a picture whose `ring` is most like that of the window `now` [n, m, 3].
 
     Its `piece` should not be too unlike that either: a thing may be there. It must have `piece` and `ring`, bool [n,
-    m], in `source`. here: row and column of that window, which the other one should not be far from. None: there is no
-    such place.
+    m], in `source`. squared: the picture's colours and the sum of their squares, [h, w, 4]. here: row and column of the
+    window, which the other one should not be far from. None: there is no such place.
     """
-    alike = np.repeat(ring[..., None].astype(np.float32), 3, axis=2)
-    unlike = cv2.matchTemplate(picture, now, cv2.TM_SQDIFF, mask=alike) / max(1, ring.sum())
-    inside = np.repeat(piece[..., None].astype(np.float32), 3, axis=2)
-    usual = np.full_like(now, now[ring].mean(0) if ring.any() else 0)
-    unlike += ODD * cv2.matchTemplate(picture, usual, cv2.TM_SQDIFF, mask=inside) / piece.sum()
+    usual = now[ring].mean(0) if ring.any() else np.zeros(3, np.float32)
+    wanted = np.where(ring[..., None], now, usual)
+    weight = ring / max(1, ring.sum()) + ODD * piece / piece.sum()
+    # The weighted squared difference, multiplied out.
+    template = weight[..., None] * np.dstack([-2 * wanted, np.ones_like(weight)])
+    unlike = cv2.matchTemplate(squared, template.astype(np.float32), cv2.TM_CCORR)
+    unlike += (weight * np.square(wanted).sum(2)).sum()
     missing = cv2.matchTemplate((~source).astype(np.float32), (ring | piece).astype(np.float32), cv2.TM_CCORR)
     rows, columns = np.indices(unlike.shape, np.float32)
     unlike += NEAR * np.hypot(rows - here[0], columns - here[1])

@@ -118,23 +118,23 @@ def on_top(displacement: Tensor, points: Tensor, moved: Tensor, visible: Tensor,
     """
     rows, columns = height // CELL, width // CELL
     most = torch.tensor([columns, rows]) - 1
-    landed = ((cell_centres(height, width) + displacement) / CELL).long()
-    at = (points / CELL).floor().long()
-    visible = visible & ((at >= 0) & (at <= most)).all(2)
-    inside, landed = ((landed >= 0) & (landed <= most)).all(2), landed.clamp(torch.zeros_like(most), most)
-    surely = torch.zeros(displacement.shape[:2])
+    landed, at = ((place / CELL).floor() for place in (cell_centres(height, width) + displacement, points))
+    inside, visible = ((landed >= 0) & (landed <= most)).all(2), visible & ((at >= 0) & (at <= most)).all(2)
+    at, surely = at.long().numpy(), torch.zeros(displacement.shape[:2])
     for t in visible.any(1).nonzero()[:, 0].tolist():
-        (x, y), shown = at[t, visible[t]].T.numpy(), moved[t, visible[t]]
+        (x, y), shown = at[t, visible[t].numpy()].T, moved[t, visible[t]]
         tracked = np.ones((rows, columns), np.uint8)
         tracked[y, x] = 0
         far, label = cv2.distanceTransformWithLabels(tracked, cv2.DIST_L2, 3, labelType=cv2.DIST_LABEL_PIXEL)
         nearest = np.zeros(label.max() + 1, np.int64)
         nearest[label[y, x]] = np.arange(len(x))
-        place = landed[t, :, 1] * columns + landed[t, :, 0]
-        near = torch.from_numpy(CELL * far.ravel() < BESIDE)[place] & inside[t]
-        expected = shown[torch.from_numpy(nearest[label].ravel())[place]]
-        off = (displacement[t] - expected).square().sum(1)
-        surely[t] = near * torch.exp(-off / (2 * ALIKE**2))
+        cells = inside[t].nonzero()[:, 0]
+        place = (landed[t, cells, 1] * columns + landed[t, cells, 0]).long()
+        near = torch.from_numpy(CELL * far.ravel() < BESIDE)[place]
+        cells, place = cells[near], place[near]
+        expected = shown[torch.from_numpy(nearest[label.ravel()])[place]]
+        off = (displacement[t, cells] - expected).square().sum(1)
+        surely[t, cells] = torch.exp(-off / (2 * ALIKE**2))
     return surely
 
 

@@ -16,7 +16,7 @@ from motionstream.model.text import EffectTextEncoder
 from motionstream.model.vae import EmbeddedVAE
 from motionstream.streaming import add_noise, chunk_noise, sampling_timesteps, stream
 from motionstream.tracks import StaticTracks, Tracks
-from motionstream.training import adaptation, self_forcing
+from motionstream.training import adaptation, effects, self_forcing
 from motionstream.training.adaptation import causal_loss, kept_steps, own_way
 from motionstream.training.clips import ClipBatch, Encoders, chunk_bounds
 from motionstream.training.effects import clip_noise
@@ -45,7 +45,7 @@ def encoders() -> Encoders:
 
 
 def rolled(net, batch, chunks=3, last=STEPS - 1, sink=1, window=1):
-    return roll_out(net, batch, chunks, last, drawn_noise(batch.draws, batch, TINY), sink=sink, window=window)
+    return roll_out(net, batch, chunks, last, drawn_noise(batch, TINY), sink=sink, window=window)
 
 
 def test_a_roll_out_is_the_stream():
@@ -138,10 +138,11 @@ def test_gradients_flow_through_exactly_one_step(last):
                 context,
                 cache,
             )
-        noise = drawn_noise(clip_batch(clips=2).draws, again, TINY)
-        draw = noise(0)
-        for _ in range(2 * (last + 1)):
-            draw()
+        noise = drawn_noise(clip_batch(clips=2), TINY)
+        for draw in (noise(0), noise(1)):
+            for _ in range(last + 1):
+                draw()
+        draw = noise(2)
         z = draw()
         for t, following in zip([t / 1000 for t in timesteps[:last]], [t / 1000 for t in timesteps[1:]], strict=False):
             x0 = net.predict(z, torch.full((2,), t), condition, context, cache)
@@ -249,6 +250,36 @@ def test_the_generators_loss_has_the_dmd_gradient(monkeypatch):
     torch.testing.assert_close(taken["x"].grad, taken["gradient"] / taken["x"].numel())
 
 
+@pytest.mark.parametrize("chunks", [3, 5])
+def test_an_anchored_student_is_also_drawn_to_the_clip(chunks, monkeypatch):
+    losses, taken = distillation(chunks), {}
+    losses.recipe = replace(losses.recipe, anchor=0.3)
+
+    def nothing(x, real, fake):
+        taken["x"], taken["size"] = x, (x - real).abs().mean((2, 3, 4), keepdim=True)
+        x.retain_grad()
+        return torch.zeros_like(x)
+
+    monkeypatch.setattr(self_forcing, "dmd_gradient", nothing)
+    batch = clip_batch(chunks=chunks)
+    start = losses._scene(clip_batch(chunks=chunks))[2]
+    losses.generator_loss(batch)["loss"].backward()
+    x, begin = taken["x"], next(i for i in range(0, 9, 3) if torch.equal(batch.latents[:, :, i : i + 9], start))
+    wanted = 0.3 * (x - batch.latents[:, :, begin : begin + 9]) / taken["size"] / x.numel()
+    torch.testing.assert_close(x.grad, wanted)
+
+
+def test_the_last_noise_before_a_roll_out_shows_what_falls_is_the_clips_own():
+    batch = clip_batch(clips=2)
+    batch.noise = torch.tensor([5, 6])
+    draw = drawn_noise(batch, TINY)(1)
+    drawn = [draw() for _ in range(STEPS)]
+    own = torch.stack([clip_noise(seed, batch.latents.shape[1:])[:, 3:6] for seed in (5, 6)])
+    timesteps = sampling_timesteps(STEPS, TINY.shift)
+    telling = timesteps.index(min(t for t in timesteps if t > effects.SHOWS))
+    assert [torch.equal(one, own) for one in drawn] == [index == telling for index in range(STEPS)]
+
+
 def test_the_critic_learns_a_batch():
     losses = distillation()
     assert falls(lambda: losses.critic_loss(clip_batch())["loss"], losses.critic)
@@ -261,9 +292,9 @@ def test_the_student_moves_towards_the_teacher():
     scene = losses._scene
 
     def keep(batch):
-        x, seen = scene(batch)
+        x, *others = scene(batch)
         losses.rolled = x.detach()
-        return x, seen
+        return x, *others
 
     losses._scene = keep
 
@@ -303,8 +334,8 @@ def test_roll_outs_go_beyond_the_teachers_length():
     losses, lengths = distillation(chunks=5, teacher_chunks=3), set()
     for step in range(6):
         with torch.no_grad():
-            x, seen = losses._scene(clip_batch(clips=1, chunks=5, step=step))
-        assert x.shape[2] == 9 and seen.tracks[0].T == 33
+            x, seen, clip = losses._scene(clip_batch(clips=1, chunks=5, step=step))
+        assert x.shape[2] == 9 and clip.shape == x.shape and seen.tracks[0].T == 33
         lengths.add(bool((seen.tracks[0].points == clip_batch(clips=1, chunks=5).tracks[0].points[:33]).all()))
     assert lengths == {True, False}
     losses.generator_loss(clip_batch(clips=1, chunks=5, step=2))["loss"].backward()

@@ -23,13 +23,11 @@ from motionstream.errors import InputError
 from motionstream.model.presets import Preset
 from motionstream.streaming import add_noise, sampling_timesteps
 from motionstream.training.clips import SHARD, ClipBatch, Clips, Record, padded
-from motionstream.training.effects import clip_noise
 from motionstream.training.network import Network
 from motionstream.training.settings import Recipe
 from motionstream.training.teacher import guided, sample_ode
 from motionstream.training.trainer import Draws
 
-SHOWS = 0.7  # timestep from which on downwards z shows what falls
 SHOWN = 0.3  # share of the clips without trajectories of which z and cache show the truth, not the student's guess
 
 
@@ -68,14 +66,8 @@ def own_way(
     of what they are in truth. The noise of the last step in which z does not show what falls tells where it does;
     later, noise has nothing to add to what z shows. A z made of the truth tells it too; from it, it is learned sooner.
     """
-    clean = batch.latents[:, :, part]
-    telling = None if batch.noise is None else min(t for t in timesteps if t > SHOWS)
-    guesses: list[Tensor] = []
-    for t in timesteps:
-        z = batch.draws.normal(*clean.shape[1:])
-        if t == telling:
-            told = [clip_noise(seed, batch.latents.shape[1:])[:, part] for seed in batch.noise.tolist()]
-            z = torch.stack(told).to(clean)
+    clean, guesses = batch.latents[:, :, part], []
+    for t, z in zip(timesteps, batch.noises(part, timesteps), strict=True):
         if guesses:
             z = add_noise(torch.where(shown, clean, guesses[-1].detach()), z, t)
         guesses.append(predict(z, t))

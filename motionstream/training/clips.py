@@ -31,7 +31,7 @@ from motionstream.model.presets import Preset
 from motionstream.model.text import EffectTextEncoder
 from motionstream.streaming import pack_confidence
 from motionstream.tracks import Tracks, draw_ids
-from motionstream.training.effects import Fall, Sky, anywhere, random_effect
+from motionstream.training.effects import SHOWS, Fall, Sky, anywhere, clip_noise, random_effect
 from motionstream.training.folder import RealClips, cached_tracks, caption
 from motionstream.training.parallel import World
 from motionstream.training.scenes import (
@@ -316,6 +316,19 @@ class ClipBatch:
         values = {name: v.to(device) for name, v in vars(self).items() if isinstance(v, Tensor)}
         values = {name: v.float() if v.is_floating_point() else v for name, v in values.items()}
         return replace(self, draws=self.draws.to(device), **values)
+
+    def noises(self, part: slice, timesteps: Sequence[float]) -> Iterator[Tensor]:
+        """Standard normals [clips, C, part, h, w], one for each timestep from 1 downwards.
+
+        For the last at which z does not show yet what falls, a clip that belongs to a noise gets that: it tells where.
+        """
+        telling = None if self.noise is None else min(t for t in timesteps if t > SHOWS)
+        for t in timesteps:
+            drawn = self.draws.normal(*self.latents[0, :, part].shape)
+            if t == telling:
+                own = [clip_noise(seed, self.latents.shape[1:])[:, part] for seed in self.noise.tolist()]
+                drawn = torch.stack(own).to(drawn)
+            yield drawn
 
     def records(self) -> Iterator[Record]:
         """The clips one by one, without their tracks."""

@@ -257,7 +257,7 @@ def student_sampler(network: Network) -> Sampler:
     preset = network.preset
 
     def sample(batch: ClipBatch) -> Tensor:
-        chunks, noise = batch.latents.shape[2] // preset.chunk_size, drawn_noise(batch.draws, batch, preset)
+        chunks, noise = batch.latents.shape[2] // preset.chunk_size, drawn_noise(batch, preset)
         return roll_out(network, batch, chunks, preset.steps - 1, noise, sink=preset.sink, window=preset.window)
 
     return sample

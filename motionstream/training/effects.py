@@ -141,6 +141,9 @@ class Sky:
         return look / look.norm()
 
 
+SHOWS = 0.7  # timestep from which on downwards z shows what falls
+
+
 def clip_noise(seed: int, shape: tuple[int, ...]) -> Tensor:
     """The standard normal noise in which `seed` says where things fall; shape: of a clip's latents, [C, t, h, w].
 

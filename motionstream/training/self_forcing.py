@@ -14,6 +14,7 @@ like any other. No real video is needed: image, prompt and tracks are enough.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -52,27 +53,38 @@ def roll_out(
     return torch.cat(made, dim=2)
 
 
-def drawn_noise(draws: Draws, batch: ClipBatch, preset: Preset) -> Noise:
+def drawn_noise(batch: ClipBatch, preset: Preset) -> Noise:
     """Noise of a training roll-out, from the batch's draws."""
-    shape = (batch.latents.shape[1], preset.chunk_size, *batch.latents.shape[-2:])
-    return lambda index: lambda: draws.normal(*shape)
+    timesteps, size = sampling_timesteps(preset.steps, preset.shift), preset.chunk_size
+    return lambda index: partial(next, batch.noises(slice(index * size, (index + 1) * size), timesteps))
+
+
+def usual_size(x: Tensor, real: Tensor) -> Tensor:
+    """Mean of |x - real| [B, C, ...] of each clip (DMD, equation 8) and channel, [B, C, 1, ...].
+
+    Where channels differ in variance, the few largest ones, which hold a picture's light, would else be most of the
+    gradient.
+    """
+    size = (x - real).abs().flatten(2).mean(2).clamp_min(1e-6)
+    return size.view(*size.shape, *[1] * (x.ndim - 2))
 
 
 def dmd_gradient(x: Tensor, real: Tensor, fake: Tensor) -> Tensor:
-    """Where to move away from, -(s_real - s_fake) up to a factor: x minus this is a better clip. All [B, ...].
+    """Where to move away from, -(s_real - s_fake) up to a factor: x minus this is a better clip. All [B, C, ...].
 
     real, fake: clean latents that the teacher and the critic see in the noised x. At timestep t their difference is
-    that of the scores times t^2 / (1 - t); it is divided by its usual size, the mean of |x - real|, so that all
-    timesteps count alike. That mean is of each clip (DMD, equation 8) and channel: where channels differ in variance,
-    the few largest ones, which hold a picture's light, would else be most of the gradient.
+    that of the scores times t^2 / (1 - t); it is divided by its usual size, so that all timesteps count alike.
     """
-    size = (x - real).abs().flatten(2).mean(2).clamp_min(1e-6)
-    return (fake - real) / size.view(*size.shape, *[1] * (x.ndim - 2))
+    return (fake - real) / usual_size(x, real)
 
 
 @dataclass
 class Distillation:
-    """The two losses. encoders: to begin a stretch anew; teacher_chunks: the longest clip the teacher knows."""
+    """The two losses. encoders: to begin a stretch anew; teacher_chunks: the longest clip the teacher knows.
+
+    The recipe's `anchor` adds regression to the clip itself, where there is one: a student whose teacher is hardly
+    ahead of it keeps by it what it knows (as by the regression loss of DMD, equation 9, to the teacher's own samples).
+    """
 
     student: Network
     teacher: Network
@@ -83,19 +95,19 @@ class Distillation:
 
     def generator_loss(self, batch: ClipBatch) -> dict[str, Tensor]:
         """Half the squared distance to the moved clip, whose gradient is `dmd_gradient` over the clip's size."""
-        x, seen = self._scene(batch)
+        x, seen, clip = self._scene(batch)
         with torch.no_grad():
             z, t = self._noised(x, batch.draws)
             real = guided(self.teacher, seen, range(self.teacher_chunks), self.recipe.guidance)(z, t)
             fake = self._believed(z, t, seen)
-            gradient = dmd_gradient(x, real, fake)
+            gradient = dmd_gradient(x, real, fake) + self.recipe.anchor * (x - clip) / usual_size(x, real)
         loss = 0.5 * (x - (x - gradient).detach()).square().mean()
         return {"loss": loss, "gradient": gradient.abs().mean(), "to_real": (x.detach() - real).abs().mean()}
 
     def critic_loss(self, batch: ClipBatch) -> dict[str, Tensor]:
         """Flow matching on what the student makes, without guidance."""
         with torch.no_grad():
-            x, seen = self._scene(batch)
+            x, seen, _ = self._scene(batch)
         z, t = self._noised(x, batch.draws)
         return {"loss": velocity_loss(self._believed(z, t, seen), x, t, flow_weight(t, self.critic.preset))}
 
@@ -108,8 +120,8 @@ class Distillation:
         t = shift_timestep(low + (high - low) * draws.uniform(), self.student.preset.shift)
         return add_noise(x.detach(), draws.normal(*x.shape[1:]), t.view(-1, 1, 1, 1, 1)), t
 
-    def _scene(self, batch: ClipBatch) -> tuple[Tensor, ClipBatch]:
-        """A roll-out, cut to the teacher's length, and what teacher and critic are told about it."""
+    def _scene(self, batch: ClipBatch) -> tuple[Tensor, ClipBatch, Tensor]:
+        """A roll-out, cut to the teacher's length; what teacher and critic are told about it; the clip in its place."""
         preset, shared = self.student.preset, batch.draws.shared
         last = int(shared.integers(preset.steps))
         start = int(shared.integers(self.recipe.chunks - self.teacher_chunks + 1))
@@ -118,11 +130,12 @@ class Distillation:
             batch,
             start + self.teacher_chunks,
             last,
-            drawn_noise(batch.draws, batch, preset),
+            drawn_noise(batch, preset),
             sink=preset.sink,
             window=preset.window,
         )
-        return stretch(self.encoders, batch, x, start, self.teacher_chunks)
+        clip = batch.latents[:, :, start * preset.chunk_size :][:, :, : self.teacher_chunks * preset.chunk_size]
+        return *stretch(self.encoders, batch, x, start, self.teacher_chunks), clip
 
 
 def stretch(encoders: Encoders, batch: ClipBatch, x: Tensor, start: int, chunks: int) -> tuple[Tensor, ClipBatch]:

@@ -20,7 +20,8 @@ class Recipe:
     chunks: length of the clips; tracks: fewest and most drawn of a clip's (None: all). drop_text, drop_tracks: shares
     of the clips that are told nothing, for guidance; hide: probability p_mask of a mid-clip chunk without tracks.
     frozen_head: whether the track head stays as it is. guidance, ode_steps: how the teacher is sampled.
-    sinks, windows: from which the causal masks are drawn, chunks. critic_rate, critic_turns: of the distillation.
+    sinks, windows: from which the causal masks are drawn, chunks. critic_rate, critic_turns: of the distillation;
+    anchor: how much regression to the clip counts in it, beside the distribution's gradient.
     checkpointing: whether activations are computed again in the backward pass to save memory.
     """
 
@@ -43,6 +44,7 @@ class Recipe:
     windows: tuple[int, ...] = (1, 2, 3, 4, 5, 6)
     critic_rate: float = 4e-7
     critic_turns: int = 5
+    anchor: float = 0.0
     checkpointing: bool = True
 
 
@@ -67,7 +69,7 @@ RECIPES = {
         "teacher-a": Recipe(batch=8, rate=2e-3, muon=3e-3, **_SMALL),
         "teacher-b": Recipe(batch=8, rate=5e-4, muon=8e-4, hide=0.2, frozen_head=True, **_SMALL),
         "adapt": Recipe(batch=8, rate=6e-4, muon=1.5e-3, sinks=(0, 1), windows=(1, 2), **_SMALL),
-        "distil": Recipe(batch=4, rate=2e-6, critic_rate=5e-5, **(_SMALL | dict(ema=0.98, chunks=5))),
+        "distil": Recipe(batch=8, rate=2e-5, critic_rate=5e-5, anchor=0.3, **(_SMALL | dict(ema=0.98, chunks=5))),
         "tiny-vae": Recipe(batch=12, rate=1.2e-3, floor=0.02, ema=0.995),
         "motion-prior": Recipe(batch=12, rate=1.2e-3, floor=0.02, ema=0.995),
     },

@@ -52,6 +52,7 @@ from motionstream.tracks import Tracks
 
 CERTAIN = 3.0  # log-odds with which a track moves the place it is attached to, at the least
 CONNECTED = 0.15  # share of a cell's motion that must come from tracks for the cell to join two others
+MIRRORED = 0.7  # how much of the mirror image beyond the first frame's edges counts as a guess
 SHARPEN = 1.5  # power of the odds with which a cell follows the tracks: cleaner cuts, but still soft where unsure
 
 
@@ -116,8 +117,9 @@ class Moved:
     """Some frames of the first frame in motion.
 
     picture: [1, 3, T, H, W] in [-1, 1]; confidence: [1, 1, T, H, W]; guessed: likewise, where it shows what may lie
-    behind. backward: [T, 2, h, w], pixels, where the cells of each frame are to be found in the first one, and sure:
-    [T, h, w], their confidence; None where nothing has moved. behind: see `PriorState`.
+    behind, or the mirror image beyond the edges. backward: [T, 2, h, w], pixels, where the cells of each frame are to
+    be found in the first one, and sure: [T, h, w], their confidence; None where nothing has moved. behind: see
+    `PriorState`.
     """
 
     picture: Tensor
@@ -240,7 +242,7 @@ class MotionPrior(ModelMixin, ConfigMixin):
         confidence = without_seams(confidence, beyond, front)
         known = torch.maximum(confidence, beyond)
         around = behind(front, known)
-        picture, guessed = fill_holes(warped, known, around), torch.zeros_like(known)
+        picture, guessed = fill_holes(warped, known, around), MIRRORED * beyond
         if state.plate is not None:  # what lies behind a thing moves as what is seen beside it, not as the thing
             flow = fill_holes(backward, torch.from_numpy(sure)[:, None], F.avg_pool2d(around, CELL))
             maps = places(flow)
@@ -248,7 +250,7 @@ class MotionPrior(ModelMixin, ConfigMixin):
             plate, there = seen.clamp(-1, 1).split([3, 1], dim=1)
             there = there.clamp_min(0)
             picture = torch.lerp(picture, torch.lerp(plate, warped, known), there)
-            guessed = there * (1 - known)
+            guessed = torch.maximum(there * (1 - known), MIRRORED * beyond)
         parts = (x.movedim(0, 1)[None] for x in (picture, confidence, guessed))
         return Moved(*parts, flow.numpy(), sure, state.behind)
 

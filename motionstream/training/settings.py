@@ -69,7 +69,7 @@ RECIPES = {
         "teacher-a": Recipe(batch=8, rate=2e-3, muon=3e-3, **_SMALL),
         "teacher-b": Recipe(batch=8, rate=5e-4, muon=8e-4, hide=0.2, frozen_head=True, **_SMALL),
         "adapt": Recipe(batch=8, rate=6e-4, muon=1.5e-3, sinks=(0, 1), windows=(1, 2), **_SMALL),
-        "distil": Recipe(batch=8, rate=2e-5, critic_rate=5e-5, anchor=0.3, **(_SMALL | dict(ema=0.98, chunks=5))),
+        "distil": Recipe(batch=4, rate=1e-5, critic_rate=5e-5, anchor=0.3, **(_SMALL | dict(ema=0.98, chunks=5))),
         "tiny-vae": Recipe(batch=12, rate=1.2e-3, floor=0.02, ema=0.995),
         "motion-prior": Recipe(batch=12, rate=1.2e-3, floor=0.02, ema=0.995),
     },

@@ -149,7 +149,7 @@ def small(photo: np.ndarray, frames: int = 1) -> torch.Tensor:
 def at_rest(picture: torch.Tensor, sure: float = 1.0) -> Moved:
     picture = picture.transpose(0, 1)[None]
     confidence = torch.full_like(picture[:, :1], sure)
-    return Moved(picture, confidence, torch.zeros_like(confidence))
+    return Moved(picture, confidence, *[torch.zeros_like(confidence)] * 2)
 
 
 def test_what_is_sure_is_as_sharp_as_the_photo(photo):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from motionstream.model.checkpoint import assemble
-from motionstream.model.motion_prior import MIRRORED, MotionPrior, connect
+from motionstream.model.motion_prior import MotionPrior, connect
 from motionstream.model.presets import PRESETS
 from motionstream.model.warping import (
     BESIDE,
@@ -240,16 +240,16 @@ def test_beyond_the_edge_the_picture_is_mirrored():
     torch.testing.assert_close(seen[..., 60], picture[None, ..., 2 * (WIDTH - 1) - 80])
 
 
-def test_beyond_the_edge_the_mirror_image_is_a_guess(monkeypatch):
+def test_it_is_known_where_the_picture_is_a_mirror_image(monkeypatch):
     prior = MotionPrior(widths=(8, 8, 8), features=4).eval()
     state, pan = prior.start(image()), tracks(np.linspace([[40, 20]], [[60, 20]], 4))
     prior.motion(state, pan)
     monkeypatch.setattr(prior, "motion", lambda state, tracks: torch.tensor([16.0, 0.0]).expand(4, len(state.base), 2))
     moved = prior.step(state, pan)
-    guessed, sure = moved.guessed[0, 0, :, :, :12], moved.confidence[0, 0, :, :, 20:]
-    torch.testing.assert_close(guessed, torch.full_like(guessed, MIRRORED))
+    mirrored, sure = moved.beyond[0, 0, :, :, :12], moved.confidence[0, 0, :, :, 20:]
+    torch.testing.assert_close(mirrored, torch.ones_like(mirrored))
     torch.testing.assert_close(sure, torch.ones_like(sure))
-    assert not moved.confidence[..., :12].any() and not moved.guessed[..., 20:].any()
+    assert not moved.confidence[..., :12].any() and not moved.beyond[..., 20:].any()
     torch.testing.assert_close(moved.picture[0, :, 0, :, 4], state.image[:, :, 12], atol=2e-2, rtol=0)
 
 

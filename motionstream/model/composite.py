@@ -114,11 +114,13 @@ def sharpened(frames: Tensor, moved: Moved, light: Light | None, sharp: np.ndarr
     """Frames as large as `sharp`, a copy of the first frame a whole number of times as large as they: uint8.
 
     frames: [T, 3, H, W] in [-1, 1], as `composite` made them of the moved picture; light: the one that it is shown in;
-    sharp: uint8 [kH, kW, 3] -> [T, kH, kW, 3]. What is sure of the moved picture, and what is guessed to lie behind, is
+    sharp: uint8 [kH, kW, 3] -> [T, kH, kW, 3]. What is shown of the moved picture and what is guessed to lie behind is
     taken out of the small frames; they are enlarged, and the same is put in of the copy.
     """
-    warped, sure, guessed = (x[0].transpose(0, 1).cpu() for x in (moved.picture, moved.confidence, moved.guessed))
-    size, guessed = sharp.shape[1::-1], (1 if light else GUESSED) * guessed
+    parts = (moved.picture, moved.confidence, moved.guessed, moved.beyond)
+    warped, sure, guessed, beyond = (x[0].transpose(0, 1).cpu() for x in parts)
+    sure, guessed = sure + (1 if light else FILLING) * beyond, (1 if light else GUESSED) * guessed
+    size = sharp.shape[1::-1]
     times, plate = size[0] // warped.shape[-1], moved.behind and moved.behind.of(sharp)
     frames, shown, matrices = 127.5 * (frames + 1), 127.5 * (warped + 1), [None] * len(frames)
     if light is not None:  # its offset is smooth and stays with the small frames

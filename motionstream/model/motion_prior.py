@@ -52,7 +52,6 @@ from motionstream.tracks import Tracks
 
 CERTAIN = 3.0  # log-odds with which a track moves the place it is attached to, at the least
 CONNECTED = 0.15  # share of a cell's motion that must come from tracks for the cell to join two others
-MIRRORED = 0.7  # how much of the mirror image beyond the first frame's edges counts as a guess
 SHARPEN = 1.5  # power of the odds with which a cell follows the tracks: cleaner cuts, but still soft where unsure
 
 
@@ -117,20 +116,21 @@ class Moved:
     """Some frames of the first frame in motion.
 
     picture: [1, 3, T, H, W] in [-1, 1]; confidence: [1, 1, T, H, W]; guessed: likewise, where it shows what may lie
-    behind, or the mirror image beyond the edges. backward: [T, 2, h, w], pixels, where the cells of each frame are to
-    be found in the first one, and sure: [T, h, w], their confidence; None where nothing has moved. behind: see
-    `PriorState`.
+    behind; beyond: likewise, where it is mirrored at the first frame's edges. backward: [T, 2, h, w], pixels, where the
+    cells of each frame are to be found in the first one, and sure: [T, h, w], their confidence; None where nothing has
+    moved. behind: see `PriorState`.
     """
 
     picture: Tensor
     confidence: Tensor
     guessed: Tensor
+    beyond: Tensor
     backward: np.ndarray | None = None
     sure: np.ndarray | None = None
     behind: Completion | None = None
 
     def to(self, device: torch.device) -> "Moved":
-        parts = ("picture", "confidence", "guessed")
+        parts = ("picture", "confidence", "guessed", "beyond")
         return replace(self, **{name: getattr(self, name).to(device) for name in parts})
 
     def places(self, t: int, times: int) -> tuple[np.ndarray, np.ndarray]:
@@ -229,7 +229,7 @@ class MotionPrior(ModelMixin, ConfigMixin):
         displacement = self.motion(state, tracks)
         if not displacement.any():
             still = state.image[None, :, None].expand(-1, -1, tracks.T, -1, -1)
-            return Moved(still, torch.ones_like(still[:, :1]), torch.zeros_like(still[:, :1]))
+            return Moved(still, torch.ones_like(still[:, :1]), *[torch.zeros_like(still[:, :1])] * 2)
         self._uncover(state, displacement[-1])
         backward, confidence = close_gaps(*splat(displacement, self._order(state, tracks, displacement), *state.size))
         sure = confidence[:, 0].numpy()
@@ -242,7 +242,7 @@ class MotionPrior(ModelMixin, ConfigMixin):
         confidence = without_seams(confidence, beyond, front)
         known = torch.maximum(confidence, beyond)
         around = behind(front, known)
-        picture, guessed = fill_holes(warped, known, around), MIRRORED * beyond
+        picture, guessed = fill_holes(warped, known, around), torch.zeros_like(known)
         if state.plate is not None:  # what lies behind a thing moves as what is seen beside it, not as the thing
             flow = fill_holes(backward, torch.from_numpy(sure)[:, None], F.avg_pool2d(around, CELL))
             maps = places(flow)
@@ -250,8 +250,8 @@ class MotionPrior(ModelMixin, ConfigMixin):
             plate, there = seen.clamp(-1, 1).split([3, 1], dim=1)
             there = there.clamp_min(0)
             picture = torch.lerp(picture, torch.lerp(plate, warped, known), there)
-            guessed = torch.maximum(there * (1 - known), MIRRORED * beyond)
-        parts = (x.movedim(0, 1)[None] for x in (picture, confidence, guessed))
+            guessed = there * (1 - known)
+        parts = (x.movedim(0, 1)[None] for x in (picture, confidence, guessed, beyond))
         return Moved(*parts, flow.numpy(), sure, state.behind)
 
     def _order(self, state: PriorState, tracks: Tracks, displacement: Tensor) -> Tensor:

@@ -203,12 +203,6 @@ def open_site(engine: Engine, paste: Paste | None = None, limit: int = 2) -> Sit
     return Site(app.serve(demo, live), demo, live, paste)
 
 
-def close_site(site: Site) -> None:
-    """Without waiting for what pages that are gone still have open, such as Gradio's heartbeats."""
-    site.demo.server.force_exit = True
-    site.demo.close()
-
-
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory) -> Iterator[Path]:
     """Gradio's folder for files to serve."""
@@ -224,7 +218,7 @@ def shared_site(cache) -> Iterator[Site]:
     paste = Paste()
     site = open_site(fake_engine(paste), paste)
     yield site
-    close_site(site)
+    site.demo.close()
 
 
 @pytest.fixture
@@ -248,7 +242,7 @@ def student_site(cache) -> Iterator[Site]:
     """The app with the embedded student, at its smaller size."""
     site = open_site(Engine(load_model("embedded"), Choice(min(PRESETS["embedded"].budgets))))
     yield site
-    close_site(site)
+    site.demo.close()
 
 
 @pytest.fixture(scope="session")

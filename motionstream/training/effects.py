@@ -23,6 +23,7 @@ from motionstream.model.vae import FRAMES_PER_LATENT, STRIDE
 INSIDE = STRIDE // 2  # pixels from a cell's corner to where something begins to fall in it
 RAMP = 0.7  # from the least likeness at which something falls to that of the nearest and brightest
 SIDE = 1  # cells to both sides that it may reach
+SHOWS = 0.7  # timestep from which on downwards z shows what falls
 
 
 @dataclass(frozen=True)
@@ -139,9 +140,6 @@ class Sky:
         falling, still = self.vae.encode(video.to(next(self.vae.parameters()).device)).float().cpu()
         look = (falling - still)[:, 2, cell : cell + drop.reach, cell - SIDE : cell + SIDE + 1]
         return look / look.norm()
-
-
-SHOWS = 0.7  # timestep from which on downwards z shows what falls
 
 
 def clip_noise(seed: int, shape: tuple[int, ...]) -> Tensor:

@@ -94,7 +94,7 @@ class Distillation:
     teacher_chunks: int
 
     def generator_loss(self, batch: ClipBatch) -> dict[str, Tensor]:
-        """Half the squared distance to the moved clip: its gradient is `dmd_gradient` and the anchor's, over its size."""
+        """Half the squared distance to the moved clip; its gradient: `dmd_gradient` and the anchor's over its size."""
         x, seen, clip = self._scene(batch)
         with torch.no_grad():
             z, t = self._noised(x, batch.draws)

@@ -4,6 +4,12 @@ The names below are imported when they are first used, so that `import motionstr
 """
 
 import importlib
+import os
+
+# Threads of PyTorch that wait for each other must sleep: spinning, they keep the cores from whatever else there is to
+# do (JPEGs, a browser), and beside one busy process a stream is two to three times slower. OpenMP reads this once, when
+# PyTorch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 _EXPORTS = {
     "Chunk": "streaming",

@@ -18,6 +18,9 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import motionstream  # noqa: F401  before PyTorch is loaded: how its threads wait
+
+# isort: split
 import cv2
 import gradio as gr
 import httpx

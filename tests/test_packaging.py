@@ -116,6 +116,18 @@ def test_readme_python_runs_as_written(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("module", "chosen", "policy"),
+    [("app", {}, "PASSIVE"), ("motionstream, torch", {"OMP_WAIT_POLICY": "active"}, "ACTIVE")],
+)
+def test_threads_that_wait_leave_the_cores_to_others_unless_told_otherwise(module, chosen, policy):
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"} | chosen
+    environment["OMP_DISPLAY_ENV"] = "true"  # OpenMP says how it is set as it is loaded
+    command = [sys.executable, "-c", f"import {module}"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
+    assert f"OMP_WAIT_POLICY = '{policy}'" in done.stderr
+
+
+@pytest.mark.parametrize(
     "pattern, meaning",
     [
         (r"(?<![\w.~}\])/-])/(?:root|work|home|Users|opt|mnt)/\w", "a path of one machine"),

@@ -269,6 +269,21 @@ def test_an_anchored_student_is_also_drawn_to_the_clip(chunks, monkeypatch):
     torch.testing.assert_close(x.grad, wanted)
 
 
+@pytest.mark.parametrize("falls", [False, True])
+def test_only_a_roll_out_that_was_told_what_falls_is_drawn_to_the_clip(falls, monkeypatch):
+    losses, lasts, real = distillation(), [], self_forcing.roll_out
+    monkeypatch.setattr(self_forcing, "roll_out", lambda *a, **k: (lasts.append(a[3]), real(*a, **k))[1])
+    drawn = []
+    for seed in range(12):
+        batch = clip_batch(seed=seed)
+        batch.noise = torch.tensor([5] * len(batch)) if falls else None
+        drawn.append(losses._scene(batch)[2] is not None)
+    timesteps = sampling_timesteps(STEPS, TINY.shift)
+    telling = max(i for i, t in enumerate(timesteps) if t > effects.SHOWS)
+    assert telling > 0 and {*lasts} == {*range(STEPS)}
+    assert drawn == [not falls or last >= telling for last in lasts]
+
+
 def test_the_last_noise_before_a_roll_out_shows_what_falls_is_the_clips_own():
     batch = clip_batch(clips=2)
     batch.noise = torch.tensor([5, 6])

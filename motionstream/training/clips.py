@@ -317,15 +317,18 @@ class ClipBatch:
         values = {name: v.float() if v.is_floating_point() else v for name, v in values.items()}
         return replace(self, draws=self.draws.to(device), **values)
 
+    def telling(self, timesteps: Sequence[float]) -> float:
+        """The last of these timesteps at which z does not show yet what falls; 1 for clips that belong to no noise."""
+        return 1.0 if self.noise is None else min(t for t in timesteps if t > SHOWS)
+
     def noises(self, part: slice, timesteps: Sequence[float]) -> Iterator[Tensor]:
         """Standard normals [clips, C, part, h, w], one for each timestep from 1 downwards.
 
-        For the last at which z does not show yet what falls, a clip that belongs to a noise gets that: it tells where.
+        For the `telling` one a clip that belongs to a noise gets that: it tells where things fall.
         """
-        telling = None if self.noise is None else min(t for t in timesteps if t > SHOWS)
         for t in timesteps:
             drawn = self.draws.normal(*self.latents[0, :, part].shape)
-            if t == telling:
+            if self.noise is not None and t == self.telling(timesteps):
                 own = [clip_noise(seed, self.latents.shape[1:])[:, part] for seed in self.noise.tolist()]
                 drawn = torch.stack(own).to(drawn)
             yield drawn

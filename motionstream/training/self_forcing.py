@@ -84,6 +84,7 @@ class Distillation:
 
     The recipe's `anchor` adds regression to the clip itself, where there is one: a student whose teacher is hardly
     ahead of it keeps by it what it knows (as by the regression loss of DMD, equation 9, to the teacher's own samples).
+    Roll-outs that end before z tells what falls in the clip are not drawn to it: the mean of all places is haze.
     """
 
     student: Network
@@ -100,7 +101,9 @@ class Distillation:
             z, t = self._noised(x, batch.draws)
             real = guided(self.teacher, seen, range(self.teacher_chunks), self.recipe.guidance)(z, t)
             fake = self._believed(z, t, seen)
-            gradient = dmd_gradient(x, real, fake) + self.recipe.anchor * (x - clip) / usual_size(x, real)
+            gradient = dmd_gradient(x, real, fake)
+            if clip is not None:
+                gradient += self.recipe.anchor * (x - clip) / usual_size(x, real)
         loss = 0.5 * (x - (x - gradient).detach()).square().mean()
         return {"loss": loss, "gradient": gradient.abs().mean(), "to_real": (x.detach() - real).abs().mean()}
 
@@ -120,8 +123,11 @@ class Distillation:
         t = shift_timestep(low + (high - low) * draws.uniform(), self.student.preset.shift)
         return add_noise(x.detach(), draws.normal(*x.shape[1:]), t.view(-1, 1, 1, 1, 1)), t
 
-    def _scene(self, batch: ClipBatch) -> tuple[Tensor, ClipBatch, Tensor]:
-        """A roll-out, cut to the teacher's length; what teacher and critic are told about it; the clip in its place."""
+    def _scene(self, batch: ClipBatch) -> tuple[Tensor, ClipBatch, Tensor | None]:
+        """A roll-out, cut to the teacher's length; what teacher and critic are told about it; the clip in its place.
+
+        None instead of the clip if the roll-out could not know all of it.
+        """
         preset, shared = self.student.preset, batch.draws.shared
         last = int(shared.integers(preset.steps))
         start = int(shared.integers(self.recipe.chunks - self.teacher_chunks + 1))
@@ -134,7 +140,9 @@ class Distillation:
             sink=preset.sink,
             window=preset.window,
         )
-        clip = batch.latents[:, :, start * preset.chunk_size :][:, :, : self.teacher_chunks * preset.chunk_size]
+        timesteps, clip = sampling_timesteps(preset.steps, preset.shift), None
+        if timesteps[last] <= batch.telling(timesteps):
+            clip = batch.latents[:, :, start * preset.chunk_size :][:, :, : self.teacher_chunks * preset.chunk_size]
         return *stretch(self.encoders, batch, x, start, self.teacher_chunks), clip
 
 

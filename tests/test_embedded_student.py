@@ -1,13 +1,20 @@
-"""The bundled student shows what a prompt asks for: the light that its training clips showed, and things that fall."""
+"""The bundled student shows what a prompt asks for: the light that its training clips showed, and things that fall.
 
+Its motion prior takes the whole of a thing along, in the smallest stream too.
+"""
+
+from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import torch
 
+from motionstream.evaluation.motion import read_drags
 from motionstream.machine import Choice, fit_pictures
 from motionstream.model.checkpoint import Model, load_model
+from motionstream.model.warping import CELL
 from motionstream.streaming import stream
 from motionstream.tracks import ChunkRequest, Tracks
 from motionstream.training.effects import EFFECTS
@@ -57,3 +64,24 @@ def test_bright_things_fall(student, effect):
     specks = (wet.astype(int).min(-1) > dry.max(-1).astype(int) + 40).any(0)
     found = cv2.connectedComponents(specks.astype(np.uint8))[0] - 1
     assert 5 <= found and specks.mean() < 0.1
+
+
+@pytest.mark.parametrize("budget", [100, 140, 240])
+def test_a_dragged_fish_takes_its_tail_along(student, budget):
+    fit = partial(fit_pictures, student.preset, Choice(budget))
+    image, _ = fit(read_image(EXAMPLES / "koi.jpg"))
+    tracks = read_drags(EXAMPLES / "koi.json", student.preset, fit).tracks
+    prior = student.motion_prior
+    moved = prior.motion(prior.start(torch.tensor(image).permute(2, 0, 1) / 127.5 - 1), tracks.rows(0, 45))[-1]
+    far = moved.norm(dim=-1).view(*(side // CELL for side in image.shape[:2]))
+    far = far.numpy() / np.linalg.norm(tracks.points[44] - tracks.points[0], axis=-1).max()
+    rows, columns = far.shape
+
+    def part(x, y):
+        row, column = int(y * rows), int(x * columns)
+        return far[row - 1 : row + 2, column - 1 : column + 2]
+
+    for body in ((0.35, 0.33), (0.5, 0.45), (0.62, 0.5), (0.73, 0.51)):
+        assert part(*body) == pytest.approx(1, abs=0.1)
+    for beside in ((0.5, 0.8), (0.2, 0.5), (0.85, 0.2)):  # water, and another fish
+        assert part(*beside) == pytest.approx(0, abs=0.05)

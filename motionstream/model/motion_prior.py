@@ -3,9 +3,10 @@
 A small model cannot learn from minutes of training what every track ID means; it learns at once from a picture that is
 already nearly right. The prior makes it, in three steps:
 
-1. A U-Net reads the first frame and the tracks' anchors (where they start in it) and gives each pixel a feature. How
-   much a pixel follows a track is a softmax over the tracks of feature affinity and nearness, beside one learned choice
-   more: to stay. These weights depend on the picture and the anchors alone, never on the motion.
+1. A U-Net reads the first frame (a small one enlarged) and the tracks' anchors, where they start in it, and gives each
+   pixel a feature. How much a pixel follows a track is a softmax over the tracks of feature affinity and nearness,
+   beside one learned choice more: to stay. These weights depend on the picture and the anchors alone, never on the
+   motion.
 2. Each pixel's motion is the moving-least-squares affine map (Schaefer et al. 2006) of the tracks under these weights,
    cut where the U-Net sees one thing in front of another, and corrected by what it misses at the tracks.
 3. The moved pixels are splatted, nearer ones over farther ones, what visible tracks show above them; the first frame is
@@ -52,6 +53,7 @@ from motionstream.tracks import Tracks
 
 CERTAIN = 3.0  # log-odds with which a track moves the place it is attached to, at the least
 CONNECTED = 0.15  # share of a cell's motion that must come from tracks for the cell to join two others
+LOOK = 320 * 192  # pixels, at the least, of the picture that the U-Net sees: in smaller ones it cuts off what is thin
 SHARPEN = 1.5  # power of the odds with which a cell follows the tracks: cleaner cuts, but still soft where unsure
 
 
@@ -305,6 +307,24 @@ class MotionPrior(ModelMixin, ConfigMixin):
         state.latest = displacement[-1].clone()
         return displacement
 
+    def _look(self, image: Tensor, centres: Tensor, anchors: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights [P, 1 + N] of the cells of an image [3, H, W], see `weigh`; how far in front, 0 to 1, they are [P].
+
+        So that things are cut out of a small picture as well as of a large one, it is enlarged to `LOOK`.
+        """
+        size = torch.tensor(image.shape[:0:-1])
+        columns, rows = (size * (LOOK / size.prod()).sqrt().clamp_min(1) / CELL).round().int().tolist()
+        seen = F.interpolate(image[None], (rows * CELL, columns * CELL), mode="bicubic", align_corners=False)
+        times = torch.tensor([columns, rows]) * CELL / size
+        queries, stay, front, keys, head_start = self.features(seen.clamp(-1, 1), times * anchors[None], valid)
+        cells = torch.cat([queries, stay[..., None], front[..., None]], dim=2)[0].T.unflatten(1, (rows, columns))
+        cells = F.adaptive_avg_pool2d(cells, [side // CELL for side in image.shape[1:]]).flatten(1).T
+        queries, stay, front = cells[:, :-2], cells[:, -2], cells[:, -1]
+        with torch.autocast("cpu", enabled=False):
+            places = times * centres[None], times * anchors[None]
+            weights = self.weigh(places[0], queries[None], stay[None], places[1], keys, head_start, valid)
+        return weights[0], front.sigmoid()
+
     def _regroup(self, state: PriorState, tracks: Tracks, points: Tensor, visible: Tensor) -> None:
         """Takes in a new set of tracks: bakes the motion so far, anchors the newcomers, weighs all of them anew."""
         state.base = state.latest
@@ -322,15 +342,12 @@ class MotionPrior(ModelMixin, ConfigMixin):
         state.anchors = {track: state.anchors[track] for track in state.ids}
         anchors = torch.stack([*state.anchors.values(), torch.zeros(2)])  # the last one never counts: N may be 0
         valid = (torch.arange(len(anchors)) < len(state.ids))[None]
-        queries, stay, front, keys, head_start = self.features(state.image[None], anchors[None], valid)
-        with torch.autocast("cpu", enabled=False):
-            weights = self.weigh(centres[None], queries, stay, anchors[None], keys, head_start, valid)[0]
+        weights, front = self._look(state.image, centres, anchors, valid)
         weights = connect(weights[:, :-1], anchors[:-1], *state.size)
         state.weights = weights[:, 1:].contiguous()
         height, width = state.size
         share = 1 - weights[:, 0]
         state.share = share**SHARPEN / (share**SHARPEN + (1 - share) ** SHARPEN)
-        front = front[0].sigmoid()
         state.outlines = outlines(front.view(height // CELL, width // CELL))
         state.front = (front - BEHIND * state.outlines[1].flatten()).clamp_min(0)
         places = anchors[:-1] / torch.tensor([width, height]) * 2 - 1

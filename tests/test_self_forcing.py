@@ -1,6 +1,7 @@
 """Causal adaptation, the roll-out against the stream, and distribution matching against closed forms."""
 
 from dataclasses import replace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -269,19 +270,18 @@ def test_an_anchored_student_is_also_drawn_to_the_clip(chunks, monkeypatch):
     torch.testing.assert_close(x.grad, wanted)
 
 
-@pytest.mark.parametrize("falls", [False, True])
-def test_only_a_roll_out_that_was_told_what_falls_is_drawn_to_the_clip(falls, monkeypatch):
-    losses, lasts, real = distillation(), [], self_forcing.roll_out
-    monkeypatch.setattr(self_forcing, "roll_out", lambda *a, **k: (lasts.append(a[3]), real(*a, **k))[1])
-    drawn = []
+@pytest.mark.parametrize("something", [False, True])
+def test_only_a_roll_out_that_was_told_what_falls_is_drawn_to_the_clip(something, monkeypatch):
+    losses, roll_outs, drawn = distillation(), Mock(wraps=self_forcing.roll_out), []
+    monkeypatch.setattr(self_forcing, "roll_out", roll_outs)
     for seed in range(12):
         batch = clip_batch(seed=seed)
-        batch.noise = torch.tensor([5] * len(batch)) if falls else None
+        batch.noise = torch.tensor([5] * len(batch)) if something else None
         drawn.append(losses._scene(batch)[2] is not None)
-    timesteps = sampling_timesteps(STEPS, TINY.shift)
+    lasts, timesteps = [call.args[3] for call in roll_outs.call_args_list], sampling_timesteps(STEPS, TINY.shift)
     telling = max(i for i, t in enumerate(timesteps) if t > effects.SHOWS)
     assert telling > 0 and {*lasts} == {*range(STEPS)}
-    assert drawn == [not falls or last >= telling for last in lasts]
+    assert drawn == [not something or last >= telling for last in lasts]
 
 
 def test_the_last_noise_before_a_roll_out_shows_what_falls_is_the_clips_own():

@@ -316,13 +316,13 @@ class MotionPrior(ModelMixin, ConfigMixin):
         columns, rows = (size * (LOOK / size.prod()).sqrt().clamp_min(1) / CELL).round().int().tolist()
         seen = F.interpolate(image[None], (rows * CELL, columns * CELL), mode="bicubic", align_corners=False)
         times = torch.tensor([columns, rows]) * CELL / size
-        queries, stay, front, keys, head_start = self.features(seen.clamp(-1, 1), times * anchors[None], valid)
+        centres, anchors = times * centres[None], times * anchors[None]
+        queries, stay, front, keys, head_start = self.features(seen.clamp(-1, 1), anchors, valid)
         cells = torch.cat([queries, stay[..., None], front[..., None]], dim=2)[0].T.unflatten(1, (rows, columns))
         cells = F.adaptive_avg_pool2d(cells, [side // CELL for side in image.shape[1:]]).flatten(1).T
         queries, stay, front = cells[:, :-2], cells[:, -2], cells[:, -1]
         with torch.autocast("cpu", enabled=False):
-            places = times * centres[None], times * anchors[None]
-            weights = self.weigh(places[0], queries[None], stay[None], places[1], keys, head_start, valid)
+            weights = self.weigh(centres, queries[None], stay[None], anchors, keys, head_start, valid)
         return weights[0], front.sigmoid()
 
     def _regroup(self, state: PriorState, tracks: Tracks, points: Tensor, visible: Tensor) -> None:

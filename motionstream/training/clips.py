@@ -326,9 +326,10 @@ class ClipBatch:
 
         For the `telling` one a clip that belongs to a noise gets that: it tells where things fall.
         """
+        telling = self.telling(timesteps)
         for t in timesteps:
             drawn = self.draws.normal(*self.latents[0, :, part].shape)
-            if self.noise is not None and t == self.telling(timesteps):
+            if self.noise is not None and t == telling:
                 own = [clip_noise(seed, self.latents.shape[1:])[:, part] for seed in self.noise.tolist()]
                 drawn = torch.stack(own).to(drawn)
             yield drawn

@@ -22,7 +22,7 @@ import torch
 
 from motionstream.evaluation.sheets import table
 
-MODELS = ("wan2.1-1.3b", "wan2.2-5b")
+MODELS = {"wan2.1-1.3b": "832x480", "wan2.2-5b": "1280x704"}  # at the sizes of the paper
 RUNS = (  # the most telling first
     ("--vae", "tiny", "--compile"),
     ("--vae", "tiny", "--compile", "--fp8"),
@@ -41,7 +41,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=25)
     parser.add_argument("--chunks", type=int, default=30)
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help=argparse.SUPPRESS)
-    parser.add_argument("--models", nargs="+", default=MODELS)
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--write", type=Path, help="default: benchmarks/results/ and the GPU's name")
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
@@ -70,7 +70,7 @@ def main() -> int:
 def _run(model: str, options: tuple[str, ...], args: argparse.Namespace, seconds: float) -> tuple[dict | None, str]:
     """Figures, None if there are none, and what was printed."""
     command = [sys.executable, "-m", "motionstream", "bench", "--model", model, "--random-weights", "--json"]
-    command += ["--device", args.device, "--chunks", str(args.chunks), *options]
+    command += ["--resolution", MODELS[model], "--device", args.device, "--chunks", str(args.chunks), *options]
     try:
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=seconds)
     except subprocess.TimeoutExpired:

@@ -22,9 +22,9 @@ COLUMNS = ("width", "height", "fps", "first_chunk_s", "chunk_s_median", "chunk_s
 RUN = """
 import json, sys, torch
 from motionstream.evaluation.speed import bench
-model, chunks, random_weights, device, dtype, budget, threads = json.loads(sys.argv[1])
+model, chunks, random_weights, device, dtype, resolution, threads = json.loads(sys.argv[1])
 torch.set_num_threads(threads)
-print(json.dumps(bench(model, chunks, random_weights, device, getattr(torch, dtype), budget)))
+print(json.dumps(bench(model, chunks, random_weights, device, getattr(torch, dtype), resolution)))
 """
 
 
@@ -41,7 +41,7 @@ def main() -> None:
     results = {}
     budgets = PRESETS[args.model if args.model in PRESETS else "embedded"].budgets
     for budget, dtype, threads in itertools.product(budgets, args.dtypes, args.threads):
-        settings = [args.model, args.chunks, args.random_weights, args.device, dtype, budget, threads]
+        settings = [args.model, args.chunks, args.random_weights, args.device, dtype, str(budget), threads]
         command = [sys.executable, "-c", RUN, json.dumps(settings)]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         name = f"{budget} tokens, {dtype}, {threads} threads"

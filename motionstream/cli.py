@@ -174,7 +174,7 @@ def bench(args: argparse.Namespace) -> dict[str, float | int | str]:
 
     device = args.device or pick_device()
     options = {name: getattr(args, name) for name in ("vae", "compile", "fp8", "low_memory")}
-    return measure(args.model, args.chunks, args.random_weights, device, pick_dtype(device), args.budget, **options)
+    return measure(args.model, args.chunks, args.random_weights, device, pick_dtype(device), args.resolution, **options)
 
 
 def convert(args: argparse.Namespace) -> dict[str, int | str | list[str]]:
@@ -230,7 +230,8 @@ def _parser() -> argparse.ArgumentParser:
     two.add_argument("--chunks", type=int, default=40, metavar="N")
     two.add_argument("--random-weights", action="store_true", help="measure a preset that has no weights here")
     two.add_argument("--device", choices=("cpu", "cuda"), help="default: the GPU, if there is one")
-    two.add_argument("--budget", type=int, metavar="N", help="tokens per latent frame (default: the preset's most)")
+    two.add_argument("--resolution", metavar="BUDGET|WxH", help="tokens per latent frame, or a size in pixels"
+                     " (default: the preset's most tokens)")
     two.add_argument("--vae", choices=("full", "tiny"), help="what decodes (default: the tiny VAE, if there is one)")
     two.add_argument("--compile", action="store_true", help="compile the transformer's blocks")
     two.add_argument("--fp8", action="store_true", help="linear layers in 8-bit floating point")

@@ -198,8 +198,8 @@ def test_bench_prints_its_figures_last(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["bench", "--budget", "-1"], "a budget of -1 tokens per latent frame; it is 1 to 4096"),
-        (["bench", "--budget", "0"], "a budget of 0 tokens"),
+        (["bench", "--resolution", "0"], "resolution '0' is neither a budget of 1 to 4096 tokens"),
+        (["bench", "--resolution", "100x64"], "both sides must be multiples of 16 pixels"),
         (["bench", "--chunks", "-1"], "-1 chunks are too few"),
         (["bench", "--device", "cuda"], "no CUDA device here"),
         (["eval", "motion", "clips", "--device", "cuda"], "no CUDA device here"),

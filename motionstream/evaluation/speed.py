@@ -26,10 +26,10 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop
 
 from motionstream.errors import InputError
 from motionstream.evaluation.sheets import table
-from motionstream.machine import MAX_CELLS, Choice, fit_pictures, shown_size, tune
+from motionstream.machine import Choice, fit_pictures, parse_resolution, shown_size, tune
 from motionstream.model.checkpoint import Model, load_model, random_model
 from motionstream.model.device import weight_bytes
-from motionstream.model.presets import PRESETS, fit_size
+from motionstream.model.presets import PRESETS
 from motionstream.streaming import settled, stream
 from motionstream.tracks import ChunkRequest, Tracks
 
@@ -75,13 +75,13 @@ class Timing:
 
 
 def bench(model: str = "embedded", chunks: int = 40, random_weights: bool = False, device: str = "cpu",
-          dtype: torch.dtype | None = None, budget: int | None = None, *, vae: str | None = None, compile: bool = False,
-          fp8: bool = False, low_memory: bool = False) -> dict[str, float | int | str]:
+          dtype: torch.dtype | None = None, resolution: str | None = None, *, vae: str | None = None,
+          compile: bool = False, fp8: bool = False, low_memory: bool = False) -> dict[str, float | int | str]:
     """Streams `chunks` chunks, prints where the time went, and returns the figures.
 
-    model: name or folder, with `random_weights` the name of a preset; dtype: None for the model's own; budget: tokens
-    per latent frame, None for the preset's largest; vae, low_memory: see `load_model`; compile, fp8: see
-    `machine.tune`. Raises `InputError` on too few chunks and a budget out of range. Returned: fps (generated, steady
+    model: name or folder, with `random_weights` the name of a preset; dtype: None for the model's own; resolution: see
+    `parse_resolution`, None for the preset's largest budget; vae, low_memory: see `load_model`; compile, fp8: see
+    `machine.tune`. Raises `InputError` on too few chunks and a resolution that is none. Returned: fps (generated, steady
     chunks), first_chunk_s (from the call to the first frames), latency_s (from asking for a chunk's control to its
     pixels), chunk_s_median, chunk_s_p95, chunk_s_last_over_first (medians of the last and the first fifth of the steady
     chunks; on a CPU see `compare_ages`), peak_rss_mb (of this process so far, MiB), gpu_peak_mb (0 on the CPU),
@@ -91,23 +91,22 @@ def bench(model: str = "embedded", chunks: int = 40, random_weights: bool = Fals
     """
     if random_weights and model not in PRESETS:
         raise InputError(f"no preset is called {model!r}; random weights need one of {', '.join(PRESETS)}")
-    if budget is not None and not 1 <= budget <= MAX_CELLS:
-        raise InputError(f"a budget of {budget} tokens per latent frame; it is 1 to {MAX_CELLS}")
     options = {"vae": vae, "low_memory": low_memory}
     if random_weights:
         loaded = random_model(PRESETS[model], 0, device, dtype, **options)
     else:
         loaded = load_model(model, device, dtype, **options)
-    return bench_model(loaded, model, chunks, budget, tune(loaded, compile, fp8))
+    return bench_model(loaded, model, chunks, resolution, tune(loaded, compile, fp8))
 
 
 def bench_model(
-    model: Model, name: str, chunks: int, budget: int | None = None, tuned: str = "as it is"
+    model: Model, name: str, chunks: int, resolution: str | None = None, tuned: str = "as it is"
 ) -> dict[str, float | int | str]:
     """`bench` for a model that is loaded already."""
-    width, height = fit_size(model.preset, *ASPECT, budget or max(model.preset.budgets))
+    preset = model.preset
+    choice = parse_resolution(resolution, preset) if resolution else Choice(max(preset.budgets))
     peak = matmul_peak(model.device, model.dtype)
-    image, sharp = fit_pictures(model.preset, Choice(None, (width, height)), _picture())
+    image, sharp = fit_pictures(preset, choice, _picture())
     timing = measure(model, image, sharp, chunks)
     peak = max(peak, matmul_peak(model.device, model.dtype))  # whichever moment the machine was less busy
     on_gpu = model.device.type == "cuda"
@@ -117,8 +116,8 @@ def bench_model(
         "dtype": str(model.dtype).removeprefix("torch."),
         "tuned": tuned,
         "vae": type(model.decoder).__name__,
-        "width": width,
-        "height": height,
+        "width": image.shape[1],
+        "height": image.shape[0],
         "shown": "x".join(map(str, shown_size(image, sharp))),
         "params_m": count_parameters(model) / 1e6,
         **_speed(timing),

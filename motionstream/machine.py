@@ -1,10 +1,11 @@
-"""What this machine can do: picks number format, picture size and attention kernel once, at start-up.
+"""What this machine can do: picks number format, picture size and attention kernel at start-up.
 
 Decisions:
 - bfloat16 is used where it is measured to be faster than float32: CPUs without its instructions are slower with it.
 - A chunk of the smallest trained size is generated; its time is scaled up to the larger sizes. The largest one that
   keeps up with playback, with HEADROOM to spare for the web server and the browser's encoder, is taken. Where none
-  does, the smallest is, and its frames are shown less sharp.
+  does, the smallest is, and its frames are shown less sharp. Every stream tells anew how fast the machine is, for the
+  next picture: it may have got other work.
 - On a CPU freed memory is kept (`keep_memory`): getting it from the system anew took a sixth of a chunk's time.
 - A GPU gets bfloat16 and the largest size unmeasured: the models for it were trained at one size.
 - Attention on a GPU is FlashAttention 3 where the `kernels` package brings it (Hopper), else PyTorch's own with cuDNN.
@@ -18,9 +19,9 @@ import importlib.util
 import math
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -39,11 +40,13 @@ from motionstream.video import fit_image
 T = TypeVar("T")
 
 HEADROOM = 1.25  # generation must be this many times as fast as playback
+SEEN_HEADROOM = 1.1  # the same where server and encoder were at work while it was measured
 COST_EXPONENT = 1.15  # a chunk's time grows with its tokens to this power: convolutions linearly, attention faster
 PROBE_ASPECT = (5, 3)
 PROBE_SIDE = 512  # of the matrices and pictures of the format measurement
 PROBE_SECONDS = 1.0  # a quarter of it for the format; what is under way at the end is still finished
 PROBE_CHUNKS = 2  # measured at most
+SETTLED_CHUNKS = 5  # of a visitor's stream that tell how fast the machine is
 MAX_PROBE_TIMES = 4  # the picture of the size measurement is as sharp as any that is shown
 HOPPER, AMPERE = (9, 0), (8, 0)  # compute capabilities
 # Of malloc.h: M_ARENA_MAX, M_MMAP_THRESHOLD and M_TRIM_THRESHOLD: one heap for all threads, for blocks of up to 1 GiB.
@@ -158,27 +161,63 @@ def _fastest(probes: Mapping[T, Callable[[], None]]) -> T:
     return min(best, key=best.get)
 
 
+@dataclass(frozen=True)
+class Cost:
+    """Seconds that a frame takes here: to generate, for each pixel to the power COST_EXPONENT; to show, for each."""
+
+    generated: float
+    shown: float
+
+    @classmethod
+    def of(cls, image: np.ndarray, sharp: np.ndarray | None, seconds: tuple[float, float]) -> Cost:
+        """From the seconds that a frame took, to generate and to show, of a stream from `image` and `sharp`."""
+        width, height = shown_size(image, sharp)
+        return cls(seconds[0] / math.prod(image.shape[:2]) ** COST_EXPONENT, seconds[1] / (width * height))
+
+    def fps(self, preset: Preset, budget: int, times: int | None = None) -> float:
+        """Frames a second at one of the preset's sizes, shown at most so many times as large."""
+        width, height = fit_size(preset, *PROBE_ASPECT, budget)
+        full = sharp_times(preset, width, height, *(MAX_PROBE_TIMES * side for side in (width, height)))
+        area = width * height
+        return 1 / (self.generated * area**COST_EXPONENT + self.shown * area * min(full, times or full) ** 2)
+
+    def best(self, preset: Preset, headroom: float) -> Choice:
+        """The largest trained size that is so many times as fast as playback, or the smallest, shown as sharp as that
+        leaves time for."""
+        smallest = min(preset.budgets)
+        rows = [(budget, None) for budget in sorted(preset.budgets, reverse=True)]
+        rows += [(smallest, times) for times in range(MAX_PROBE_TIMES, 0, -1)]
+        choices = [Choice(budget, fps=self.fps(preset, budget, times), times=times) for budget, times in rows]
+        return next((choice for choice in choices if choice.fps >= headroom * preset.fps), choices[-1])
+
+
 def pick_size(preset: Preset, device: str, run: Callable[..., Iterator[Chunk]]) -> Choice:
-    """The largest trained size that keeps playback real-time, or the smallest, shown as sharp as that leaves time for.
+    """The size at which this machine plays `preset` in real time, see `Cost.best`.
 
     run: (image, sharp) as in `stream` -> the chunks of a stream that starts from them.
     """
     if device != "cpu":
         return Choice(max(preset.budgets))
-    sizes = {budget: fit_size(preset, *PROBE_ASPECT, budget) for budget in sorted(preset.budgets)}
-    smallest, width, height = min((width * height, width, height) for width, height in sizes.values())
-    picture = _ramp(*(MAX_PROBE_TIMES * side for side in (width, height)))
-    image, sharp = fit_pictures(preset, Choice(None, (width, height)), picture)
-    generated, shown = _frame_seconds(run(image, sharp))
-    growth = {budget: (math.prod(size) / smallest) ** COST_EXPONENT for budget, size in sizes.items()}
-    promised = {budget: 1 / (generated * times + shown) for budget, times in growth.items()}
-    needed = HEADROOM * preset.fps
-    if fast := [budget for budget, fps in promised.items() if fps >= needed]:
-        return Choice(max(fast), fps=promised[max(fast)])
-    full, budget = shown_size(image, sharp)[0] // width, min(sizes)
-    slower = {times: 1 / (generated * growth[budget] + shown * (times / full) ** 2) for times in range(full, 0, -1)}
-    times = next((times for times, fps in slower.items() if fps >= needed), 1)
-    return Choice(budget, fps=slower[times], times=times)
+    smallest = fit_size(preset, *PROBE_ASPECT, min(preset.budgets))
+    picture = _ramp(*(MAX_PROBE_TIMES * side for side in smallest))
+    image, sharp = fit_pictures(preset, Choice(None, smallest), picture)
+    return Cost.of(image, sharp, _frame_seconds(run(image, sharp))).best(preset, HEADROOM)
+
+
+def pick_again(
+    preset: Preset, choice: Choice, image: np.ndarray, sharp: np.ndarray | None, spent: Sequence[tuple[float, float]]
+) -> Choice:
+    """What to pick after a stream from `image` and `sharp`: less if `choice` did not keep up, more if there was time.
+
+    spent: `frame_seconds` of its chunks; too few tell nothing. A choice that was not measured stays.
+    """
+    if choice.fps is None or len(spent) < SETTLED_CHUNKS:
+        return choice
+    cost = Cost.of(image, sharp, tuple(np.median(spent, axis=0).tolist()))
+    now, more = cost.fps(preset, choice.budget, choice.times), cost.best(preset, HEADROOM)
+    if (more.budget, more.times or MAX_PROBE_TIMES) > (choice.budget, choice.times or MAX_PROBE_TIMES):
+        return more
+    return replace(choice, fps=now) if now >= preset.fps else cost.best(preset, SEEN_HEADROOM)
 
 
 def parse_resolution(text: str, preset: Preset) -> Choice:
@@ -245,14 +284,22 @@ def _ramp(width: int, height: int) -> np.ndarray:
     return np.linspace(0, 255, width * height * 3).reshape(height, width, 3).astype(np.uint8)
 
 
+def frame_seconds(chunk: Chunk) -> tuple[float, float]:
+    """Seconds a frame of this chunk: to generate, which grows with the size, and to make it sharp.
+
+    Without what its tracks took: those of a webcam are waited for.
+    """
+    stages = ("total", "control", "sharpen")
+    total, control, shown = (chunk.timings.get(stage, 0.0) / len(chunk.frames) for stage in stages)
+    return total - control - shown, shown
+
+
 def _frame_seconds(chunks: Iterator[Chunk]) -> tuple[float, float]:
-    """Seconds a frame of the fastest chunk: to generate, which grows with the size, and to make it sharp."""
+    """Those of the fastest chunk of a stream that has just begun."""
     with closing(chunks):
         next(chunks)  # sets up kernels and memory
         start = time.perf_counter()
         spent = []
         while not spent or len(spent) < PROBE_CHUNKS and time.perf_counter() - start < PROBE_SECONDS:
-            chunk = next(chunks)
-            total, shown = (chunk.timings.get(stage, 0.0) / len(chunk.frames) for stage in ("total", "sharpen"))
-            spent.append((total - shown, shown))
+            spent.append(frame_seconds(next(chunks)))
     return min(spent, key=sum)

@@ -2,12 +2,14 @@
 
 import gc
 import io
+import itertools
 import json
 import os
 import socket
 import sys
 import threading
 import time
+from contextlib import closing
 from functools import partial
 from types import SimpleNamespace
 
@@ -483,6 +485,41 @@ def test_frames_are_shown_less_sharp_where_even_the_smallest_size_would_not_keep
     assert choice.budget == 100 and choice.fps >= 20
     image, sharp = fit_pictures(PRESET, choice, np.zeros((1200, 2000, 3), np.uint8))
     assert shown_size(image, sharp)[0] == times * image.shape[1]
+
+
+@pytest.mark.parametrize(
+    "fps, chunks, budget",  # of a stream at 180 tokens that should make 16 frames a second
+    [(9, 12, 100), (14, 12, 140), (17, 12, 180), (21, 12, 180), (40, 12, 240), (9, 6, 180), (40, 6, 180)],
+)
+def test_a_stream_tells_the_size_of_the_next_picture(fps, chunks, budget):
+    """Slower than playback: a smaller one; time for the next size to spare: that; the first chunks tell nothing."""
+
+    def run_session(model, image, address, *, sharp, **_):
+        for index in range(chunks):
+            timings = {"total": 1 + 12 / fps if index > 2 else 100.0, "control": 1.0, "sharpen": 0.05}
+            yield Chunk(index, 0, np.zeros((12, *sharp.shape), np.uint8), Tracks.empty(12), timings)
+
+    engine = Engine(fake_engine(Paste()).model, Choice(180, fps=22.0), run_session)
+    with closing(engine.run(*engine.fit(np.zeros((1200, 2000, 3), np.uint8)), "", "")) as reports:
+        assert sum(news.chunk is not None for news in reports) == chunks
+    assert engine.choice.budget == budget
+    assert engine.choice.fps == pytest.approx(22.0 if chunks < 8 else fps, rel=0.01) or budget != 180
+    fixed = Engine(engine.model, Choice(180), run_session)
+    list(fixed.run(*fixed.fit(np.zeros((1200, 2000, 3), np.uint8)), "", ""))
+    assert fixed.choice == Choice(180)
+
+
+def test_a_visitor_who_leaves_tells_it_too():
+    def run_session(model, image, address, *, sharp, **_):
+        for index in itertools.count():
+            yield Chunk(index, 0, np.zeros((12, *sharp.shape), np.uint8), Tracks.empty(12), {"total": 2.0})
+
+    engine = Engine(fake_engine(Paste()).model, Choice(180, fps=22.0), run_session)
+    with closing(engine.run(*engine.fit(np.zeros((1200, 2000, 3), np.uint8)), "", "")) as reports:
+        for news in reports:
+            if news.chunk.index == 12:
+                break
+    assert engine.choice.budget == 100 and engine.choice.times == 1
 
 
 def test_faster_number_format_is_picked(monkeypatch):

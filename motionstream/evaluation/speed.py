@@ -81,10 +81,10 @@ def bench(model: str = "embedded", chunks: int = 40, random_weights: bool = Fals
 
     model: name or folder, with `random_weights` the name of a preset; dtype: None for the model's own; resolution: see
     `parse_resolution`, None for the preset's largest budget; vae, low_memory: see `load_model`; compile, fp8: see
-    `machine.tune`. Raises `InputError` on too few chunks and a resolution that is none. Returned: fps (generated, steady
-    chunks), first_chunk_s (from the call to the first frames), latency_s (from asking for a chunk's control to its
-    pixels), chunk_s_median, chunk_s_p95, chunk_s_last_over_first (medians of the last and the first fifth of the steady
-    chunks; on a CPU see `compare_ages`), peak_rss_mb (of this process so far, MiB), gpu_peak_mb (0 on the CPU),
+    `machine.tune`. Raises `InputError` on too few chunks and a resolution that is none. Returned: fps (generated,
+    steady chunks), first_chunk_s (from the call to the first frames), latency_s (from asking for a chunk's control to
+    its pixels), chunk_s_median, chunk_s_p95, chunk_s_last_over_first (medians of the last and the first fifth of the
+    steady chunks; on a CPU see `compare_ages`), peak_rss_mb (of this process so far, MiB), gpu_peak_mb (0 on the CPU),
     weights_mb (on the device), flops_per_chunk, peak_tflops (of plain matrix products), utilisation and
     denoise_utilisation [0, 1], jpeg_s, and model, device, dtype, tuned, vae, width, height, shown (size of the frames),
     params_m (millions, all parts).

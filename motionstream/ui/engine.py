@@ -7,18 +7,21 @@ mailbox's address. Elsewhere the same generator runs in the thread that calls it
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from motionstream.controls.layers import SourceRecipe
-from motionstream.machine import Choice, fit_pictures
+from motionstream.machine import Choice, fit_pictures, frame_seconds, pick_again
 from motionstream.model.checkpoint import Model
 from motionstream.session import Record, run_session
-from motionstream.streaming import Chunk
+from motionstream.streaming import Chunk, settled
 
 ZERO_GPU_SECONDS = 120  # of the visitor's quota that one stream may take
+REMEMBERED_CHUNKS = 40  # of a stream, the newest ones: they tell how fast the machine is
 
 
 @dataclass(frozen=True)
@@ -35,14 +38,29 @@ class News:
 
 
 class Engine:
-    """A loaded model and the size it runs at.
+    """A loaded model and the size it runs at, which changes when it streams slower or faster than was measured.
 
     run_session: `motionstream.session.run_session`, or another generator of chunks that takes the same arguments.
     """
 
     def __init__(self, model: Model, choice: Choice, run_session: Callable[..., Iterator[Chunk]] = run_session):
         self.model, self.choice = model, choice
-        self.run = on_gpu(_reporter(model, run_session))  # (picture, sharp, address, prompt, base) -> News, News, ...
+        self._run = on_gpu(_reporter(model, run_session))
+
+    def run(
+        self, picture: np.ndarray, sharp: np.ndarray | None, address: str, prompt: str, base: SourceRecipe | None = None
+    ) -> Iterator[News]:
+        """A stream from what `fit` made of a picture, as `run_session` has it; then the size is picked again."""
+        preset, choice = self.model.preset, self.choice
+        spent = deque(maxlen=REMEMBERED_CHUNKS)
+        try:
+            with closing(self._run(picture, sharp, address, prompt, base)) as reports:
+                for news in reports:
+                    if news.chunk is not None and news.chunk.index >= settled(preset):
+                        spent.append(frame_seconds(news.chunk))
+                    yield news
+        finally:
+            self.choice = pick_again(preset, choice, picture, sharp, spent)
 
     def fit(self, picture: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """A picture at generation size, and sharper if frames are shown so: see `fit_pictures`."""
@@ -70,7 +88,7 @@ def on_gpu(function: Callable) -> Callable:
 def _reporter(model: Model, run_session: Callable[..., Iterator[Chunk]]) -> Callable[..., Iterator[News]]:
     # The model is in the closure, not among the arguments: it reaches a forked worker by the fork, not by pickling.
     def run(
-        picture: np.ndarray, sharp: np.ndarray | None, address: str, prompt: str, base: SourceRecipe | None = None
+        picture: np.ndarray, sharp: np.ndarray | None, address: str, prompt: str, base: SourceRecipe | None
     ) -> Iterator[News]:
         record = Record()
         for chunk in run_session(model, picture, address, prompt=prompt, base=base, record=record, sharp=sharp):

@@ -1,6 +1,7 @@
 """Other people's checkpoints become a folder that loads and computes what they computed; what has no place is named."""
 
 import dataclasses
+import itertools
 import json
 import re
 
@@ -343,16 +344,80 @@ def test_an_adapter_of_senseless_metadata_is_named(metadata, hub, tmp_path):
         convert([hub[1]], tmp_path / "out", preset=hub[0], loras=[(file, 1.0)])
 
 
+@pytest.mark.parametrize(
+    "start, modules, end",
+    [
+        ("base_model.model.blocks.1.attn1.", ("to_q", "to_k"), ".weight"),  # PEFT
+        ("transformer.blocks.1.attn1.", ("to_q", "to_k"), ".default.weight"),
+        ("blocks.1.self_attn.", ("q", "k"), ".default.weight"),  # DiffSynth
+    ],
+)
+def test_an_adapter_is_known_by_the_names_of_other_tools(start, modules, end, hub, tmp_path):
+    file, added = adapter(tmp_path)
+    stored, names = load_file(file), dict(zip(("to_q", "to_k"), modules, strict=True))
+    renamed = {f"{start}{theirs}.lora_{part}{end}": stored[f"transformer.blocks.1.attn1.{ours}.lora_{part}.weight"]
+               for ours, theirs in names.items() for part in "AB"}
+    save_file(renamed, file)
+    merged_into_queries_and_keys(file, added, hub, tmp_path)
+
+
+def test_an_adapter_of_videox_fun_is_merged(hub, tmp_path):
+    """Such files have every linear layer of every block, each with its alpha."""
+    file, added = adapter(tmp_path)
+    stored, renamed = load_file(file), {}
+    sizes = {f"{attn}_attn_{part}": (24, 24) for attn in ("self", "cross") for part in "qkvo"}
+    sizes |= {"ffn_0": (32, 24), "ffn_2": (24, 32)}
+    for block, (name, (rows, columns)) in itertools.product((0, 1), sizes.items()):
+        down, up = torch.zeros(4, columns), torch.zeros(rows, 4)
+        if block == 1 and name in ("self_attn_q", "self_attn_k"):
+            down, up = (stored[f"transformer.blocks.1.attn1.to_{name[-1]}.lora_{part}.weight"] for part in "AB")
+        parts = {"lora_down.weight": down, "lora_up.weight": up, "alpha": torch.tensor(4.0)}
+        renamed |= {f"lora_unet__blocks_{block}_{name}.{part}": tensor for part, tensor in parts.items()}
+    save_file(renamed, file)
+    merged_into_queries_and_keys(file, added, hub, tmp_path)
+
+
+def merged_into_queries_and_keys(file, added, hub, tmp_path):
+    report = convert([hub[1]], tmp_path / "out", preset=hub[0], loras=[(file, 1.0)])
+    result, plain = (load_file(place / "transformer" / module.FILE) for place in (tmp_path / "out", hub[1]))
+    for name, product in zip(("to_q", "to_k"), added, strict=True):
+        key = f"blocks.1.attn1.{name}.weight"
+        assert torch.allclose(result[key], plain[key] + product, atol=1e-5)
+    assert report.dropped == []
+
+
 def test_what_diffusers_takes_out_of_an_adapter_is_told(hub, tmp_path):
     file, _ = adapter(tmp_path, alpha=4.0)
     block = "diffusion_model.blocks.1"
     lost = [f"{block}.norm3.diff", f"{block}.self_attn.norm_q.diff", "diffusion_model.time_projection.1.diff_b"]
-    more = {name: torch.ones(24) for name in [*lost, f"{block}.self_attn.q.diff_b"]}
-    save_file(load_file(file) | more, file)
+    save_file(load_file(file) | {name: torch.ones(24) for name in lost}, file)
     report = convert([hub[1]], tmp_path / "out", preset=hub[0], loras=[(file, 1.0)])
-    named = [*lost, "transformer.blocks.1.attn1.to_q.lora_B.bias"]
-    assert report.dropped == sorted(f"adapter.safetensors: {name}" for name in named)
+    assert report.dropped == sorted(f"adapter.safetensors: {name}" for name in lost)
     assert "merged into 2 weights" in str(report)
+
+
+def test_an_adapter_changes_biases_too(hub, tmp_path):
+    file, _ = adapter(tmp_path, alpha=2.0)
+    block = "diffusion_model.blocks.1.self_attn"
+    save_file(load_file(file) | {f"{block}.{name}.diff_b": torch.ones(24) for name in "qv"}, file)
+    report = convert([hub[1]], tmp_path / "out", preset=hub[0], loras=[(file, 0.5)])
+    result, plain = (load_file(place / "transformer" / module.FILE) for place in (tmp_path / "out", hub[1]))
+    for name in ("to_q", "to_v"):  # with and without matrices; diffusers takes no alpha for them
+        assert torch.allclose(result[f"blocks.1.attn1.{name}.bias"], plain[f"blocks.1.attn1.{name}.bias"] + 0.5)
+    assert report.dropped == [] and "merged into 4 weights" in str(report)
+
+
+def test_the_alpha_of_an_adapter_may_lie_beside_it(hub, tmp_path):
+    file, added = adapter(tmp_path)
+    file = file.rename(tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 4, "lora_alpha": 8}))
+    convert([hub[1]], tmp_path / "out", preset=hub[0], loras=[(file, 1.0)])
+    result, plain = (load_file(place / "transformer" / module.FILE) for place in (tmp_path / "out", hub[1]))
+    key = "blocks.1.attn1.to_q.weight"
+    assert torch.allclose(result[key], plain[key] + 2 * added[0], atol=1e-5)
+    (tmp_path / "adapter_config.json").write_bytes(b"\xff")
+    with pytest.raises(InputError, match="adapter_config.json is no configuration"):
+        convert([hub[1]], tmp_path / "again", preset=hub[0], loras=[(file, 1.0)])
 
 
 # ---------------------------------------------------------------- what is wrong is named

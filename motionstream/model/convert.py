@@ -360,12 +360,13 @@ def _made(missing: Mapping[str, Tensor], seed: int) -> Weights:
 
 
 def _merge_lora(weights: Weights, file: Path, strength: float, report: Report) -> None:
-    """Adds strength * alpha / rank * B A to the weights an adapter was trained for.
+    """Adds strength * alpha / rank * B A to the weights an adapter was trained for, and so what it has for biases.
 
     diffusers reads the file, knows its names and multiplies by an alpha that is a tensor; one of PEFT's is in the
-    file's metadata. Without any, alpha is the rank.
+    file's metadata, or in adapter_config.json beside it. Without any, alpha is the rank.
     """
     stored, metadata = checkpoint.read_weights(file)
+    stored = {_usual_name(name): tensor for name, tensor in stored.items()}
     # diffusers is asked once with numbers in the tensors' place: what does not come back, it takes out unsaid. An alpha
     # of 1 changes no number, and an identity that it makes up is 1.
     alphas = [name for name in stored if name.endswith(".alpha")]
@@ -374,21 +375,31 @@ def _merge_lora(weights: Weights, file: Path, strength: float, report: Report) -
     kept = _read_lora({name: torch.full((1, 1), float(asked[name])) for name in stored}, file)
     lost = numbers.keys() - {int(x) for x in kept.values()}
     lora, config = _read_lora(stored, file), _lora_config(metadata, file)
-    pairs = [name.removesuffix(".lora_A.weight") for name in lora if name.endswith(".lora_A.weight")]
-    used = set()
-    for pair in pairs:
-        module, down, up = pair.removeprefix("transformer."), f"{pair}.lora_A.weight", f"{pair}.lora_B.weight"
-        name = f"{module}.weight"
-        if name not in weights or up not in lora or weights[name].shape != (len(lora[up]), lora[down].shape[1]):
-            continue
-        scale = strength * _lora_scale(config, module, rank=len(lora[down]))
-        weights[name] = (weights[name].float() + scale * lora[up].float() @ lora[down].float()).to(weights[name])
-        used |= {down, up}
+    changed, used = [], set()
+    for pair in dict.fromkeys(re.sub(r"\.lora_[AB]\.(weight|bias)$", "", name) for name in lora):
+        down, up, bias = (lora.get(f"{pair}.lora_{part}") for part in ("A.weight", "B.weight", "B.bias"))
+        module, scale = pair.removeprefix("transformer."), strength
+        added = {} if bias is None else {f"{module}.bias": (bias.float(), ["B.bias"])}
+        if down is not None and up is not None:
+            scale *= _lora_scale(config, module, rank=len(down))
+            added[f"{module}.weight"] = up.float() @ down.float(), ["A.weight", "B.weight"]
+        for name, (value, parts) in added.items():
+            if name in weights and weights[name].shape == value.shape:
+                weights[name] = (weights[name].float() + scale * value).to(weights[name])
+                changed.append(name)
+                used |= {f"{pair}.lora_{part}" for part in parts}
     if not used:
         raise InputError(f"{file} adapts no weight of this transformer")
-    report.remarks.append(f"{file.name}: merged into {len(used) // 2} weights at strength {strength:g}")
+    report.remarks.append(f"{file.name}: merged into {len(changed)} weights at strength {strength:g}")
     unused = [name for name in lora if name not in used] + [numbers[n] for n in sorted(lost)]
     report.dropped += [f"{file.name}: {name}" for name in unused]
+
+
+def _usual_name(name: str) -> str:
+    """A weight's name as diffusers reads it, of those that PEFT, DiffSynth and VideoX-Fun give it."""
+    name = name.removeprefix("base_model.model.").replace(".default.", ".").replace("lora_unet__", "lora_unet_")
+    wan = re.match(r"blocks\.\d+\.(self_attn|cross_attn|ffn\.[02])\.", name)
+    return f"diffusion_model.{name}" if wan else name
 
 
 def _read_lora(stored: Weights, file: Path) -> Weights:
@@ -401,15 +412,19 @@ def _read_lora(stored: Weights, file: Path) -> Weights:
 
 
 def _lora_config(metadata: Mapping[str, str], file: Path) -> dict:
-    """PEFT's configuration of the transformer's adapter, as diffusers' scripts write it; {} if there is none."""
+    """PEFT's configuration of the transformer's adapter, as diffusers' scripts or PEFT itself write it, or {}."""
+    source, text = "lora_adapter_metadata", metadata.get("lora_adapter_metadata") or "{}"
     try:
-        config = json.loads(metadata.get("lora_adapter_metadata") or "{}")
+        if file.name == "adapter_model.safetensors" and file.with_name("adapter_config.json").is_file():
+            source = "adapter_config.json"
+            text = file.with_name(source).read_text()
+        config = json.loads(text)
         config = {name.removeprefix("transformer."): value for name, value in config.items()}
         config["alpha_pattern"] = {re.compile(rf"(.*\.)?({pattern})$"): float(alpha)
                                    for pattern, alpha in (config.get("alpha_pattern") or {}).items()}
         return config | ({"lora_alpha": float(config["lora_alpha"])} if "lora_alpha" in config else {})
     except (ValueError, TypeError, AttributeError, re.error) as error:
-        raise InputError(f"{file}: its lora_adapter_metadata is no configuration of PEFT's: {error}") from error
+        raise InputError(f"{file}: its {source} is no configuration of PEFT's: {error}") from error
 
 
 def _lora_scale(config: Mapping, module: str, rank: int) -> float:

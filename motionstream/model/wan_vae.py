@@ -108,8 +108,10 @@ class WanVAE(AutoencoderKLWan):
         memory = memory or [None] * self._cached_conv_counts["encoder"]
         if self.config.patch_size is not None:
             frames = patchify(frames, self.config.patch_size)
-        # Frame 0 is alone in its latent frame; diffusers' layers take any number of the later ones at once.
-        pieces = [frames[:, :, :1], frames[:, :, 1:]] if begins else [frames]
+        # Frame 0 is alone in its latent frame. One latent frame at a time: a chunk at once would need more memory than
+        # all else that a stream does.
+        alone, rest = frames.split([int(begins), count - begins], dim=2)
+        pieces = [alone] * begins + [*rest.split(FRAMES_PER_LATENT, dim=2)]
         parts = [self.encoder(piece, feat_cache=memory, feat_idx=[0]) for piece in pieces if piece.shape[2]]
         mean = self.quant_conv(torch.cat(parts, 2)).chunk(2, dim=1)[0]
         return (mean - self.mean) / self.deviation, memory

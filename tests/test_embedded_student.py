@@ -66,15 +66,30 @@ def test_bright_things_fall(student, effect):
     assert 5 <= found and specks.mean() < 0.1
 
 
+def displacement(model: Model, name: str, budget: int) -> tuple[np.ndarray, Tracks]:
+    """How far the cells [h, w] of an example are after its own drags, pixels, and these, 45 frames."""
+    fit = partial(fit_pictures, model.preset, Choice(budget))
+    image, _ = fit(read_image(EXAMPLES / f"{name}.jpg"))
+    tracks = read_drags(EXAMPLES / f"{name}.json", model.preset, fit).tracks.rows(0, 45)
+    state = model.motion_prior.start(torch.tensor(image).permute(2, 0, 1) / 127.5 - 1)
+    moved = model.motion_prior.motion(state, tracks)[-1].norm(dim=-1)
+    return moved.view(*(side // CELL for side in image.shape[:2])).numpy(), tracks
+
+
+@pytest.mark.parametrize("name", ["boat", "car", "koi", "ladybird", "planet"])
+def test_nothing_leaves_crumbs_behind(student, name):
+    """All of what moves far, and all of what does not, hangs together in pieces of more than a few cells."""
+    for budget in (100, 240):
+        far, _ = displacement(student, name, budget)
+        for side in (far > far.max() / 2, far <= far.max() / 2):
+            _, _, pieces, _ = cv2.connectedComponentsWithStats(side.astype(np.uint8), connectivity=4)
+            assert pieces[1:, cv2.CC_STAT_AREA].min() > 5
+
+
 @pytest.mark.parametrize("budget", [100, 140, 240])
 def test_a_dragged_fish_takes_its_tail_along(student, budget):
-    fit = partial(fit_pictures, student.preset, Choice(budget))
-    image, _ = fit(read_image(EXAMPLES / "koi.jpg"))
-    tracks = read_drags(EXAMPLES / "koi.json", student.preset, fit).tracks
-    prior = student.motion_prior
-    moved = prior.motion(prior.start(torch.tensor(image).permute(2, 0, 1) / 127.5 - 1), tracks.rows(0, 45))[-1]
-    far = moved.norm(dim=-1).view(*(side // CELL for side in image.shape[:2]))
-    far = far.numpy() / np.linalg.norm(tracks.points[44] - tracks.points[0], axis=-1).max()
+    far, tracks = displacement(student, "koi", budget)
+    far /= np.linalg.norm(tracks.points[-1] - tracks.points[0], axis=-1).max()
     rows, columns = far.shape
 
     def part(x, y):

@@ -68,15 +68,16 @@ def least_squares_motion(
 def settle(motion: Tensor, outline: Tensor, rim: Tensor, foremost: Tensor) -> Tensor:
     """Motion [T, P, 2] in pixels, cleaned, and cut along outlines; outline, rim, foremost: see `outlines`.
 
-    Medians over 5x5 cells, as in classical optical flow, remove specks and keep edges. Where nearly all that the motion
-    changes within WIDE cells it changes within NARROW ones, two things touch, and a cell goes with one or the other;
-    elsewhere it stretches. Last, the one in front takes its soft rim along.
+    Medians, as in classical optical flow, remove specks and keep edges. Where nearly all that the motion changes within
+    WIDE cells it changes within NARROW ones, two things touch, and a cell goes with one or the other; elsewhere it
+    stretches. The one in front takes its soft rim along. Last, medians again: single cells that chose otherwise than
+    those around them would stay behind as crumbs.
     """
     grids = motion.unflatten(1, outline.shape).numpy()
     narrow, wide = (np.ones((side, side), np.uint8) for side in (NARROW, WIDE))
     settled = []
     for frame in grids:
-        x = np.stack([cv2.medianBlur(np.ascontiguousarray(frame[..., k]), 5) for k in (0, 1)], -1)
+        x = medians(frame)
         most, least = cv2.dilate(x, narrow), cv2.erode(x, narrow)
         step = most - least
         sharp = (step > CUT * (cv2.dilate(x, wide) - cv2.erode(x, wide))) & (step > PARTS) & outline[..., None].numpy()
@@ -84,7 +85,13 @@ def settle(motion: Tensor, outline: Tensor, rim: Tensor, foremost: Tensor) -> Te
     cut = torch.from_numpy(np.stack(settled)).flatten(1, 2)
     taken = cut[:, foremost]
     taken_along = rim.flatten() & ((taken - cut).norm(dim=-1) > PARTS)
-    return torch.where(taken_along[..., None], taken, cut)
+    grids = torch.where(taken_along[..., None], taken, cut).unflatten(1, outline.shape).numpy()
+    return torch.from_numpy(np.stack([medians(frame) for frame in grids])).flatten(1, 2)
+
+
+def medians(motion: np.ndarray) -> np.ndarray:
+    """Of the motion [h, w, 2] of cells, over 5x5 of them."""
+    return np.stack([cv2.medianBlur(np.ascontiguousarray(motion[..., k]), 5) for k in (0, 1)], -1)
 
 
 def meet(motion: Tensor, share: Tensor, anchors: Tensor, moved: Tensor, visible: Tensor, rows: int) -> Tensor:

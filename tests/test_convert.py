@@ -281,6 +281,22 @@ def wan_vae_name(name: str) -> str:
     return f"{head}.{rest}"
 
 
+def test_the_vocabulary_is_read_as_its_file_has_it(tmp_path):
+    """Published folders name a class that splits characters which are not in it in another way."""
+    words = ["<pad>", "</s>", "<s>", "<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581a", "\u2581"]
+    inner = Tokenizer(models.Unigram([(word, -float(n)) for n, word in enumerate(words)], unk_id=3, byte_fallback=True))
+    inner.pre_tokenizer = pre_tokenizers.Metaspace()
+    inner.add_special_tokens(words[:4])
+    (tmp_path / "tokenizer").mkdir()
+    inner.save(str(tmp_path / "tokenizer" / "tokenizer.json"))
+    config = {"tokenizer_class": "T5Tokenizer", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    (tmp_path / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(config))
+    encoder = UMT5TextEncoder(**UMT5)
+    encoder.load_beside(tmp_path / "text_encoder")
+    expected = inner.encode("a \U0001f98a").ids
+    assert encoder.tokenizer("a \U0001f98a").input_ids == expected and len(expected) > 5
+
+
 def test_an_adapter_is_merged(hub, tmp_path):
     preset, folder = hub
     down, up = torch.randn(4, 24), torch.randn(24, 4)

@@ -322,13 +322,14 @@ def _class(name: str, folder: Path | None = None) -> type[nn.Module]:
 
 
 def _cast(part: nn.Module, dtype: torch.dtype) -> None:
-    """Casts the weights, except for those that diffusers and transformers keep in float32 for precision."""
+    """Casts the weights, except for those that diffusers and transformers keep in float32 beside bfloat16."""
     for name, weight in part.named_parameters():
         weight.data = weight.data.to(_dtype_of(part, name, weight, dtype))
 
 
 def _dtype_of(part: nn.Module, name: str, weight: Tensor, dtype: torch.dtype | None) -> torch.dtype:
-    keep = set(getattr(part, "_keep_in_fp32_modules", None) or ())
+    usual = getattr(part, "_keep_in_fp32_modules", None)  # transformers' own count beside float16 only
+    keep = set(getattr(part, "_keep_in_fp32_modules_strict", usual) or ())
     if dtype is None or not isinstance(weight, nn.Parameter) or keep & set(name.split(".")):
         return weight.dtype
     return dtype

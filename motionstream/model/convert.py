@@ -336,8 +336,12 @@ def _write(folder: Path, kind: str, keywords: Mapping, weights: Weights, report:
     report.placed += len(state)
     report.made += [f"{name}: {key}" for key in missing]
     state |= _made({key: expected[key] for key in missing}, seed)
+    taken = set()
+    for key, tensor in state.items():  # one under two names is written twice; the others stay in their files' memory
+        if tensor.data_ptr() in taken:
+            state[key] = tensor.clone()
+        taken.add(tensor.data_ptr())
     folder.mkdir(parents=True)
-    state = {key: tensor.clone() for key, tensor in state.items()}
     if hasattr(part, "save_config"):
         part.save_config(folder)
         save_file(state, folder / FILE)

@@ -94,8 +94,10 @@ def visiting(part: nn.Module, device: torch.device) -> Iterator[nn.Module]:
 
 
 def free_bytes(device: torch.device) -> float:
-    """GPU memory that can still be had; unlimited elsewhere."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else math.inf
+    """GPU memory that can still be had, with what PyTorch has kept of freed tensors; unlimited elsewhere."""
+    if device.type != "cuda":
+        return math.inf
+    return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 def weight_bytes(*parts: nn.Module) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AutoTokenizer, CLIPVisionConfig, CLIPVisionModel, UMT5Config, UMT5EncoderModel
+from transformers import CLIPVisionConfig, CLIPVisionModel, PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from motionstream.errors import InputError
 
@@ -40,7 +40,8 @@ class UMT5TextEncoder(UMT5EncoderModel):
         beside = folder.parent / "tokenizer"
         if not (beside / "tokenizer.json").is_file():
             raise InputError(f"{beside} has no tokenizer.json: the text encoder needs its vocabulary")
-        self.tokenizer = AutoTokenizer.from_pretrained(beside, local_files_only=True)
+        # As the file has it: the class that published folders name, T5's, would split unknown characters its own way.
+        self.tokenizer = PreTrainedTokenizerFast.from_pretrained(beside, local_files_only=True)
 
     def save_pretrained(self, folder: str | Path, **keywords: Any) -> None:
         super().save_pretrained(folder, **keywords)

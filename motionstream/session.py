@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import sys
 import tempfile
@@ -276,7 +277,8 @@ class Record:
     """What a session leaves besides its chunks.
 
     head: model, image, prompt, seed and release mode at the start; controls: (number of the first chunk that a message
-    applied to, message as JSON); chunks: how many were generated; end: why the session is over ("stopped", "idle").
+    applied to, message as JSON); chunks: how many were generated; end: why the session is over ("stopped", "idle",
+    "limit").
     """
 
     head: dict = field(default_factory=dict)
@@ -359,11 +361,13 @@ def run_session(
     base: SourceRecipe | None = None,
     ahead: int | None = 1,
     idle_s: float = 600.0,
+    limit_s: float = math.inf,
     record: Record | None = None,
     sharp: np.ndarray | None = None,
     stream: Callable[..., Iterator[Chunk]] = stream,
 ) -> Iterator[Chunk]:
-    """Chunks of a live session, until a stop, the end of the mailbox, or `idle_s` seconds of waiting for a message.
+    """Chunks of a live session, until a stop, the end of the mailbox, `idle_s` seconds of waiting for a message, or
+    `limit_s` seconds in all: no chunk begins after them.
 
     image: uint8 RGB [H, W, 3] at generation size; inbox: a mailbox's address, or an `Inbox`, closed at the end;
     prompt, seed, sharp: see `streaming.stream`; release: see `DragSource`; base: what the drags are laid on;
@@ -373,6 +377,7 @@ def run_session(
     """
     record = Record() if record is None else record
     record.head = recipe_head(model, image, prompt, seed, release, base, sharp)
+    over = time.monotonic() + limit_s
     try:
         inbox = Inbox(inbox) if isinstance(inbox, str) else inbox
     except (ConnectionRefusedError, FileNotFoundError):  # the visitor left before the worker was there
@@ -383,13 +388,13 @@ def run_session(
         closing(_State(prompt, seed, release, base)) as state,
         closing(stream(model, image, state.source, prompt=lambda: state.prompt, seed=seed, sharp=sharp)) as chunks,
     ):
-        while _may_go_on(state, inbox, record, ahead, idle_s) and (chunk := next(chunks, None)):
+        while _may_go_on(state, inbox, record, ahead, idle_s, over) and (chunk := next(chunks, None)):
             record.chunks += 1
             yield chunk
 
 
-def _may_go_on(state: _State, inbox: Inbox, record: Record, ahead: int | None, idle_s: float) -> bool:
-    """Empties the inbox, then waits while the session is paused or too far ahead of the visitor."""
+def _may_go_on(state: _State, inbox: Inbox, record: Record, ahead: int | None, idle_s: float, over: float) -> bool:
+    """Empties the inbox, then waits while the session is paused or too far ahead of the visitor; until `over`."""
     messages = inbox.drain()
     deadline = time.monotonic() + idle_s
     while True:
@@ -403,6 +408,9 @@ def _may_go_on(state: _State, inbox: Inbox, record: Record, ahead: int | None, i
         if state.stopped:
             record.end = "stopped"
             return False
+        if time.monotonic() >= over:
+            record.end = "limit"
+            return False
         if not state.paused and (ahead is None or record.chunks - state.shown <= ahead):
             return True
         if messages:
@@ -410,7 +418,7 @@ def _may_go_on(state: _State, inbox: Inbox, record: Record, ahead: int | None, i
         elif time.monotonic() >= deadline:
             record.end = "idle"
             return False
-        messages = inbox.drain(max(0.0, deadline - time.monotonic()))
+        messages = inbox.drain(max(0.0, min(deadline, over) - time.monotonic()))
 
 
 def replay(

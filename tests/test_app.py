@@ -4,7 +4,9 @@ import gc
 import io
 import itertools
 import json
+import math
 import os
+import pickle
 import socket
 import sys
 import threading
@@ -28,10 +30,13 @@ from motionstream import machine
 from motionstream.errors import InputError
 from motionstream.machine import Choice, fit_pictures, parse_resolution, pick_dtype, pick_size, shown_size
 from motionstream.model.presets import PRESETS, SHARP_PIXELS
+from motionstream.session import Mailbox
 from motionstream.streaming import Chunk
 from motionstream.tracks import Tracks
 from motionstream.ui import live as live_module
+from motionstream.ui.clip import ClipEncoder
 from motionstream.ui.engine import Engine, on_gpu
+from motionstream.video import read_clip
 
 PRESET = PRESETS["embedded"]
 
@@ -280,6 +285,18 @@ def test_broken_model_is_told_to_the_visitor(site, visitor):
     site.paste.fail = None
     visitor.start(run=2)
     assert visitor.chunk()["chunk"] == 0
+
+
+def test_clip_of_a_stream_that_broke_has_all_frames_made_until_then(tmp_path):
+    seat, path = SimpleNamespace(send=lambda *_: None), tmp_path / "clip.mp4"
+    for count in (0, 9):
+        with pytest.raises(RuntimeError, match="boom"), ClipEncoder(seat, 1, path, 64, 48, 16) as encoder:
+            if count:
+                frames = np.zeros((count, 48, 64, 3), np.uint8)
+                encoder.put(Chunk(0, 0, frames, Tracks.empty(count), {"total": 0.1}), None)
+            raise RuntimeError("boom")
+        assert os.listdir(tmp_path) == [path.name] * bool(count)  # nothing half-finished
+    assert read_clip(path)[0].shape == (9, 48, 64, 3)
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------
@@ -570,6 +587,46 @@ def test_engine_runs_on_zero_gpu_only_where_it_is_on(monkeypatch):
     assert on_gpu(picture_file) is picture_file and not wrapped
     monkeypatch.setenv("SPACES_ZERO_GPU", "true")
     assert on_gpu(picture_file) is not picture_file and wrapped == [120]
+
+
+@pytest.fixture(params=[False, True], ids=["own machine", "ZeroGPU"])
+def lent(request, monkeypatch) -> bool:
+    """Whether the GPU is lent: then what goes in and out is pickled, and errors but `gr.Error` come as a class name."""
+
+    def gpu(duration):
+        return lambda function: lambda *args: forked(function, *pickle.loads(pickle.dumps(args)))
+
+    def forked(function, *args):
+        try:
+            yield from (pickle.loads(pickle.dumps(news)) for news in function(*args))
+        except Exception as error:  # as `spaces` does
+            raise error if isinstance(error, gr.Error) else gr.Error(type(error).__name__) from error
+
+    monkeypatch.setitem(sys.modules, "spaces", SimpleNamespace(GPU=gpu))
+    monkeypatch.setenv("SPACES_ZERO_GPU", str(request.param).lower())
+    return request.param
+
+
+def test_bad_input_that_ends_a_stream_is_told_in_its_own_words(lent):
+    engine, reports = fake_engine(Paste(fail=InputError("the webcam is off: switch it on"))), []
+    with Mailbox() as mailbox, pytest.raises(InputError, match="^the webcam is off: switch it on$"):
+        mailbox.send({"kind": "fly"})
+        for news in engine.run(*engine.fit(np.zeros((120, 200, 3), np.uint8)), mailbox.address, ""):
+            reports.append(news)
+            mailbox.send({"kind": "ack", "chunk": 0})
+    assert len(reports) == 2 and "unknown kind" in reports[0].errors[0] and reports[1].recipe["chunks"] == 1
+
+
+def test_stream_ends_before_zero_gpu_would_end_it(lent):
+    def run_session(model, image, address, *, limit_s, record, **_):
+        yield Chunk(0, 0, np.zeros((9, *image.shape), np.uint8), Tracks.empty(9), {"total": 1.0})
+        limits.append(limit_s)
+        record.end = "limit" if lent else "stopped"
+
+    limits, model = [], fake_engine(Paste()).model
+    *_, last = Engine(model, Choice(180), run_session).run(np.zeros((96, 160, 3), np.uint8), None, "", "")
+    assert limits == [105 if lent else math.inf]
+    assert ("120 seconds" in last.end and "download" in last.end) if lent else last.end == ""
 
 
 def test_stream_limit_follows_the_machine():

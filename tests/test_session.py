@@ -291,6 +291,16 @@ def test_a_silent_visitor_is_not_waited_for_for_ever():
     assert record.end == "idle"
 
 
+@pytest.mark.parametrize("paused", [False, True])
+def test_a_session_that_runs_or_waits_ends_at_its_limit(paused):
+    record, began = Record(), time.monotonic()
+    with Mailbox() as mailbox:
+        mailbox.send({"kind": "pause", "value": paused})
+        chunks = list(session(mailbox, ahead=None, idle_s=10, limit_s=0.1, record=record))
+    assert bool(chunks) != paused and record.end == "limit"
+    assert 0.1 <= time.monotonic() - began < 5 and record.recipe()["chunks"] == len(chunks)
+
+
 def test_bad_messages_end_nothing_and_are_told():
     record = Record()
     bad = [{"kind": "fly"}, pin("x"), {"kind": "prompt", "text": "x" * 10_000}, {"kind": "pause"}, {"kind": "ack"}, {}]

@@ -30,7 +30,7 @@ class ClipEncoder:
         with ClipEncoder(seat, run, path, 320, 192, 16) as encoder:
             encoder.put(chunk, newest_input)
 
-    The file is there after the block, unless there was no frame or the block raised. run: the canvas's number of this
+    The file is there after the block, also one that raised, unless there was no frame. run: the canvas's number of this
     stream, which tells its frames from those of the stream before; recipe: for the file's metadata.
     """
 
@@ -53,9 +53,9 @@ class ClipEncoder:
     def __enter__(self) -> ClipEncoder:
         return self
 
-    def __exit__(self, kind: type | None, *_) -> None:
+    def __exit__(self, *_) -> None:
         self._pool.shutdown(wait=True)
-        if kind is None and self._writer.frames:
+        if self._writer.frames:  # whatever ended the stream: what was made until then is the visitor's
             self._writer.recipe = self.recipe
             self._writer.close()
         else:

@@ -6,6 +6,7 @@ mailbox's address. Elsewhere the same generator runs in the thread that calls it
 
 from __future__ import annotations
 
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -15,12 +16,18 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from motionstream.controls.layers import SourceRecipe
+from motionstream.errors import InputError
 from motionstream.machine import Choice, fit_pictures, frame_seconds, pick_again
 from motionstream.model.checkpoint import Model
 from motionstream.session import Record, run_session
 from motionstream.streaming import Chunk, settled
 
 ZERO_GPU_SECONDS = 120  # of the visitor's quota that one stream may take
+SPARE_SECONDS = 15  # of them, for the worker's start and the last chunk: one that is late is killed, and says nothing
+OVER = (
+    f"Stopped: a stream may use the GPU for {ZERO_GPU_SECONDS} seconds, its start-up included: "
+    "download the clip, or press Start for a new stream"
+)
 REMEMBERED_CHUNKS = 40  # of a stream, the newest ones: they tell how fast the machine is
 
 
@@ -28,13 +35,15 @@ REMEMBERED_CHUNKS = 40  # of a stream, the newest ones: they tell how fast the m
 class News:
     """What a running session reports: a chunk, or at its end None and the recipe.
 
-    errors: what was wrong with control messages since the last report, in sentences; end: see `Record`.
+    errors: what was wrong with control messages since the last report, in sentences; end: a sentence, if the session
+    had to end where the visitor would have gone on; failure: the `InputError` that it broke with, in a sentence.
     """
 
     chunk: Chunk | None
     errors: list[str]
     recipe: dict = field(default_factory=dict)
     end: str = ""
+    failure: str = ""
 
 
 class Engine:
@@ -50,7 +59,10 @@ class Engine:
     def run(
         self, picture: np.ndarray, sharp: np.ndarray | None, address: str, prompt: str, base: SourceRecipe | None = None
     ) -> Iterator[News]:
-        """A stream from what `fit` made of a picture, as `run_session` has it; then the size is picked again."""
+        """A stream from what `fit` made of a picture, as `run_session` has it; then the size is picked again.
+
+        Raises `InputError` as `run_session` does, after the last report.
+        """
         preset, choice = self.model.preset, self.choice
         spent = deque(maxlen=REMEMBERED_CHUNKS)
         try:
@@ -59,6 +71,8 @@ class Engine:
                     if news.chunk is not None and news.chunk.index >= settled(preset):
                         spent.append(frame_seconds(news.chunk))
                     yield news
+                    if news.failure:
+                        raise InputError(news.failure)
         finally:
             self.choice = pick_again(preset, choice, picture, sharp, spent)
 
@@ -78,21 +92,32 @@ class Engine:
 
 def on_gpu(function: Callable) -> Callable:
     """`function`, on a GPU lent for the call where this process runs under ZeroGPU; unchanged elsewhere."""
-    if os.environ.get("SPACES_ZERO_GPU", "").lower() not in ("1", "t", "true"):
+    if not on_zero_gpu():
         return function
     import spaces  # exists on Spaces only
 
     return spaces.GPU(duration=ZERO_GPU_SECONDS)(function)
 
 
+def on_zero_gpu() -> bool:
+    """Whether this process runs on a Space whose GPU is lent to it call by call."""
+    return os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
+
+
 def _reporter(model: Model, run_session: Callable[..., Iterator[Chunk]]) -> Callable[..., Iterator[News]]:
+    limit_s = ZERO_GPU_SECONDS - SPARE_SECONDS if on_zero_gpu() else math.inf
+
     # The model is in the closure, not among the arguments: it reaches a forked worker by the fork, not by pickling.
     def run(
         picture: np.ndarray, sharp: np.ndarray | None, address: str, prompt: str, base: SourceRecipe | None
     ) -> Iterator[News]:
-        record = Record()
-        for chunk in run_session(model, picture, address, prompt=prompt, base=base, record=record, sharp=sharp):
-            yield News(chunk, record.take_errors())
-        yield News(None, record.take_errors(), record.recipe(), record.end)
+        record, failure = Record(), ""
+        settings = {"prompt": prompt, "base": base, "sharp": sharp, "limit_s": limit_s, "record": record}
+        try:
+            for chunk in run_session(model, picture, address, **settings):
+                yield News(chunk, record.take_errors())
+        except InputError as error:  # `Engine.run` raises it again: of a worker's errors ZeroGPU tells the class only
+            failure = str(error)
+        yield News(None, record.take_errors(), record.recipe(), OVER if record.end == "limit" else "", failure)
 
     return run

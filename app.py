@@ -11,27 +11,40 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import gradio as gr
 import numpy as np
 
 from motionstream.errors import InputError
-from motionstream.machine import Choice, parse_resolution, pick_device, pick_dtype, pick_size, tune
+from motionstream.machine import (
+    PROBE_ASPECT,
+    Choice,
+    parse_resolution,
+    pick_device,
+    pick_dtype,
+    pick_size,
+    size_for,
+    time_size,
+    tune,
+)
 from motionstream.model.checkpoint import Model, load_model
-from motionstream.streaming import Chunk, stream
+from motionstream.model.device import free_bytes
+from motionstream.streaming import Chunk, room_for_stream, stream
 from motionstream.tracks import StaticTracks, Tracks
 from motionstream.ui.camera import CameraTab
 from motionstream.ui.canvas import CanvasValue, LiveCanvas
 from motionstream.ui.drag import DragTab
-from motionstream.ui.engine import Engine
+from motionstream.ui.engine import Engine, on_zero_gpu
 from motionstream.ui.live import Live
 from motionstream.ui.tab import Example, read_examples
 from motionstream.ui.transfer import TransferTab
 
 EXAMPLES = Path(__file__).parent / "examples"
 CLIP_LIFETIME = (600, 3_600)  # Gradio looks every 10 minutes for clips older than an hour, and deletes them
-STREAMS_PER_GPU = 16  # ZeroGPU queues them itself
+PING_SECONDS = 120.0  # that a browser may take to answer a ping: the largest photo goes up at 1 Mbit/s meanwhile
+STREAMS_ON_ZERO_GPU = 16  # it queues them itself
 HEADER = """
 <header class="ms-header">
   <h1>MotionStream</h1>
@@ -55,37 +68,44 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--resolution", metavar="BUDGET|WxH", help="tokens per latent frame, or a fixed size in pixels"
                         " (default: the largest trained size that this machine plays in real time)")
     parser.add_argument("--low-memory", action="store_true", help="less GPU memory, slower")
+    parser.add_argument("--compile", action="store_true", help="compile the transformer's blocks, which takes a"
+                        " minute for each size of pictures: best with a fixed one")
+    parser.add_argument("--fp8", action="store_true", help="linear layers in 8-bit floating point")
     parser.add_argument("--port", type=int, help="default: $GRADIO_SERVER_PORT, or the first free port from 7860")
     parser.add_argument("--share", action="store_true", help="make a temporary public address")
     return parser.parse_args(argv)
 
 
-def load_engine(name: str, resolution: str | None, low_memory: bool = False) -> Engine:
+def load_engine(arguments: argparse.Namespace) -> Engine:
     """The model at the number format and size that suit this machine; `InputError` if either cannot be had."""
     device = pick_device()
-    model = load_model(name, device, pick_dtype(device), low_memory=low_memory)
-    tune(model)
-    if resolution is not None:
-        return Engine(model, parse_resolution(resolution, model.preset))
-    return Engine(model, measure(model))
+    model = load_model(arguments.model, device, pick_dtype(device), low_memory=arguments.low_memory)
+    tune(model, arguments.compile, arguments.fp8)
+    preset, run = model.preset, partial(dragged, model)
+    choice = None if arguments.resolution is None else parse_resolution(arguments.resolution, preset)
+    if device == "cpu":
+        return Engine(model, choice or pick_size(preset, run))
+    choice = choice or Choice(max(preset.budgets))
+    return Engine(model, choice if on_zero_gpu() else time_size(preset, choice, run))
 
 
-def measure(model: Model) -> Choice:
-    """The largest size at which `model` keeps up with playback here, while something is dragged."""
-
-    def run(picture: np.ndarray, sharp: np.ndarray | None) -> Iterator[Chunk]:
-        path = np.linspace(0.3, 0.7, 3 * model.preset.chunk_frames(1))[:, None] * picture.shape[1::-1]
-        grid = Tracks.rigid_grid(path, picture.shape[0] / 12, 3, np.arange(9))
-        return stream(model, picture, StaticTracks(grid), sharp=sharp)
-
-    return pick_size(model.preset, model.device.type, run)
+def dragged(model: Model, picture: np.ndarray, sharp: np.ndarray | None) -> Iterator[Chunk]:
+    """A stream to measure: of one thing that is dragged across the picture."""
+    path = np.linspace(0.3, 0.7, 3 * model.preset.chunk_frames(1))[:, None] * picture.shape[1::-1]
+    grid = Tracks.rigid_grid(path, picture.shape[0] / 12, 3, np.arange(9))
+    return stream(model, picture, StaticTracks(grid), sharp=sharp)
 
 
 def stream_limit(engine: Engine) -> int:
-    """How many visitors may stream at once: as many as this machine plays in real time, at least one."""
-    if engine.model.device.type != "cpu":
-        return STREAMS_PER_GPU
-    return max(1, int((engine.choice.fps or 0) / engine.model.preset.fps))
+    """How many visitors may stream at once: as many as are played in real time and have room, at least one."""
+    model, choice = engine.model, engine.choice
+    if on_zero_gpu():
+        return STREAMS_ON_ZERO_GPU
+    limit = (choice.fps or 0) / model.preset.fps
+    if model.device.type != "cpu":
+        size = size_for(model.preset, choice, *PROBE_ASPECT)
+        limit = min(limit, free_bytes(model.device) / room_for_stream(model, *size))
+    return max(1, int(limit))
 
 
 def build(engine: Engine, examples: Sequence[Example], limit: int) -> tuple[gr.Blocks, Live]:
@@ -132,7 +152,9 @@ def serve(demo: gr.Blocks, live: Live, port: int | None = None, share: bool = Fa
     except (OSError, OverflowError) as error:  # in use, not allowed, or no port at all
         wanted = "there is no free port" if port is None else f"port {port} cannot be used"
         raise InputError(f"{wanted}: choose a free one from 1024 to 65535 with --port") from error
-    demo.server.config.ws_per_message_deflate = False  # JPEGs do not deflate; read anew for every WebSocket
+    settings = demo.server.config  # read anew for every WebSocket
+    settings.ws_per_message_deflate = False  # JPEGs do not deflate
+    settings.ws_ping_timeout = PING_SECONDS  # a pong waits behind an uploaded photo, and behind a slow command
     return public or local
 
 
@@ -142,7 +164,7 @@ if __name__ == "__main__":
         # A thread keeps the workers of what it has computed until it ends. Were they this one's, there would be more of
         # them than cores beside a stream's, and OpenMP would put them to sleep between any two operations.
         with ThreadPoolExecutor(1) as passing:
-            load = passing.submit(load_engine, arguments.model, arguments.resolution, arguments.low_memory)
+            load = passing.submit(load_engine, arguments)
         engine = load.result()
         print(engine.describe(), flush=True)
         demo, live = build(engine, read_examples(EXAMPLES), stream_limit(engine))

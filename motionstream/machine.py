@@ -7,7 +7,7 @@ Decisions:
   does, the smallest is, and its frames are shown less sharp. Every stream tells anew how fast the machine is, for the
   next picture: it may have got other work.
 - On a CPU freed memory is kept (`keep_memory`): getting it from the system anew took a sixth of a chunk's time.
-- A GPU gets bfloat16 and the largest size unmeasured: the models for it were trained at one size.
+- A GPU gets bfloat16 and the largest size: the models for it were trained at one.
 - Attention on a GPU is FlashAttention 3 where the `kernels` package brings it (Hopper), else PyTorch's own with cuDNN.
   On a CPU in bfloat16, PyTorch's fused kernel takes 0.6 to twice the time of plain matrix products: it is measured.
 """
@@ -34,10 +34,11 @@ from motionstream.model.checkpoint import Model
 from motionstream.model.fp8 import FORMAT, use_fp8
 from motionstream.model.presets import Preset, fit_size, sharp_times
 from motionstream.model.transformer import matmul_attention
-from motionstream.streaming import Chunk
+from motionstream.streaming import Chunk, settled
 from motionstream.video import fit_image
 
 T = TypeVar("T")
+Run = Callable[[np.ndarray, np.ndarray | None], Iterator[Chunk]]  # (image, sharp) as in `stream` -> its chunks
 
 HEADROOM = 1.25  # generation must be this many times as fast as playback
 SEEN_HEADROOM = 1.1  # the same where server and encoder were at work while it was measured
@@ -191,17 +192,19 @@ class Cost:
         return next((choice for choice in choices if choice.fps >= headroom * preset.fps), choices[-1])
 
 
-def pick_size(preset: Preset, device: str, run: Callable[..., Iterator[Chunk]]) -> Choice:
-    """The size at which this machine plays `preset` in real time, see `Cost.best`.
-
-    run: (image, sharp) as in `stream` -> the chunks of a stream that starts from them.
-    """
-    if device != "cpu":
-        return Choice(max(preset.budgets))
+def pick_size(preset: Preset, run: Run) -> Choice:
+    """The size at which this machine's CPU plays `preset` in real time, see `Cost.best`."""
     smallest = fit_size(preset, *PROBE_ASPECT, min(preset.budgets))
     picture = _ramp(*(MAX_PROBE_TIMES * side for side in smallest))
     image, sharp = fit_pictures(preset, Choice(None, smallest), picture)
-    return Cost.of(image, sharp, _frame_seconds(run(image, sharp))).best(preset, HEADROOM)
+    return Cost.of(image, sharp, _fastest_frame(run(image, sharp), 1)).best(preset, HEADROOM)
+
+
+def time_size(preset: Preset, choice: Choice, run: Run) -> Choice:
+    """`choice` with the pace of a stream whose chunks all cost the same by now. On a GPU it also warms up."""
+    width, height = size_for(preset, choice, *PROBE_ASPECT)
+    pictures = fit_pictures(preset, choice, _ramp(MAX_PROBE_TIMES * width, MAX_PROBE_TIMES * height))
+    return replace(choice, fps=1 / sum(_fastest_frame(run(*pictures), settled(preset))))
 
 
 def pick_again(
@@ -294,10 +297,11 @@ def frame_seconds(chunk: Chunk) -> tuple[float, float]:
     return total - control - shown, shown
 
 
-def _frame_seconds(chunks: Iterator[Chunk]) -> tuple[float, float]:
-    """Those of the fastest chunk of a stream that has just begun."""
+def _fastest_frame(chunks: Iterator[Chunk], first: int) -> tuple[float, float]:
+    """`frame_seconds` of the fastest of some chunks of a new stream, after its `first` ones: they set things up."""
     with closing(chunks):
-        next(chunks)  # sets up kernels and memory
+        for _ in range(first):
+            next(chunks)
         start = time.perf_counter()
         spent = []
         while not spent or len(spent) < PROBE_CHUNKS and time.perf_counter() - start < PROBE_SECONDS:

@@ -33,7 +33,7 @@ from motionstream.errors import InputError
 from motionstream.model.cache import RollingCache
 from motionstream.model.checkpoint import Model
 from motionstream.model.composite import Light, composite, fade, find_light, sharpened
-from motionstream.model.device import GIB, Download, beside, stream_bytes, upload, visiting, weight_bytes
+from motionstream.model.device import GIB, Download, beside, free_bytes, stream_bytes, upload, visiting
 from motionstream.model.motion_prior import Moved
 from motionstream.model.presets import Preset, fit_size
 from motionstream.model.text import FALLING
@@ -223,15 +223,22 @@ class _Clock:
     def timings(self) -> dict[str, float]:
         """Once the pixels have arrived; `total` is counted from `begun`."""
         total = time.perf_counter() - self.begun
-        spans = {n: b - a if isinstance(a, float) else a.elapsed_time(b) / 1e3 for n, (a, b) in self.spans.items()}
-        return {"cache": 0.0} | spans | {"total": total}
+        return {"cache": 0.0} | {name: _seconds(*span) for name, span in self.spans.items()} | {"total": total}
+
+
+def _seconds(begin, end) -> float:
+    if isinstance(begin, float):
+        return end - begin
+    end.synchronize()  # the pixels may have arrived a moment before the event that follows them
+    return begin.elapsed_time(end) / 1e3
 
 
 @contextlib.contextmanager
 def inference(model: Model) -> Iterator[None]:
-    """No gradients, and the model's dtype for whatever may run in it."""
+    """No gradients, the model's dtype for whatever may run in it, and no other stream of the model meanwhile."""
     reduced = model.dtype != torch.float32
-    with torch.inference_mode(), torch.autocast(model.device.type, model.dtype if reduced else None, enabled=reduced):
+    autocast = torch.autocast(model.device.type, model.dtype if reduced else None, enabled=reduced)
+    with model.turn, torch.inference_mode(), autocast:
         yield
 
 
@@ -442,30 +449,36 @@ def _chunks(model, image, source, prompt, seed, sharp) -> Iterator[Chunk]:
     def ask() -> str:
         return prompt() if callable(prompt) else prompt
 
-    try:
-        state = _Stream(model, image, seed, sharp)
-        chunk = state.next_chunk(source, ask())
-    except torch.OutOfMemoryError as error:
-        raise InputError(_no_room(model, image.shape[1], image.shape[0])) from error
+    state = None
     while True:
+        chunk = None
+        with contextlib.suppress(torch.OutOfMemoryError):
+            state = state or _Stream(model, image, seed, sharp)
+            chunk = state.next_chunk(source, ask())
+        if chunk is None:
+            state = None  # what it held counts as free again
+            raise InputError(_no_room(model, image.shape[1], image.shape[0]))
         yield chunk
-        chunk = state.next_chunk(source, ask())
+
+
+def room_for_stream(model: Model, width: int, height: int) -> int:
+    """About how many bytes a stream of this size takes beside the weights."""
+    at_once = getattr(model.vae, "latents_at_once", None)
+    return stream_bytes(model.preset, width, height, model.tiny_vae is not None, at_once)
 
 
 def _no_room(model: Model, width: int, height: int) -> str:
     """What to say when a stream does not fit in the GPU's memory: what it needs and what would fit."""
-    preset, tiny = model.preset, model.tiny_vae is not None
-    room = torch.cuda.get_device_properties(model.device).total_memory - weight_bytes(*model.components().values())
-    at_once = getattr(model.vae, "latents_at_once", None)
+    preset, room = model.preset, free_bytes(model.device)
 
     def needs(budget: int) -> int:
-        return stream_bytes(preset, *fit_size(preset, width, height, budget), tiny, at_once)
+        return room_for_stream(model, *fit_size(preset, width, height, budget))
 
-    needed = stream_bytes(preset, width, height, tiny, at_once)
+    needed = room_for_stream(model, width, height)
     text = f"no room for a stream of {width}x{height} on the GPU: it takes about {needed / GIB:.1f} GiB beside the "
-    text += f"weights, and {max(room, 0) / GIB:.1f} GiB are left of the GPU's memory"
+    text += f"weights, and {room / GIB:.1f} GiB are left of the GPU's memory"
     smaller = (round(max(preset.budgets) * share) for share in (0.75, 0.5, 0.35, 0.25, 0.15))
     fits = next((budget for budget in smaller if needs(budget) < min(0.9 * room, needed)), None)
     remedies = [] if fits is None else [f"--resolution {fits} would fit"]
-    remedies += [] if tiny else ["a tiny VAE needs less"]
+    remedies += [] if model.tiny_vae else ["a tiny VAE needs less"]
     return f"{text}: {', '.join([*remedies, '--low-memory halves the weights'])}"

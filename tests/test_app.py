@@ -1,5 +1,6 @@
 """The app without a browser: who may connect, what streams, what bad input does, and that nothing leaks."""
 
+import dataclasses
 import gc
 import io
 import itertools
@@ -28,7 +29,7 @@ from websockets.exceptions import ConnectionClosed
 import app
 from motionstream import machine
 from motionstream.errors import InputError
-from motionstream.machine import Choice, fit_pictures, parse_resolution, pick_dtype, pick_size, shown_size
+from motionstream.machine import Choice, fit_pictures, parse_resolution, pick_dtype, pick_size, shown_size, time_size
 from motionstream.model.presets import PRESETS, SHARP_PIXELS
 from motionstream.session import Mailbox
 from motionstream.streaming import Chunk
@@ -481,12 +482,11 @@ def test_largest_size_that_keeps_up_is_picked(speed, budget):
             yield Chunk(index, 0, frames, Tracks.empty(12), {"total": 12 / speed + shown, "sharpen": shown})
 
     shown = 0.0
-    choice = pick_size(PRESET, "cpu", run)
+    choice = pick_size(PRESET, run)
     assert choice.budget == budget and choice.fps <= speed
     shown = 12 / 24  # what is shown takes as long at any size, here nearly all the time there is
-    slower = pick_size(PRESET, "cpu", run)
+    slower = pick_size(PRESET, run)
     assert slower.budget <= budget and slower.fps < speed
-    assert pick_size(PRESET, "cuda", run) == Choice(max(PRESET.budgets))
 
 
 @pytest.mark.parametrize("seconds, times", [(0.015, 3), (0.03, 2), (0.06, 1)])
@@ -498,7 +498,7 @@ def test_frames_are_shown_less_sharp_where_even_the_smallest_size_would_not_keep
             frames = np.zeros((12, *sharp.shape), np.uint8)
             yield Chunk(index, 0, frames, Tracks.empty(12), {"total": 12 * (1 / 30 + seconds), "sharpen": 12 * seconds})
 
-    choice = pick_size(PRESET, "cpu", run)
+    choice = pick_size(PRESET, run)
     assert choice.budget == 100 and choice.fps >= 20
     image, sharp = fit_pictures(PRESET, choice, np.zeros((1200, 2000, 3), np.uint8))
     assert shown_size(image, sharp)[0] == times * image.shape[1]
@@ -537,6 +537,17 @@ def test_a_visitor_who_leaves_tells_it_too():
             if news.chunk.index == 12:
                 break
     assert engine.choice.budget == 100 and engine.choice.times == 1
+
+
+@pytest.mark.parametrize("choice", [Choice(240), Choice(None, (160, 96))])
+def test_a_size_is_timed_once_its_chunks_cost_the_same(choice):
+    def run(picture, sharp):
+        assert picture.shape[1::-1] == (choice.size or (320, 192))
+        for index in range(6):
+            frames = np.zeros((12, *sharp.shape), np.uint8)
+            yield Chunk(index, 0, frames, Tracks.empty(12), {"total": [0.1, 0.1, 0.1, 0.4, 0.3, 0.2][index]})
+
+    assert time_size(PRESET, choice, run) == dataclasses.replace(choice, fps=pytest.approx(40))
 
 
 def test_faster_number_format_is_picked(monkeypatch):
@@ -634,6 +645,19 @@ def test_stream_limit_follows_the_machine():
     fast, slow = fake_engine(paste), fake_engine(paste)
     slow = Engine(slow.model, Choice(180, fps=5.0))
     assert (app.stream_limit(fast), app.stream_limit(slow)) == (2, 1)
+
+
+def test_a_gpu_has_no_more_visitors_than_it_has_room_for(monkeypatch):
+    def limit(fps: float, streams: float) -> int:
+        monkeypatch.setattr(app, "free_bytes", lambda device: streams * 5e9)
+        model = SimpleNamespace(preset=PRESET, device=torch.device("cuda"))
+        return app.stream_limit(Engine(model, Choice(240, fps=fps)))
+
+    monkeypatch.setattr(app, "room_for_stream", lambda model, width, height: 5e9 * width / 320)
+    assert (limit(50, 9), limit(50, 2.5), limit(50, 0.5), limit(10, 9)) == (3, 2, 1, 1)
+    monkeypatch.setenv("SPACES_ZERO_GPU", "true")
+    monkeypatch.setitem(sys.modules, "spaces", SimpleNamespace(GPU=lambda duration: lambda function: function))
+    assert limit(0, 0) == 16
 
 
 def test_fixed_resolution_crops_every_picture(cache):

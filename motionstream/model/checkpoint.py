@@ -14,8 +14,9 @@ import importlib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
+from threading import Lock
 from typing import Any
 from unittest.mock import patch
 
@@ -55,7 +56,8 @@ Device = str | torch.device
 class Model:
     """All parts of one model, on one device, in evaluation mode.
 
-    dtype: of the transformer's weights and of the autocast that everything runs under.
+    dtype: of the transformer's weights and of the autocast that everything runs under. turn: whoever computes with the
+    parts holds it: encoders come and go, and weights in 8 bits are widened and narrowed again.
     """
 
     preset: Preset
@@ -68,6 +70,7 @@ class Model:
     dtype: torch.dtype
     image_encoder: nn.Module | None = None
     tiny_vae: nn.Module | None = None
+    turn: Lock = field(default_factory=Lock, repr=False, compare=False)
 
     @property
     def decoder(self) -> nn.Module:

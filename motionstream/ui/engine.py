@@ -74,7 +74,8 @@ class Engine:
                     if news.failure:
                         raise InputError(news.failure)
         finally:
-            self.choice = pick_again(preset, choice, picture, sharp, spent)
+            if self.model.device.type == "cpu":
+                self.choice = pick_again(preset, choice, picture, sharp, spent)
 
     def fit(self, picture: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """A picture at generation size, and sharper if frames are shown so: see `fit_pictures`."""

@@ -17,6 +17,7 @@ from motionstream.model.checkpoint import assemble
 from motionstream.model.motion_prior import MotionPrior
 from motionstream.model.vae import EmbeddedVAE
 from motionstream.tracks import Tracks
+from motionstream.training.effects import EFFECTS
 from motionstream.training.settings import RECIPES
 
 
@@ -33,7 +34,7 @@ def clip(frames=45, seed=0):
     rng = np.random.default_rng(seed)
     points = rng.uniform(8, 40, (1, 6, 2)) * (1, 0.6) + np.linspace(0, 4, frames)[:, None, None]
     video = rng.integers(0, 256, (frames, 32, 48, 3), dtype=np.uint8)
-    return Clip("noise", video, Tracks(points, np.ones((frames, 6), bool), np.arange(6)), 8.0)
+    return Clip("noise", video, Tracks(points, np.ones((frames, 6), bool), np.arange(6)), 8.0, prompt="snow")
 
 
 def test_configurations_are_the_papers(model):
@@ -73,13 +74,25 @@ def test_drift_is_the_last_second_over_the_first():
 
 def test_clips_of_different_lengths_are_averaged_while_they_last(model, monkeypatch):
     monkeypatch.setattr(ablations, "contexts", lambda model, frames: {"plain": model})
-    monkeypatch.setattr(ablations, "streamed", lambda model, image, tracks, seed: (videos[tracks.T].frames, [1.0]))
+    monkeypatch.setattr(ablations, "streamed", lambda model, image, tracks, *_: (videos[tracks.T].frames, [1.0]))
     videos = {frames: replace(clip(frames, seed=frames), name=f"{frames}") for frames in (57, 40)}
     videos[57].frames[16:] //= 2  # a quarter of the energy is left
     figures, curves, rows = context_table(model, iter(videos.values()), 0, None)
     assert [second for second, _ in curves["plain"]] == [0, 1, 2]
     assert [energy for _, energy in curves["plain"]] == pytest.approx([1, (1 + 0.25) / 2, 0.25], abs=0.05)
     assert [row["plain"]["psnr last"] for row in figures.values()] == [100, 100] and len(rows) == 2
+
+
+def test_synthetic_clips_turn_to_the_light_that_their_prompt_asks_for():
+    clips = [clip(20, seed) for seed in range(12)]
+    lit = ablations.under_light(clips)
+    assert lit[0].prompt == "night" and len({one.prompt for one in lit}) == 10  # then again from the first
+    assert not {"snow", "rain"} & {one.prompt for one in lit}
+    for before, after in zip(clips, lit, strict=True):
+        assert np.array_equal(before.frames[0], after.frames[0])
+        asked = np.clip(EFFECTS[after.prompt](before.frames[6:].astype(np.float32), None), 0, 255)
+        assert np.abs(after.frames[6:] - asked).max() <= 1
+    assert lit[0].frames[-1].mean() < 0.5 * clips[0].frames[-1].mean()
 
 
 def test_tracks_go_to_and_fro():
@@ -119,7 +132,9 @@ def test_one_run_writes_tables_plot_and_sheets(model, tmp_path, monkeypatch, cap
     assert code == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert list(result["context"]) == ["as shipped", "c3s1w1", "c3s0w1", "c1s1w1", "window grows"]
-    assert list(result["guidance"]) == ["teacher, text", "teacher, motion", "teacher, both", "student", "motionless"]
+    teachers = ["teacher", "teacher, text", "teacher, motion", "teacher, both", "teacher, both, its recipe's"]
+    assert list(result["guidance"]) == [*teachers, "student", "motionless"]
+    assert len({result["guidance"][name]["psnr last"] for name in teachers[:4]}) == 4  # each guided differently
     heads = result["tracks"]
     assert list(heads) == ["track head", "RGB through the VAE"] and all(row["ms"] > 0 for row in heads.values())
     assert heads["track head"]["psnr"] != heads["RGB through the VAE"]["psnr"]

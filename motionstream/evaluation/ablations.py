@@ -7,8 +7,9 @@
 window that grows for ever; on clips of 241 frames. Quality in the first and in the last second of a stream and what is
 kept of it (drift), EPE, mean and spread of a chunk's latency. The composite is off: the network's own pixels are
 measured; "as shipped" has it on, where a preset has one.
-**guidance**: the teacher with text alone, motion alone and both, beside the student and a motionless video, on clips of
-the teacher's length.
+**guidance**: the teacher unguided, guided by text alone, motion alone and both, as the paper weighs them and as its
+recipe does, beside the student and a motionless video. On clips of the teacher's length with prompts: the captions of
+real ones; synthetic ones turn to a light that is asked for.
 **tracks**: what a chunk's track head costs against drawing the tracks as RGB and encoding them with the VAE, and with
 `--teacher` and `--rgb-teacher`, trained alike but for that, the EPE of both. **decoders**: tiny against full VAE, where
 a model has both. **long**: streams of `--long` frames with and without sink, the clip's tracks going to and fro: what
@@ -21,13 +22,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
-from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,7 @@ LEAST_FRAMES = 8  # with fewer there is no drift to speak of
 MOMENTS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)  # of a long stream, on its sheet
 REPEATS = 5  # of what is timed
 HEAD, RGB = "track head", "RGB through the VAE"
+OWN = "teacher, both, its recipe's"
 
 
 def contexts(model: Model, frames: int) -> dict[str, Model]:
@@ -72,10 +74,12 @@ def name_of(preset: Preset) -> str:
     return f"c{preset.chunk_size}s{preset.sink}w{preset.window}"
 
 
-def streamed(model: Model, image: np.ndarray, tracks: Tracks, seed: int) -> tuple[np.ndarray, list[float]]:
+def streamed(
+    model: Model, image: np.ndarray, tracks: Tracks, seed: int, prompt: str = ""
+) -> tuple[np.ndarray, list[float]]:
     """A video of tracks.T frames, and seconds a chunk (without the first, which sets things up)."""
     frames, seconds, count = [], [], 0
-    with contextlib.closing(stream(model, image, StaticTracks(tracks), seed=seed)) as chunks:
+    with contextlib.closing(stream(model, image, StaticTracks(tracks), seed=seed, prompt=prompt)) as chunks:
         while count < tracks.T:
             chunk = next(chunks)
             frames.append(chunk.frames)
@@ -133,7 +137,7 @@ def by_second(video: np.ndarray, fps: float) -> list[float]:
 
 def mean_curve(runs: list[list[float]]) -> list[tuple[int, float]]:
     """(second, mean over the runs that last so long)."""
-    reached = ([energy for energy in second if energy is not None] for second in zip_longest(*runs))
+    reached = ([energy for energy in second if energy is not None] for second in itertools.zip_longest(*runs))
     return [(second, float(np.mean(energies))) for second, energies in enumerate(reached)]
 
 
@@ -146,7 +150,7 @@ def teacher_frames(preset: Preset) -> int:
 
 
 def teacher_methods(folder: Path, model: Model, seed: int, rgb: bool = False) -> dict[str, Callable]:
-    """The teacher under text, motion and joint guidance: (image, tracks of `teacher_frames`) -> video.
+    """The teacher under text, motion and joint guidance: (image, tracks of `teacher_frames`, prompt) -> video.
 
     rgb: whether it was trained with tracks as RGB.
     """
@@ -163,8 +167,8 @@ def teacher_methods(folder: Path, model: Model, seed: int, rgb: bool = False) ->
     network = load_network(model_folder(folder, preset), preset, world, skip=True, rgb=rgb)
     encoders = Encoders(preset, model.vae, model.text_encoder, model.motion_prior, model.image_encoder)
 
-    def made(weights: Guidance, image: np.ndarray, tracks: Tracks) -> np.ndarray:
-        record = encoders.record(np.repeat(image[None], tracks.T, axis=0), tracks, "", world, tracks.N)
+    def made(weights: Guidance, image: np.ndarray, tracks: Tracks, prompt: str) -> np.ndarray:
+        record = encoders.record(np.repeat(image[None], tracks.T, axis=0), tracks, prompt, world, tracks.N)
         known = {name: value[None].to(world.device) for name, value in record.items()}
         batch = ClipBatch(
             tracks=[tracks],
@@ -174,13 +178,25 @@ def teacher_methods(folder: Path, model: Model, seed: int, rgb: bool = False) ->
         with torch.no_grad():
             return to_frames(model.vae, sample_teacher(network, batch, recipe, weights))[0]
 
-    both = recipe.guidance
+    paper = Guidance()
     choices = {
-        "teacher, text": Guidance(both.text, 0),
-        "teacher, motion": Guidance(0, both.motion),
-        "teacher, both": both,
+        "teacher": Guidance(0, 1),  # weights that sum to 1 guide nothing
+        "teacher, text": Guidance(paper.text, 0),
+        "teacher, motion": Guidance(0, paper.motion),
+        "teacher, both": paper,
+        OWN: recipe.guidance,
     }
     return {name: partial(made, weights) for name, weights in choices.items()}
+
+
+def under_light(clips: list[Clip]) -> list[Clip]:
+    """Each clip turning to a light of its own, just after frame 0, which its prompt asks for."""
+    from motionstream.model.text import FALLING
+    from motionstream.training.effects import EFFECTS, Effect
+
+    lights = [Effect((name,)) for name in EFFECTS if name not in FALLING]
+    pairs = zip(clips, itertools.cycle(lights), strict=False)
+    return [replace(clip, frames=light.begin(clip.frames), prompt=light.prompt) for clip, light in pairs]
 
 
 def guidance_table(
@@ -189,11 +205,11 @@ def guidance_table(
     """Of clips of `teacher_frames` -> ({clip: {method: figures}}, rows of the sheet: the last frame)."""
     makers = teacher_methods(teacher, model, seed)
     plain = replace(model, preset=replace(model.preset, composite=False))
-    makers["student"] = lambda image, tracks: streamed(plain, image, tracks, seed)[0]
-    makers["motionless"] = lambda image, tracks: np.repeat(image[None], tracks.T, axis=0)
+    makers["student"] = lambda image, tracks, prompt: streamed(plain, image, tracks, seed, prompt)[0]
+    makers["motionless"] = lambda image, tracks, prompt: np.repeat(image[None], tracks.T, axis=0)
     figures, rows = {}, []
     for clip in clips:
-        videos = {name: make(clip.frames[0], clip.tracks) for name, make in makers.items()}
+        videos = {name: make(clip.frames[0], clip.tracks, clip.prompt) for name, make in makers.items()}
         figures[clip.name] = {name: score(video, clip, model.preset.fps, lpips) for name, video in videos.items()}
         rows.append((clip.name, [clip.frames[0], clip.frames[-1], *(video[-1] for video in videos.values())]))
     return figures, rows
@@ -222,9 +238,9 @@ def tracks_table(
         found[name] = {"ms": 1000 * timed(model, work)}
         if teachers.get(name) is None:
             continue
-        make, scores = teacher_methods(teachers[name], model, seed, rgb=name == RGB)["teacher, both"], {}
+        make, scores = teacher_methods(teachers[name], model, seed, rgb=name == RGB)[OWN], {}
         for clip in clips:
-            video = make(clip.frames[0], clip.tracks)
+            video = make(clip.frames[0], clip.tracks, clip.prompt)
             scores[clip.name] = {name: {"epe": track_epe(video, clip), "psnr": metrics.psnr(video, clip.frames)}}
         found[name] |= mean_over(scores)[name]
     return found
@@ -309,7 +325,8 @@ def main(argv: list[str]) -> int:
         args.out / "ablations-drift.png", line_plot(curves, "second of the stream: sharpness over the first frame's")
     )
     if args.teacher is not None:
-        figures, rows = guidance_table(model, args.teacher, short, args.seed, lpips)
+        lit = under_light(short) if args.synthetic else short
+        figures, rows = guidance_table(model, args.teacher, lit, args.seed, lpips)
         result["guidance"] = mean_over(figures)
         save_png(args.out / "ablations-guidance.png", contact_sheet(["image", "clip", *result["guidance"]], rows))
     teachers = {HEAD: args.teacher, RGB: args.rgb_teacher}

@@ -128,7 +128,7 @@ def chunk_span(preset: Preset, index: int) -> range:
 class Clip:
     """frames: uint8 [T, H, W, 3], the truth at the generated size; tracks: of a grid over frame 0, `spacing` px apart.
 
-    judged: the same at the size in which videos are compared; None: at the generated one. sharp: see `stream`.
+    judged: the same at the size in which videos are compared; None: at the generated one. sharp, prompt: see `stream`.
     """
 
     name: str
@@ -137,16 +137,19 @@ class Clip:
     spacing: float
     judged: Clip | None = None
     sharp: np.ndarray | None = None
+    prompt: str = ""
 
 
 def real_clips(
     folder: Path, frames: int, spacing: float, fit: Fit, compare: tuple[int, int] | None = None
 ) -> Iterator[Clip]:
-    """Every clip in `folder`, or the one that it is: video files and folders of pictures.
+    """Every clip in `folder`, or the one that it is: video files and folders of pictures, with captions beside them.
 
     fit: (a clip's first frame) -> that frame at generation size, and sharper or None. compare: (width, height) that
     videos are resized to before they are compared, as the paper does.
     """
+    from motionstream.training.folder import caption
+
     found = [folder] if _is_clip(folder) else sorted(path for path in folder.glob("*") if _is_clip(path))
     if not found:
         raise InputError(f"{folder} has no clips; expected video files or folders of pictures")
@@ -165,7 +168,7 @@ def real_clips(
             large = np.stack([fit_image(frame, times * size[0], times * size[1]) for frame in source])
             wide = spacing * max(np.divide(compare, size))
             judged = Clip(path.name, resized(large, compare), tracks.scale(size, compare), wide)
-        yield Clip(path.name, video, tracks, spacing, judged, sharp)
+        yield Clip(path.name, video, tracks, spacing, judged, sharp, caption(path))
 
 
 def synthetic_clips(

@@ -23,6 +23,7 @@ from motionstream.model.vae import FRAMES_PER_LATENT, STRIDE
 INSIDE = STRIDE // 2  # pixels from a cell's corner to where something begins to fall in it
 RAMP = 0.7  # from the least likeness at which something falls to that of the nearest and brightest
 SIDE = 1  # cells to both sides that it may reach
+FADE = 6  # frames until an effect is there
 SHOWS = 0.7  # timestep from which on downwards z shows what falls
 
 
@@ -214,7 +215,11 @@ class Effect:
     def prompt(self) -> str:
         return " ".join(self.names)
 
-    def apply(self, frames: np.ndarray, strength: np.ndarray, fall: Fall) -> np.ndarray:
+    def begin(self, frames: np.ndarray, fall: Fall | None = None) -> np.ndarray:
+        """uint8 [T, H, W, 3] -> the same, fading into it just after frame 0, as when a visitor types a prompt."""
+        return self.apply(frames, np.clip(np.arange(len(frames)) / FADE, 0, 1), fall)
+
+    def apply(self, frames: np.ndarray, strength: np.ndarray, fall: Fall | None = None) -> np.ndarray:
         """uint8 [T, H, W, 3], strength [T] in [0, 1] -> uint8 of the same shape; fall: says where, see `Sky`."""
         painted = frames.astype(np.float32)
         for name in self.names:

@@ -5,13 +5,16 @@ import os
 import socket
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
 from torch import nn
 from training_kit import RECIPE, clip_batch, network, part
 
+from motionstream.errors import InputError
 from motionstream.training.adaptation import causal_loss
+from motionstream.training.clips import write_stream
 from motionstream.training.network import save_network
 from motionstream.training.parallel import World, is_sharded, join_world, shard
 from motionstream.training.teacher import flow_loss
@@ -20,8 +23,8 @@ from motionstream.training.trainer import Player, Schedule, Stage, Trainer
 SCHEDULE = Schedule(batch=4, steps=4, pieces=2, warmup=1, floor=1.0, ema=0.9)
 
 
-def train(world, folder, steps=4, causal=False):
-    """A few steps of the teacher (or of adaptation) in a world -> the trainer."""
+def train(world, folder, steps=4, causal=False, sheets=False):
+    """A few steps of the teacher (or of adaptation) in a world, with or without a sheet after each -> the trainer."""
     net = network(skip=not causal)
     net.world = world
     shard(net, world)
@@ -41,9 +44,20 @@ def train(world, folder, steps=4, causal=False):
     loss = causal_loss if causal else flow_loss
     optimiser = torch.optim.AdamW(net.parameters(), lr=1e-3, eps=1e-3)  # rounding must not decide a step's sign
     player = Player("net", net, lambda batch: loss(net, batch, RECIPE), [optimiser])
-    trainer = Trainer(Stage([player], data), folder, schedule, world)
+    stage = Stage([player], data, sheet_of(net) if sheets else None)
+    trainer = Trainer(stage, folder, schedule, world, sheet_seconds=-1)
     trainer.train()
     return trainer
+
+
+def sheet_of(net):
+    """A forward pass, as sheets need it."""
+
+    def draw():
+        flow_loss(net, clip_batch(seed=99), RECIPE)
+        return np.zeros((4, 4, 3), np.uint8)
+
+    return draw
 
 
 def train_whole(world, folder):
@@ -77,6 +91,11 @@ def two(rank, port, folder, tasks):
         "MASTER_PORT": str(port),
     }
     world = join_world("cpu", torch.float32)
+    write_stream(folder / "uneven", iter([{"null_text": torch.zeros(1)}] * world.leads), world)
+    try:
+        write_stream(folder / "nothing", iter(()), world)
+    except InputError as error:
+        (folder / f"refused-{rank}.txt").write_text(str(error))
     train_whole(world, folder / "whole")
     for name, settings in tasks.items():
         trainer = train(world, folder / name, **settings)
@@ -89,12 +108,12 @@ def two(rank, port, folder, tasks):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Folder with runs of two processes: "teacher", "adapt", and "begun" (2 of its steps)."""
+    """Folder with runs of two processes: "teacher", the same "drawn" with sheets, "adapt", and "begun" (2 steps)."""
     folder = tmp_path_factory.mktemp("two")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    tasks = {"teacher": {}, "adapt": {"causal": True}, "begun": {"steps": 2}}
+    tasks = {"teacher": {}, "drawn": {"sheets": True}, "adapt": {"causal": True}, "begun": {"steps": 2}}
     mp.start_processes(two, (port, folder, tasks), nprocs=2, start_method="fork")
     return folder
 
@@ -113,6 +132,18 @@ def test_two_processes_are_one(runs, tmp_path, name, causal):
             torch.testing.assert_close(value, both[kind][key], atol=2e-4, rtol=1e-3, msg=f"{kind} {key}")
     sums = [torch.load(folder / "last.pt", weights_only=True)["sums"] for folder in (tmp_path, runs / name)]
     assert sums[0]["loss"][0] == pytest.approx(sums[1]["loss"][0], rel=1e-4)
+
+
+def test_sheets_of_sharded_weights_do_not_change_what_is_learned(runs):
+    drawn = state(runs / "drawn")["weights"]
+    for key, value in state(runs / "teacher")["weights"].items():
+        torch.testing.assert_close(value, drawn[key], atol=1e-6, rtol=0, msg=key)
+
+
+def test_one_process_without_a_good_clip_is_not_fatal(runs):
+    assert len(list((runs / "uneven").iterdir())) == 1
+    [refused] = runs.glob("refused-*.txt")
+    assert "no clip was good enough" in refused.read_text()
 
 
 def test_two_processes_train_a_whole_module_together(runs, tmp_path):

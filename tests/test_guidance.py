@@ -12,14 +12,17 @@ from motionstream.model.vae import EmbeddedVAE
 from motionstream.streaming import Condition, add_noise, sampling_timesteps, shift_timestep
 from motionstream.training.guidance import Guidance, joint_guidance
 from motionstream.training.network import hide_chunks, new_network, skipped
+from motionstream.training.parallel import World
 from motionstream.training.teacher import (
     T_LEAST,
+    clip_sheet,
     flow_loss,
     flow_weight,
     guided,
     random_timesteps,
     sample_ode,
     sample_teacher,
+    to_frames,
     velocity_loss,
 )
 from motionstream.training.trainer import Draws
@@ -214,6 +217,17 @@ def test_the_teacher_learns_a_batch(preset, skip):
     net = network(preset, skip=skip)
     recipe = replace(RECIPE, hide=0.2)
     assert falls(lambda: flow_loss(net, clip_batch(preset), recipe)["loss"], net)
+
+
+def test_sheets_decode_a_latent_frame_at_a_time_in_the_runs_precision():
+    torch.manual_seed(0)
+    vae = EmbeddedVAE(8, encoder_width=8, decoder_width=8, decoder_fine_width=8, decoder_depth=1)
+    latents, seen = clip_batch(clips=2).latents, []
+    expected = ((vae.decode(latents) + 1) * 127.5).clamp(0, 255).movedim(1, -1)
+    vae.decoder.register_forward_hook(lambda _, given, made: seen.append((given[0].shape[:2], made[0].dtype)))
+    assert np.abs(to_frames(vae, latents) - expected.detach().numpy()).max() <= 0.51
+    clip_sheet(vae, clip_batch(clips=2), TINY, {}, World(dtype=torch.bfloat16))
+    assert {shape for shape, _ in seen} == {(1, 1)} and seen[0][1] == torch.float32 and seen[-1][1] == torch.bfloat16
 
 
 def test_dropout_leaves_out_its_share_and_gradients_reach_every_part():

@@ -163,15 +163,29 @@ def test_reduced_precision_keeps_gradients_after_passes_without():
     assert all(found[f"blocks.{i}.attn1.to_q.weight"].abs().sum() > 0 for i in range(2))
 
 
-def test_checkpointed_roll_outs_have_the_same_gradients():
+@pytest.mark.parametrize(("sink", "window", "kept"), [(0, 0, 5), (1, 1, 3), (0, 2, 3), (1, 3, 1), (2, 2, 1)])
+def test_checkpointed_roll_outs_have_the_same_gradients_from_few_copies_of_the_cache(sink, window, kept):
     results = []
     for checkpointing in (False, True):
         net = network()
         net.checkpointing = checkpointing
-        rolled(net, clip_batch(clips=2, chunks=4), 4).square().mean().backward()
+        net._predict = passes = Mock(wraps=net._predict)
+        rolled(net, clip_batch(clips=2, chunks=5), 5, sink=sink, window=window).square().mean().backward()
         results.append(gradients(net))
     for name, gradient in results[0].items():
-        torch.testing.assert_close(gradient, results[1][name], msg=name)
+        torch.testing.assert_close(gradient, results[1][name], rtol=0, atol=0, msg=name)
+    assert len({one.args[-1].layers[0].keys.data_ptr() for one in passes.call_args_list}) == kept
+
+
+def test_checkpointed_adaptation_has_the_same_gradients():
+    results = []
+    for checkpointing in (False, True):
+        net, batch = network(), clip_batch(clips=2, chunks=5)
+        net.checkpointing = checkpointing
+        causal_loss(net, batch, replace(RECIPE, chunks=5, sinks=(1,), windows=(1,)))["loss"].backward()
+        results.append(gradients(net))
+    for name, gradient in results[0].items():
+        torch.testing.assert_close(gradient, results[1][name], rtol=0, atol=0, msg=name)
 
 
 def test_the_dmd_gradient_is_the_closed_form_for_normal_distributions():

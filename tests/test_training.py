@@ -53,7 +53,7 @@ from motionstream.training.scenes import (
 )
 from motionstream.training.settings import MIXTURES
 from motionstream.training.trainer import Draws, Samples, Schedule, made_samples, optimisers_for
-from motionstream.video import Mp4Writer
+from motionstream.video import Clip, Mp4Writer
 
 PRESET = PRESETS["embedded"]
 
@@ -469,6 +469,19 @@ def test_bad_clips_are_named_and_skipped(clip_folder):
         RealClips(clip_folder / "none", (96, 64), 16)
     with pytest.raises(InputError, match="has no clips"):
         RealClips(clip_folder / "pictures", (96, 64), 16)
+
+
+def test_a_clip_of_any_length_is_read_piece_by_piece(tmp_path):
+    """Beyond 60 seconds, and the same frames as read at once."""
+    with Mp4Writer(tmp_path / "long.mp4", 32, 32, 2) as writer:
+        writer.write(np.repeat(np.arange(140, dtype=np.uint8), 32 * 32 * 3).reshape(140, 32, 32, 3))
+    said = []
+    clips = RealClips(tmp_path, (32, 32), 2, said.append)
+    found = list(clips.pieces(33, clips.paths))
+    assert [start for _, start, _ in found] == [0, 33, 66, 99] and not said
+    whole = np.stack(list(Clip.open(tmp_path / "long.mp4").frames(2, (32, 32))))
+    np.testing.assert_array_equal(np.concatenate([frames for *_, frames in found]), whole[:132])
+    assert clips.crop(np.random.default_rng(0), 16, 140).shape == (140, 16, 16, 3)
 
 
 def test_squares_are_cut_from_good_clips(clip_folder):

@@ -1,11 +1,15 @@
 """`motionstream train`: the whole pipeline of a tiny model by its commands, the paper's settings, and bad input."""
 
 import json
+import os
+import socket
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
 from training_kit import ALONE, PLAIN, RECIPE, TINY, clip_batch, network
 
@@ -62,6 +66,8 @@ def train(folder, stage, options, preset="tiny"):
         "teacher",
         "masked",
         "paths",
+        "shared",
+        "split",
         "causal",
         "alone",
         "student",
@@ -110,6 +116,45 @@ def test_the_whole_pipeline(workshop, capsys):
     assert (settings["rate"], settings["steps"], settings["model"]) == (1e-9, 4, str(workshop / "masked" / "model"))
     assert train(workshop, "adapt", "--resume causal --batch 7") == 2
     assert "a resumed run keeps its --batch" in capsys.readouterr().err
+
+
+def test_shards_of_other_settings_are_not_taken_for_these(workshop, capsys):
+    written = "--model start --data clips --count 2 --out shared"
+    assert train(workshop, "trajectories", f"{written} --ode-steps 4") == 2  # which writes none
+    assert train(workshop, "trajectories", written) == 0
+    assert train(workshop, "trajectories", f"{written} --guidance 3 1.5") == 0  # the same, said aloud
+    before = load_file(workshop / "shared" / "00-00000.safetensors")
+    assert train(workshop, "trajectories", f"{written} --guidance 1 1") == 2
+    said = "shared holds shards made with guidance [3.0, 1.5], not [1.0, 1.0]: give the same, or name another folder"
+    assert said in capsys.readouterr().err
+    assert train(workshop, "trajectories", "--model start --data clips --count 2 --out clips") == 2
+    assert "clips holds shards made with command clips, not trajectories" in capsys.readouterr().err
+    assert train(workshop, "clips", "--model start --library any --count 2 --chunks 2 --out clips") == 2
+    assert "made with chunks 3, not 2" in capsys.readouterr().err
+    after = load_file(workshop / "shared" / "00-00000.safetensors")
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    (workshop / "shared" / "shards.json").unlink()  # of an earlier version
+    assert train(workshop, "trajectories", f"{written} --guidance 1 1") == 0
+
+
+def one_of_two(rank, port, folder):
+    torch.set_num_threads(1)
+    place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= place | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    assert train(folder, "trajectories", "--model start --data clips --count 6 --out split") == 0
+
+
+def test_two_processes_share_shards_that_do_not_divide_evenly(workshop):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    both = mp.start_processes(one_of_two, (port, workshop), nprocs=2, start_method="fork", join=False)
+    deadline = time.monotonic() + 60
+    while not both.join(timeout=1) and time.monotonic() < deadline:
+        pass
+    for process in both.processes:
+        process.kill()
+    assert len(list((workshop / "split").glob("*.safetensors"))) == 3
 
 
 def test_a_run_keeps_the_precision_that_was_measured_for_it(workshop, tmp_path, monkeypatch):

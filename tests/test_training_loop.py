@@ -3,6 +3,8 @@
 import json
 import multiprocessing
 import os
+import re
+import resource
 import signal
 import time
 from dataclasses import dataclass, replace
@@ -232,6 +234,15 @@ def test_a_loss_that_is_no_number_stops_the_run_and_spares_the_checkpoint(tmp_pa
     assert not list(tmp_path.glob("*.tmp"))
 
 
+def test_a_gradient_that_is_no_number_spares_the_checkpoint(tmp_path):
+    Trainer(line_stage(Line()), tmp_path, replace(FAST, steps=4), World()).train()
+    before, bad = (tmp_path / "last.pt").read_bytes(), Line()
+    stage = line_stage(bad, loss=lambda batch: {"loss": (0 * bad.slope).sqrt()})
+    with pytest.raises(InputError, match=r"the line's gradient is nan at step 4; .*last.pt of step 4 is whole"):
+        Trainer(stage, tmp_path, replace(FAST, steps=8), World()).train()
+    assert (tmp_path / "last.pt").read_bytes() == before and torch.isfinite(bad.slope)
+
+
 def test_a_dead_worker_is_named_with_the_step(tmp_path):
     def suicidal(rng):
         if rng.random() < 0.02:
@@ -282,6 +293,49 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path, monkeypatch):
     assert read_checkpoint(tmp_path / "last.pt")["step"] == 2
 
 
+def test_a_log_that_a_full_disk_tore_is_mended(tmp_path):
+    Trainer(line_stage(Line()), tmp_path, replace(FAST, steps=20), World()).train()
+    before, log = (tmp_path / "last.pt").read_bytes(), tmp_path / "log.jsonl"
+    told = r"cannot write .*log.jsonl: .*; at step 30; .*last.pt of step 20 is whole"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (log.stat().st_size + 9, limits[1]))
+    try:
+        with pytest.raises(InputError, match=told):
+            Trainer(line_stage(Line()), tmp_path, replace(FAST, steps=40), World()).train()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / "last.pt").read_bytes() == before and len(log.read_text().splitlines()) == 3
+    Trainer(line_stage(Line()), tmp_path, replace(FAST, steps=40), World()).train()
+    assert [row["step"] for row in rows(tmp_path)] == [10, 20, 30, 40]
+
+
+def full(*_):
+    raise OSError(28, "No space left on device")
+
+
+def test_a_disk_too_full_for_model_or_plot_is_told(tmp_path, monkeypatch):
+    schedule, told = replace(FAST, steps=10), r"cannot write .*{}: No space left on device; at step 10; .* is whole"
+    with pytest.raises(InputError, match=told.format("model")):
+        Trainer(line_stage(Line()), tmp_path, schedule, World()).train(full)
+    monkeypatch.setattr("motionstream.training.trainer.save_png", full)
+    with pytest.raises(InputError, match=told.format("loss.png")):
+        Trainer(line_stage(Line()), tmp_path, schedule, World()).train()
+
+
+def test_the_averaged_model_is_saved_before_the_last_sheet(tmp_path):
+    line, saved = Line(), []
+
+    def too_large():
+        raise MemoryError
+
+    stage = line_stage(line)
+    stage.sheet = too_large
+    trainer = Trainer(stage, tmp_path, replace(FAST, steps=5), World())
+    with pytest.raises(MemoryError):
+        trainer.train(lambda: saved.append(line.slope.item()))
+    assert saved == [trainer.averages["line"].average[0].item()] and saved[0] != line.slope.item()
+
+
 def test_half_a_file_is_never_seen(tmp_path):
     def stop(file):
         file.write(b"half")
@@ -298,6 +352,19 @@ def test_a_checkpoint_that_is_none_is_named(tmp_path, junk):
     (tmp_path / "last.pt").write_bytes(junk)
     with pytest.raises(InputError, match="last.pt is no checkpoint of a run"):
         Trainer(line_stage(Line()), tmp_path, FAST, World()).train()
+
+
+def test_a_checkpoint_is_read_as_far_as_it_is_used(tmp_path):
+    """Each of many processes needs a part of it."""
+
+    def held():
+        return int(re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
+
+    large = {"weights": torch.ones(2**24)}  # 64 MB
+    torch.save({"players": large, "step": 0, "seconds": 0.0, "sums": {}}, tmp_path / "last.pt")
+    before = held()
+    state = read_checkpoint(tmp_path / "last.pt")
+    assert held() - before < 32 and state["players"]["weights"][-1] == 1
 
 
 def test_foreign_checkpoints_are_named(tmp_path):

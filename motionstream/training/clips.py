@@ -12,6 +12,7 @@ asks for. See `folder.py` for real clips.
 """
 
 import itertools
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -45,7 +46,7 @@ from motionstream.training.scenes import (
     sliding_scene,
 )
 from motionstream.training.settings import MIXTURES
-from motionstream.training.trainer import Draws, Schedule, single_thread
+from motionstream.training.trainer import Draws, Schedule, single_thread, write_whole
 
 SHARD = 32
 
@@ -166,12 +167,11 @@ def padded(tracks: Tracks, most: int) -> Record:
 def with_effect(
     rng: np.random.Generator, frames: np.ndarray, fall: Fall, share: float
 ) -> tuple[np.ndarray, str]:
-    """A share of the clips fades into an effect just after frame 0, as when a visitor types a prompt."""
+    """A share of the clips under an effect, see `Effect.begin`."""
     if rng.random() >= share:
         return frames, ""
     effect = random_effect(rng)
-    strength = np.clip(np.arange(len(frames)) / 6, 0, 1)
-    return effect.apply(frames, strength, fall), effect.prompt
+    return effect.begin(frames, fall), effect.prompt
 
 
 def make_clip(
@@ -235,7 +235,10 @@ def folder_records(
 
 
 def write_stream(folder: Path, records: Iterator[Record], world: World) -> None:
-    """Shards of this process's records as they come; what is in the folder from an earlier run is replaced."""
+    """Shards of this process's records as they come; what is in the folder from an earlier run is replaced.
+
+    Raises `InputError` in the last of the processes to end if none of them had a record.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("clips-*.safetensors"):
         if int(old.stem.split("-")[1]) % world.size == world.rank:
@@ -244,7 +247,7 @@ def write_stream(folder: Path, records: Iterator[Record], world: World) -> None:
     while shard := list(itertools.islice(records, SHARD)):
         write_shard(folder / f"clips-{world.rank:02d}-{number:05d}.safetensors", shard)
         number += 1
-    if not number:
+    if not number and world.last_to_say(f"no clip for {folder}"):
         raise InputError("no clip was good enough: see what was skipped, and why, above")
 
 
@@ -264,6 +267,23 @@ def write_shard(path: Path, records: list[Record]) -> None:
 def _stored(value: Tensor, name: str) -> Tensor:
     """Half precision is enough for latents, but not for places of points in large frames."""
     return value.half() if value.is_floating_point() and name != "points" else value
+
+
+def claim_shards(folder: Path, settings: dict[str, Any], world: World) -> None:
+    """Notes the settings, of JSON's types, that a folder's shards are made with; `InputError` if it has shards of
+    others. Where there is no note, as of earlier versions, shards are taken as they are."""
+    note = folder / "shards.json"
+    if note.exists() and any(folder.glob("*.safetensors")):
+        noted = json.loads(note.read_text())
+        for name, value in settings.items():
+            if noted.get(name) != value:
+                raise InputError(
+                    f"{folder} holds shards made with {name} {noted.get(name)}, not {value}: give the same, or name "
+                    "another folder"
+                )
+    elif world.leads:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(note, lambda file: file.write(json.dumps(settings, indent=1).encode()), "before the first shard")
 
 
 def write_shards(

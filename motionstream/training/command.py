@@ -17,6 +17,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -40,6 +41,7 @@ from motionstream.training.clips import (
     ClipBatch,
     Clips,
     Record,
+    claim_shards,
     folder_records,
     load_encoders,
     scene_records,
@@ -166,18 +168,24 @@ def train_distil(args: argparse.Namespace, world: World) -> None:
 def write_trajectories(args: argparse.Namespace, world: World) -> None:
     preset = PRESETS[args.preset]
     recipe = _recipe(args, "adapt")
-    teacher = prepared(load_network(model_folder(args.model, preset), preset, world, skip=True), recipe, causal=False)
+    folder = model_folder(args.model, preset)
+    # Whole on every process: each writes shards of its own, and would wait in vain for the others' parts of a teacher.
+    teacher = load_network(folder, preset, world, skip=True)
     clips = Clips(args.data, preset, recipe.chunks, recipe.tracks)
+    weights = [recipe.guidance.text, recipe.guidance.motion]
+    claim(args, world, model=folder, data=args.data, chunks=recipe.chunks, guidance=weights, ode_steps=recipe.ode_steps)
     write_with_progress(args, lambda number: trajectory_records(teacher, clips, recipe, args.seed, number), world)
 
 
 def write_clips(args: argparse.Namespace, world: World) -> None:
     preset = PRESETS[args.preset]
-    encoders = load_encoders(Path(args.model) if args.model else model_folder(preset.name, preset), preset, world)
+    model = Path(args.model) if args.model else model_folder(preset.name, preset)
+    encoders = load_encoders(model, preset, world)
     chunks = args.chunks or RECIPES[preset.name]["teacher-a"].chunks
     if args.folder is None:
         cv2.setNumThreads(0)  # its frames are small: several processes are faster, and would fight for the cores
         library = _library(args)
+        claim(args, world, model=model, library=args.library, chunks=chunks)
         write_with_progress(
             args, lambda number: scene_records(encoders, library, chunks, args.seed, number, world), world
         )
@@ -212,12 +220,14 @@ def train_tiny_vae(args: argparse.Namespace, world: World) -> None:
             Player("discriminator", losses.critic, losses.critic_loss, optimisers_for(losses.critic, recipe.rate))
         ]
     players += [Player("vae", trained, losses.decoder_loss, vae_optimisers(trained, recipe.rate))]
-    trainer = Trainer(Stage(players, data, lambda: vae_sheet(vae, few[:SHEET_CLIPS])), args.out, schedule, world)
-    trainer.train()
-    with trainer.averages["vae"].applied():
+
+    def save() -> None:
         if preset.vae == "EmbeddedVAE":
             normalise(trained, few)
         save_part(trained, args.out / "model" / ("vae" if preset.vae == "EmbeddedVAE" else "tiny_vae"), world)
+
+    stage = Stage(players, data, lambda: vae_sheet(vae, few[:SHEET_CLIPS]))
+    Trainer(stage, args.out, schedule, world).train(save)
 
 
 def train_motion_prior(args: argparse.Namespace, world: World) -> None:
@@ -227,9 +237,7 @@ def train_motion_prior(args: argparse.Namespace, world: World) -> None:
     data = made_samples(lambda rng: prior.sample(rng, library), schedule, args.seed, world, args.workers)
     player = Player("motion prior", net, lambda batch: prior.motion_loss(net, batch), optimisers_for(net, recipe.rate))
     trainer = Trainer(Stage([player], data), args.out, schedule, world)
-    trainer.train()
-    with trainer.averages["motion prior"].applied():
-        save_part(net, args.out / "model" / "motion_prior", world)
+    trainer.train(lambda: save_part(net, args.out / "model" / "motion_prior", world))
 
 
 def save_part(part: torch.nn.Module, folder: Path, world: World) -> None:
@@ -244,6 +252,12 @@ def _library(args: argparse.Namespace) -> Library:
         return load_library(args.library)
     except FileNotFoundError as error:
         raise InputError(str(error)) from error
+
+
+def claim(args: argparse.Namespace, world: World, **settings: Any) -> None:
+    """`claim_shards` for the command; a path counts as the place it leads to."""
+    places = {name: str(v.resolve()) if isinstance(v, Path) else v for name, v in settings.items()}
+    claim_shards(args.out, {"command": args.command, "preset": args.preset, **places}, world)
 
 
 def write_with_progress(args: argparse.Namespace, make: Callable[[int], Iterator[Record]], world: World) -> None:
@@ -308,17 +322,15 @@ def sheet_maker(
     def draw() -> np.ndarray:
         rows = np.arange(min(SHEET_CLIPS, count))
         batch = clips.read(path, rows, Draws(seed, 0, rows.tolist())).to(world.device)
-        return clip_sheet(vae, batch, preset, samplers)
+        return clip_sheet(vae, batch, preset, samplers, world)
 
     return draw
 
 
 def finish(trainer: Trainer, network: Network, folder: Path) -> None:
     """Trains, and writes the averaged weights as a model folder."""
-    trainer.train()
-    with trainer.averages[trainer.stage.players[-1].name].applied():
-        dtype = torch.float16 if network.preset.vae == "EmbeddedVAE" else torch.bfloat16
-        save_network(network, folder, trainer.folder / "model", dtype)
+    dtype = torch.float16 if network.preset.vae == "EmbeddedVAE" else torch.bfloat16
+    trainer.train(lambda: save_network(network, folder, trainer.folder / "model", dtype))
 
 
 def _recipe(args: argparse.Namespace, stage: str) -> Recipe:

@@ -2,9 +2,10 @@
 
 A clip is a video file or a sub-folder of pictures (at the preset's frame rate). `NAME.txt` beside it is its caption;
 its tracks, of a grid over frame 0, are cached in `NAME.FIRST-LAST.WxH.tracks.npz` in the cache folder, so that the
-tracker runs once. Longer clips are taken in pieces of the length that is asked for.
+tracker runs once. Longer clips are taken in pieces of the length that is asked for, and read piece by piece.
 """
 
+import itertools
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,13 +18,14 @@ from tqdm import tqdm
 from motionstream.controls.trackers import Seeds, Tracker
 from motionstream.errors import InputError
 from motionstream.tracks import Tracks, join
-from motionstream.video import fit_image, read_clip, read_image
+from motionstream.training.trainer import writing
+from motionstream.video import Clip, fit_image, read_image
 
 VIDEO = {".mp4", ".mov", ".m4v", ".webm", ".mkv", ".avi"}
 PICTURE = {".png", ".jpg", ".jpeg", ".webp"}
 MAX_CAPTION = 4_000  # characters
 GRID = 50  # columns and rows: the paper's
-GUESS_FRAMES = 2_000  # most of a clip that is read
+CROP_FRAMES = 2_000  # the first ones of a clip, of which crops are cut
 
 
 @dataclass
@@ -48,15 +50,19 @@ class RealClips:
                 f"{self.folder} has no clips: video files ({', '.join(sorted(VIDEO))}) or folders of pictures"
             )
 
-    def frames(self, path: Path) -> np.ndarray | None:
-        """uint8 [T, H, W, 3], or None where it cannot be read, which is reported once."""
+    def frames(self, path: Path, start: int, most: int) -> np.ndarray | None:
+        """Up to `most` frames from number `start` on, uint8 [T, H, W, 3]; None where they cannot be read, which is
+        reported once."""
+        width, height = self.size
         try:
-            if not path.is_dir():
-                return read_clip(path, fps=self.fps, size=self.size, max_frames=GUESS_FRAMES)[0]
-            files = sorted(file for file in path.iterdir() if file.suffix.lower() in PICTURE)
-            if not files:
-                raise InputError("there are no pictures in it")
-            return np.stack([fit_image(read_image(file), *self.size) for file in files[:GUESS_FRAMES]])
+            if path.is_dir():
+                files = sorted(file for file in path.iterdir() if file.suffix.lower() in PICTURE)
+                if not files:
+                    raise InputError("there are no pictures in it")
+                found = [fit_image(read_image(file), width, height) for file in files[start : start + most]]
+            else:
+                found = list(itertools.islice(Clip.open(path).frames(self.fps, self.size, start / self.fps), most))
+            return np.stack(found) if found else np.empty((0, height, width, 3), np.uint8)
         except (InputError, OSError) as error:
             self.skip(path, str(error))
             return None
@@ -69,20 +75,19 @@ class RealClips:
     def pieces(self, length: int, paths: Sequence[Path]) -> Iterator[tuple[Path, int, np.ndarray]]:
         """Every whole piece of `length` frames of these of the clips: (clip, its first frame, frames)."""
         for path in paths:
-            frames = self.frames(path)
-            if frames is None:
-                continue
-            if len(frames) < length:
+            for start in itertools.count(0, length):
+                frames = self.frames(path, start, length)
+                if frames is None or len(frames) < length:
+                    break
+                yield path, start, frames
+            if not start and frames is not None:
                 self.skip(path, f"it has {len(frames)} frames at {self.fps:g} a second; {length} are needed")
-                continue
-            for start in range(0, len(frames) - length + 1, length):
-                yield path, start, frames[start : start + length]
 
     def crop(self, rng: np.random.Generator, side: int, length: int) -> np.ndarray:
         """A random piece of a random clip: uint8 [length, side, side, 3]."""
         while len(self.bad) < len(self.paths):
             path = self.paths[rng.integers(len(self.paths))]
-            frames = self.frames(path)
+            frames = self.frames(path, 0, CROP_FRAMES)
             if frames is None:
                 continue
             if len(frames) < length or min(frames.shape[1:3]) < side:
@@ -120,7 +125,7 @@ def cached_tracks(
         tracks = join([following.follow(frames), following.finish()])
     cache.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_suffix(".tmp")
-    with open(unfinished, "wb") as out:
+    with writing(file, f"at frame {start} of {path}"), open(unfinished, "wb") as out:
         np.savez_compressed(out, points=tracks.points, visible=tracks.visible, ids=tracks.ids)
     unfinished.replace(file)
     return tracks

@@ -127,11 +127,13 @@ class Network(nn.Module):
     ) -> Tensor:
         """`streaming.predict_x0` in float32, with `skip` more of z.
 
-        With `checkpointing` a cached chunk's activations are computed again in the backward pass, from a copy of the
-        cache, which rolls on in the meantime.
+        With `checkpointing` a cached chunk's activations are computed again in the backward pass, from the cache as it
+        is now: other counters, the same keys and values, which stay as they are (see `write`).
         """
         if self.checkpointing and cache is not None and torch.is_grad_enabled():
-            parts = (condition, context, copy.deepcopy(cache))
+            now = copy.copy(cache)
+            now.layers = [copy.copy(layer) for layer in cache.layers]
+            parts = (condition, context, now)
             return checkpoint(self._predict, z, t, *parts, use_reentrant=False)
         return self._predict(z, t, condition, context, cache)
 
@@ -150,7 +152,11 @@ class Network(nn.Module):
         return x0 + more
 
     def write(self, x0: Tensor, condition: Condition, context: Context, cache: RollingCache) -> None:
-        """`streaming.write_cache`."""
+        """`streaming.write_cache`. A cache that fills up writes where nothing is stored yet; a full one rolls, so with
+        `checkpointing` it goes on with keys and values of its own."""
+        if self.checkpointing and cache.full and torch.is_grad_enabled():
+            for layer in cache.layers:
+                layer.keys, layer.values = layer.keys.clone(), layer.values.clone()
         with self.world.autocast():
             write_cache(self.transformer, x0, condition, context, cache)
 

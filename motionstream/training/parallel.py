@@ -23,6 +23,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.distributed_c10d import _get_default_store
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
@@ -75,6 +76,11 @@ class World:
         dist.broadcast(shared, 0)
         return shared.item()
 
+    def last_to_say(self, what: str) -> bool:
+        """Whether with this process all have said so. None waits for another: a process group gives that up after
+        minutes, and shares of work may differ by hours."""
+        return self.size == 1 or _get_default_store().add(what, 1) == self.size
+
     def autocast(self) -> torch.autocast:
         """Reduced precision, sharded or not: weights, their gradients and what goes over the wire stay float32.
 
@@ -105,7 +111,8 @@ def shard(network: nn.Module, world: World) -> None:
         cross = [getattr(block.attn2, name, None) for name in CROSS]
         fully_shard([part for part in cross if part is not None], mesh=mesh)
         fully_shard(block, mesh=mesh)
-    fully_shard(network, mesh=mesh)
+    # By default the outermost part stays whole after a forward pass, and would not see weights that are swapped then.
+    fully_shard(network, mesh=mesh, reshard_after_forward=True)
     for method in network.entries:
         register_fsdp_forward_method(network, method)
 
@@ -129,11 +136,13 @@ def share_gradients(parameters: list[nn.Parameter], world: World) -> None:
         gradient /= world.size
 
 
-def total_norm(parameters: list[nn.Parameter], limit: float) -> None:
-    """Scales the gradients down so that their norm over all processes is at most `limit`."""
+def limit_norm(parameters: list[nn.Parameter], limit: float) -> float:
+    """Scales the gradients down so that their norm over all processes is at most `limit` -> what it was."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     norm = nn.utils.get_total_norm(gradients)
-    nn.utils.clip_grads_with_norm_(parameters, limit, norm.full_tensor() if isinstance(norm, DTensor) else norm)
+    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+    return norm.item()
 
 
 def full_state(module: nn.Module, optimisers: list[torch.optim.Optimizer]) -> tuple[dict, list[dict]]:

@@ -21,10 +21,11 @@ from torch import Tensor
 
 from motionstream.evaluation.sheets import contact_sheet, draw_tracks
 from motionstream.model.presets import Preset
-from motionstream.streaming import add_noise, sampling_timesteps, shift_timestep
+from motionstream.streaming import add_noise, quantised, sampling_timesteps, shift_timestep
 from motionstream.training.clips import ClipBatch, chunk_bounds
 from motionstream.training.guidance import Guidance, joint_guidance
 from motionstream.training.network import Network, hide_chunks
+from motionstream.training.parallel import World
 from motionstream.training.settings import Recipe
 from motionstream.training.trainer import Draws
 
@@ -102,13 +103,16 @@ def sample_teacher(network: Network, batch: ClipBatch, recipe: Recipe, weights: 
 
 
 @torch.no_grad()
-def clip_sheet(vae: torch.nn.Module, batch: ClipBatch, preset: Preset, samplers: dict[str, Sampler]) -> np.ndarray:
+def clip_sheet(
+    vae: torch.nn.Module, batch: ClipBatch, preset: Preset, samplers: dict[str, Sampler], world: World
+) -> np.ndarray:
     """What samplers make of a batch's images, tracks and prompts, beside the clips; middle and last frame of each."""
     videos = {"clip": batch.latents}
     if batch.prior is not None:
         videos["motion prior"] = batch.prior
     videos |= {name: make(batch) for name, make in samplers.items()}
-    frames = {name: to_frames(vae, latents) for name, latents in videos.items()}
+    with world.autocast():
+        frames = {name: to_frames(vae, latents) for name, latents in videos.items()}
     rows = []
     for n, tracks in enumerate(batch.tracks):
         first = draw_tracks(frames["clip"][n, 0], tracks)
@@ -120,6 +124,10 @@ def clip_sheet(vae: torch.nn.Module, batch: ClipBatch, preset: Preset, samplers:
 
 
 def to_frames(vae: torch.nn.Module, latents: Tensor) -> np.ndarray:
-    """Latents [B, C, t, h, w] -> uint8 [B, T, H, W, 3]."""
-    frames = torch.cat([vae.decode(one[None]).float() for one in latents])
-    return ((frames + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 4, 1).cpu().numpy()
+    """Latents [B, C, t, h, w] -> uint8 [B, T, H, W, 3], decoded one by one: at full size a clip at once fits no GPU."""
+    clips = []
+    for one in latents:
+        decoder = vae.decoder_stream()
+        parts = (decoder.step(latent)[0].float().movedim(1, 0) for latent in one[None].split(1, dim=2))
+        clips.append(torch.cat([quantised(part).cpu() for part in parts]))
+    return torch.stack(clips).numpy()

@@ -30,6 +30,7 @@ from typing import Any, BinaryIO, Protocol
 import cv2
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -37,7 +38,7 @@ from tqdm import tqdm
 from motionstream.errors import InputError
 from motionstream.evaluation.plot import line_plot
 from motionstream.evaluation.sheets import save_png
-from motionstream.training.parallel import World, alike, full_state, load_full_state, share_gradients, total_norm
+from motionstream.training.parallel import World, alike, full_state, limit_norm, load_full_state, share_gradients
 
 LOG_EVERY = 10  # rounds: one update of every player, in its turns
 CHECKPOINT_SECONDS = 120.0
@@ -316,9 +317,12 @@ class Trainer:
         )
         return f"at step {self.step}; {kept}"
 
-    def train(self) -> None:
-        """Raises `InputError` naming the step and the last good checkpoint if the loss is not finite, a data worker
-        dies or the disk is full."""
+    def train(self, save: Callable[[], None] | None = None) -> None:
+        """save: writes the model in the end, when the modules have their averaged weights.
+
+        Raises `InputError` naming the step and the last good checkpoint if loss or gradient are not finite, a data
+        worker dies or the disk is full.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.checkpoint.exists():
             self._restore()
@@ -344,7 +348,18 @@ class Trainer:
                     saved = time.monotonic()
         if self.saved_step != self.step:
             self._save()
+        if save is not None:  # before the drawing, which may want more memory than there is
+            with self._averaged(), writing(self.folder / "model", self.progress):
+                save()
         self._draw()
+
+    @contextlib.contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """All modules have their averaged weights meanwhile."""
+        with contextlib.ExitStack() as stack:
+            for average in self.averages.values():
+                stack.enter_context(average.applied())
+            yield
 
     def _pieces(self, data: Iterator[list[Piece]]) -> list[Piece]:
         try:
@@ -363,13 +378,10 @@ class Trainer:
             for name, value in terms.items():
                 means[name] = means.get(name, 0.0) + value.detach() / len(pieces)
         means = self.world.mean(means)
-        if not math.isfinite(means["loss"]):
-            raise InputError(
-                f"the {player.name}'s loss is {means['loss']} {self.progress}: resume it with a lower learning rate"
-            )
+        self._check(player, "loss", means["loss"])
         parameters = [p for group in player.optimisers for g in group.param_groups for p in g["params"]]
         share_gradients(parameters, self.world)
-        total_norm(parameters, self.schedule.clip_norm)
+        self._check(player, "gradient", limit_norm(parameters, self.schedule.clip_norm))
         rate = self.schedule.rate(self.step, self.seconds)
         for optimiser, rates in zip(player.optimisers, self.rates[player.name], strict=True):
             for group, base in zip(optimiser.param_groups, rates, strict=True):
@@ -378,6 +390,13 @@ class Trainer:
             optimiser.zero_grad(set_to_none=True)
         self.averages[player.name].update()
         return means
+
+    def _check(self, player: Player, name: str, value: float) -> None:
+        """What is not finite must not reach the weights."""
+        if not math.isfinite(value):
+            raise InputError(
+                f"the {player.name}'s {name} is {value} {self.progress}: resume it with a lower learning rate"
+            )
 
     def _note(self, player: Player, terms: dict[str, float]) -> None:
         """Adds to the sums, and writes a row of their means now and then."""
@@ -390,34 +409,38 @@ class Trainer:
         means = {name: round(total / count, 6) for name, (total, count) in self.sums.items()}
         self.sums = {}
         if self.world.leads:
-            with open(self.folder / "log.jsonl", "a") as log:
+            path = self.folder / "log.jsonl"
+            with writing(path, self.progress), open(path, "a") as log:
                 log.write(json.dumps({"step": self.step, "minutes": round(self.seconds / 60, 2), **means}) + "\n")
 
     def _rows(self) -> list[dict[str, float]]:
-        log = self.folder / "log.jsonl"
-        return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+        """Of the log; a line that a full disk or a kill tore is left out."""
+        log, rows = self.folder / "log.jsonl", []
+        for line in log.read_text().splitlines() if log.exists() else []:
+            with contextlib.suppress(json.JSONDecodeError):
+                rows.append(json.loads(line))
+        return rows
 
     def _shorten_log(self) -> None:
         """Rows of steps that are gone for want of a checkpoint will come again."""
-        if self.world.leads and (rows := self._rows()):
-            kept = [json.dumps(row) + "\n" for row in rows if row["step"] <= self.step]
+        if self.world.leads and (self.folder / "log.jsonl").exists():
+            kept = [json.dumps(row) + "\n" for row in self._rows() if row["step"] <= self.step]
             write_whole(self.folder / "log.jsonl", lambda file: file.write("".join(kept).encode()), self.progress)
 
     def _draw(self) -> None:
         """The loss plot and the sheet of the averaged weights. All processes take part: weights may be sharded."""
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(torch.no_grad())
-            for average in self.averages.values():
-                stack.enter_context(average.applied())
+        with torch.no_grad(), self._averaged():
             sheet = None if self.stage.sheet is None else self.stage.sheet()
         if not self.world.leads:
             return
-        if sheet is not None:
-            save_png(self.folder / f"sheet-{self.step:06d}.png", sheet)
+        pictures = {} if sheet is None else {f"sheet-{self.step:06d}.png": sheet}
         if rows := self._rows():
             names = [name for name in rows[-1] if name not in ("step", "minutes")]
             curves = {name: [(row["step"], row[name]) for row in rows if name in row] for name in names}
-            save_png(self.folder / "loss.png", line_plot(curves, "step", log=True))
+            pictures["loss.png"] = line_plot(curves, "step", log=True)
+        for name, picture in pictures.items():
+            with writing(self.folder / name, self.progress):
+                save_png(self.folder / name, picture)
 
     def _save(self) -> None:
         players = {}
@@ -461,7 +484,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not zipfile.is_zipfile(path):
         raise InputError(f"{path} is no checkpoint of a run, or half of one: remove it, or name another folder")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        # Mapped: what a process needs of it is read when it is needed, not the whole file by every process at once.
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (OSError, RuntimeError, pickle.UnpicklingError) as error:
         raise InputError(f"{path} is no checkpoint of a run: {error}") from error
     if not isinstance(state, dict) or not {"players", "step", "seconds", "sums"} <= state.keys():
@@ -486,21 +510,30 @@ class _Disk:
         self.file.flush()
 
 
+@contextlib.contextmanager
+def writing(path: Path, progress: str) -> Iterator[None]:
+    """A full disk while the block writes `path`: `InputError`, which also says where we are and what is safe."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot write {path}: {why}; {progress}; make room, then start again or --resume") from error
+
+
 def write_whole(path: Path, write: Callable[[_Disk], object], progress: str) -> None:
     """Writes to a temporary name, then renames. A full disk: `InputError`, and what was at `path` stays."""
     unfinished = path.with_name(path.name + ".tmp")
-    try:
-        with open(unfinished, "wb") as file:
-            disk = _Disk(file)
-            try:
-                write(disk)
-            except RuntimeError as error:
-                raise disk.error or error from error
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    except OSError as error:
-        unfinished.unlink(missing_ok=True)
-        raise InputError(
-            f"cannot write {path}: {error.strerror or error}; {progress}; make room, then --resume"
-        ) from error
+    with writing(path, progress):
+        try:
+            with open(unfinished, "wb") as file:
+                disk = _Disk(file)
+                try:
+                    write(disk)
+                except RuntimeError as error:
+                    raise disk.error or error from error
+                file.flush()
+                os.fsync(file.fileno())
+            unfinished.replace(path)
+        except OSError:
+            unfinished.unlink(missing_ok=True)
+            raise

@@ -12,7 +12,7 @@ import json
 import struct
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -32,6 +32,7 @@ MAX_IMAGE_BYTES = 64 * 2**20
 MAX_CLIP_BYTES = 512 * 2**20
 MAX_CLIP_PIXELS = 2**28  # of all frames that `read_clip` returns: 800 MB
 MAX_DECODED = 20_000  # frames that are decoded of one clip at once
+MAX_SOUGHT_PIXELS = 2**32  # that are decoded for one frame wanted: half a minute at 1920x1080 and 60 a second
 SEEK_SECONDS = 2.0  # nearer to its beginning a clip is read from there
 IMAGE_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 # Containers that hold their own pictures; not playlists (HLS, concat), which make FFmpeg open other files.
@@ -208,16 +209,19 @@ class Clip:
             seconds = next((end for end in ends if end and end > 0), None)
             return cls(path, width, height, _average_rate(stream), seconds)
 
-    def frames(self, fps: float, size: tuple[int, int], start: float = 0.0) -> Iterator[np.ndarray]:
+    def frames(
+        self, fps: float, size: tuple[int, int], start: float = 0.0, cancelled: Callable[[], bool] = lambda: False
+    ) -> Iterator[np.ndarray]:
         """uint8 RGB [height, width, 3] at `start`, start + 1 / fps, ... seconds, to the clip's end: nearest in time.
 
         size: (width, height) that every frame is fitted to (`fit_image`). Close the generator to close the file.
-        There are none where the clip is over by `start`. `InputError` above MAX_DECODED frames up to there.
+        cancelled: asked again and again while the file is decoded; true ends the frames. There are none where the clip
+        is over by `start`. `InputError` above MAX_DECODED frames in all, or MAX_SOUGHT_PIXELS up to a frame wanted.
         """
         for far in (True, False) if start > SEEK_SECONDS else (False,):
             with _opened(self.path, MAX_CLIP_BYTES, MAX_SIDE) as (container, stream):
                 zero = _seek(container, stream, start) if far else None
-                timed = _timed(container, stream, MAX_SIDE, float("inf"), zero)
+                timed = _timed(container, stream, MAX_SIDE, float("inf"), zero, cancelled)
                 first = next(timed, None)
                 if far and (first is None or first[0] > start):
                     continue  # a container that seeks badly: what comes before is read and dropped
@@ -288,10 +292,11 @@ def _timed(
     max_side: int,
     max_seconds: float,
     zero: float | None = None,
+    cancelled: Callable[[], bool] = lambda: False,
 ) -> Iterator[tuple[float, av.VideoFrame]]:
     """(seconds since `zero`, frame) of every frame that can be decoded; times never go back. None: since the first."""
     last, interval = float("-inf"), 1 / _average_rate(stream)
-    for count, frame in enumerate(_decoded(container, stream)):
+    for count, frame in enumerate(_decoded(container, stream, cancelled)):
         _check_side(frame, max_side)
         time = count * interval if frame.pts is None else float(frame.pts * frame.time_base)
         zero = time if zero is None else zero
@@ -302,8 +307,12 @@ def _timed(
         yield last, frame
 
 
-def _decoded(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
+def _decoded(
+    container: av.container.InputContainer, stream: av.VideoStream, cancelled: Callable[[], bool]
+) -> Iterator[av.VideoFrame]:
     for packet in container.demux(stream):
+        if cancelled():
+            return
         try:
             yield from packet.decode()
         except av.error.InvalidDataError:  # a damaged frame; the next one may be whole
@@ -312,11 +321,15 @@ def _decoded(container: av.container.InputContainer, stream: av.VideoStream) -> 
 
 def _even(frames: Iterator[tuple[float, av.VideoFrame]], rate: float) -> Iterator[av.VideoFrame]:
     """The frame nearest in time to 0, 1 / rate, 2 / rate, ... up to the last frame's time."""
-    count, before = 0, None
+    count, before, sought = 0, None, 0
     for time, frame in frames:
+        sought += frame.width * frame.height
+        if sought > MAX_SOUGHT_PIXELS:
+            limit = f"more than {MAX_SOUGHT_PIXELS >> 20} million pixels of the clip"
+            raise InputError(f"{limit} would have to be decoded to get to one frame: start earlier, or make it smaller")
         while before is not None and count / rate < (before[0] + time) / 2:
             yield before[1]
-            count += 1
+            count, sought = count + 1, 0
         before = time, frame
     while before is not None and count / rate <= before[0] + 0.5 / rate:
         yield before[1]

@@ -277,12 +277,28 @@ def test_untouched_stream_makes_room(visitor, monkeypatch):
     assert "nobody touched" in message["text"] and not message["failed"] and run > 2
 
 
-def test_broken_model_is_told_to_the_visitor(site, visitor):
-    site.paste.fail = RuntimeError("boom")
+@pytest.mark.parametrize(
+    "error, sentence, frames",
+    [
+        (RuntimeError("boom"), "error in the program", 0),
+        (InputError("no webcam"), "no webcam", 9),
+        (gr.Error("GPU task aborted"), "task aborted", 9),
+    ],
+)
+def test_what_breaks_a_stream_is_told_and_the_clip_until_then_is_there(site, visitor, cache, error, sentence, frames):
+    before = set(os.listdir(cache))
+    site.paste.fail = error
     visitor.start()
     visitor.chunk()
     ended = visitor.expect("ended")
-    assert ended["failed"] and "error in the program" in ended["text"]
+    assert ended["failed"] and sentence in ended["text"]
+    with visitor.http.stream("GET", "queue/data", params={"session_hash": visitor.session}) as events:
+        messages = [json.loads(line[6:]) for line in events.iter_lines() if line.startswith("data: ")]
+    output = next(message["output"] for message in messages if message["msg"] == "process_completed")
+    if frames:
+        assert len(read_clip(output["data"][0]["clip"]["path"])[0]) == frames
+    else:
+        assert set(os.listdir(cache)) == before
     site.paste.fail = None
     visitor.start(run=2)
     assert visitor.chunk()["chunk"] == 0

@@ -402,6 +402,69 @@ def test_lost_connection_is_explained_and_mended(page, site):
     start(page)
 
 
+def test_prompt_and_controls_outlive_a_lost_connection(page, site):
+    open_page(page, site)
+    part(page, "clear").click()
+    page.locator("[data-tool=pin]").click()
+    page.mouse.click(*at(page, 0.25, 0.3))
+    part(page, "prompt").fill("fog")
+    newest_seat(site).close()
+    expect(part(page, "message")).to_contain_text("reconnecting")
+    in_state(page, "idle")
+    start(page)
+    assert part(page, "prompt").input_value() == site.paste.prompts[0] == "fog"
+    assert track_counts(site)[0] == 9
+
+
+def test_start_that_does_not_reach_the_server_can_be_stopped(page, site):
+    open_page(page, site)
+    page.route("**/queue/join*", lambda route: route.fulfill(status=503, json={"detail": "busy"}))
+    part(page, "start").click()
+    in_state(page, "starting")
+    part(page, "start").click()
+    in_state(page, "idle")
+    expect(part(page, "message")).to_contain_text("Stopped before the first picture")
+    page.unroute("**/queue/join*")
+    start(page)
+
+
+def test_page_out_of_sight_makes_room_after_a_while(page, site):
+    page.clock.install()
+    open_page(page, site)
+    start(page)
+
+    def turn(hidden: str) -> None:
+        page.evaluate(f"Object.defineProperty(document, 'hidden', {{ value: {hidden}, configurable: true }})")
+        page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+
+    for _ in range(2):
+        turn("true")
+        page.clock.fast_forward(9_000)
+        turn("false")
+    page.clock.fast_forward(20_000)
+    shown = frame_number(page)
+    reach_frame(page, shown + 12)
+    turn("true")
+    page.clock.fast_forward(16_000)
+    in_state(page, "idle")
+    wait_for(lambda: not len(site.live.sessions), "the end of the stream")
+
+
+def test_what_is_pasted_into_the_prompt_is_no_picture(page, site, tmp_path):
+    open_page(page, site)
+    data = base64.b64encode(photo(tmp_path / "disc.png").read_bytes()).decode()
+    paste = """async (target, data) => {
+        const picture = await (await fetch('data:image/png;base64,' + data)).blob(), clipboardData = new DataTransfer();
+        clipboardData.items.add(new File([picture], 'a.png', { type: 'image/png' }));
+        target.dispatchEvent(new ClipboardEvent('paste', { clipboardData, bubbles: true })); }"""
+    example = page.locator(".ms-example[aria-pressed=true]")
+    part(page, "prompt").evaluate(paste, data)
+    page.wait_for_timeout(500)
+    expect(example).to_have_count(1)
+    part(page, "spacing").evaluate(paste, data)
+    expect(example).to_have_count(0)
+
+
 def test_page_that_was_forgotten_is_told_to_reload(page, site):
     open_page(page, site)
     for session in list(site.live._visitors):

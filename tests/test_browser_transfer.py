@@ -239,6 +239,52 @@ def test_tracking_can_be_cancelled(transfer, tmp_path):
     assert transfer.expect("tracked") == {"kind": "tracked", "cancelled": True}
 
 
+def test_jobs_of_a_visitor_take_turns_in_one_thread(site, transfer, clip):
+    """However many there are: each is answered, the newest is done."""
+    transfer.send_clip(clip.read_bytes())
+    transfer.expect("clip")
+    tracking = site.live._tabs["transfer"]._tracking
+    for _ in range(transfer_module.TRACKING_AT_ONCE):
+        assert tracking.acquire(timeout=10)  # other visitors'
+    threads, heard = threading.active_count(), []
+    for number in range(100):
+        transfer.say({"kind": "track", "settings": {"start": number / 100, "seconds": 0.5}, "image": "clip"})
+    while heard.count("picture") + heard.count("unchanged") < 100:
+        heard.append(transfer.hear()[0]["kind"])
+    assert threading.active_count() < threads + 8  # with those that receive the messages
+    assert heard.count("tracked") == 99
+    for _ in range(transfer_module.TRACKING_AT_ONCE):
+        tracking.release()
+    assert transfer.expect("tracked")["frames"] == 8
+
+
+def test_a_browser_that_takes_no_previews_gives_its_place_up(transfer, clip, monkeypatch):
+    transfer.send_clip(clip.read_bytes())
+    transfer.expect("clip")
+    monkeypatch.setattr(transfer_module, "STALL_SECONDS", 0.3)
+    for backlog, sentence in ((100, "taken no preview for 0.3 seconds"), (0, "")):
+        monkeypatch.setattr(live.Seat, "backlog", backlog)
+        transfer.say({"kind": "track", "settings": {"grid": 12}, "image": "own"})
+        assert ("cancelled" in transfer.expect("tracked")) == bool(sentence)
+        assert not sentence or sentence in transfer.expect("error")["text"]
+
+
+def test_a_picture_chosen_while_the_clips_frame_is_sought_is_kept(site, transfer, clip):
+    transfer.send_clip(clip.read_bytes())
+    transfer.expect("clip")
+    showing = site.live._tabs["transfer"]._showing
+    for _ in range(transfer_module.SHOWING_AT_ONCE):
+        assert showing.acquire(timeout=10)  # other visitors'
+    transfer.say({"kind": "track", "settings": {"seconds": 0.5}, "image": "clip"})
+    transfer.say({"kind": "example", "name": transfer.picture["name"]})
+    assert transfer.expect("picture")["image"] == "own"
+    for _ in range(transfer_module.SHOWING_AT_ONCE):
+        showing.release()
+    transfer.expect("unchanged")
+    assert transfer.expect("tracked")["frames"] == 8
+    assert site.live.seat(transfer.session, "transfer").shown[0]["image"] == "own"
+
+
 def test_an_upload_ends_with_its_connection_or_when_it_is_cancelled(site, transfer, clip):
     data, photo = clip.read_bytes(), cv2.imencode(".png", FRAMES[0])[1].tobytes()
     for end in ("cancel", "connection"):

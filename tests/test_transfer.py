@@ -230,6 +230,14 @@ def test_a_clip_is_tracked_in_blocks_and_its_motion_is_its_motion(clip):
     assert np.median(np.linalg.norm(moved - np.arange(24)[:, None, None] * [SHIFT, 0], axis=-1)) < 0.5
 
 
+@pytest.mark.parametrize("blocks", [0, 1])
+def test_tracking_ends_when_it_is_cancelled(clip, blocks):
+    settings, parts = Settings(grid=12), []
+    for part in track_clip(Clip.open(clip), settings, FPS, settings.open_tracker(), lambda: len(parts) == blocks):
+        parts.append(part)
+    assert len(parts) == blocks
+
+
 def test_a_recipe_survives_a_fork_and_names_its_clip(clip):
     recipe = pickle.loads(pickle.dumps(ClipRecipe(str(clip), Settings(grid=12, seconds=1.5), FPS)))
     source = recipe.build()

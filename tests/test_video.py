@@ -396,6 +396,17 @@ def test_limits_of_clips_are_named(tmp_path):
     assert len(read_clip(path, max_frames=20, max_seconds=1.9)[0]) == 20
 
 
+def test_one_frame_costs_no_more_than_so_many_pixels_and_can_be_cancelled(tmp_path, monkeypatch):
+    make_clip(tmp_path / "a.mp4", BARS, rate=5)  # one key frame, at the beginning
+    clip, asked = Clip.open(tmp_path / "a.mp4"), []
+    assert next(clip.frames(5, (96, 64), 3.0, lambda: len(asked) > 4 or asked.append(1)), None) is None
+    monkeypatch.setattr("motionstream.video.MAX_SOUGHT_PIXELS", 12 * 96 * 64)
+    assert len(list(clip.frames(5, (96, 64)))) == 20
+    assert bar_number(next(clip.frames(5, (96, 64), 2.0))) == pytest.approx(10, abs=0.6)
+    with pytest.raises(InputError, match="million pixels .* start earlier, or make it smaller"):
+        next(clip.frames(5, (96, 64), 3.0))
+
+
 @pytest.mark.parametrize(
     ("name", "settings"),
     [

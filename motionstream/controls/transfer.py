@@ -16,7 +16,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -129,19 +129,23 @@ def tracking_size(width: int, height: int) -> tuple[int, int]:
     return max(16, round(width * scale)), max(16, round(height * scale))
 
 
-def track_clip(clip: Clip, settings: Settings, fps: float, tracker: Tracker) -> Iterator[tuple[np.ndarray, Tracks]]:
+def track_clip(
+    clip: Clip, settings: Settings, fps: float, tracker: Tracker, cancelled: Callable[[], bool] = lambda: False
+) -> Iterator[tuple[np.ndarray, Tracks]]:
     """Tracks a piece of a clip -> (frames read, tracks of the frames settled with them), block by block.
 
     Frames are uint8 RGB at `tracking_size`; over all blocks, tracks are of as many frames. `InputError` if there is
-    none. tracker: a fresh one, see `Settings.open_tracker`.
+    none. tracker: a fresh one, see `Settings.open_tracker`; cancelled: see `Clip.frames`.
     """
     size = tracking_size(clip.width, clip.height)
-    frames = islice(clip.frames(fps, size, settings.start), max(1, round(settings.seconds * fps)))
+    frames = islice(clip.frames(fps, size, settings.start, cancelled), max(1, round(settings.seconds * fps)))
     count = 0
-    while block := list(islice(frames, BLOCK)):
+    while (block := list(islice(frames, BLOCK))) and not cancelled():
         count += len(block)
         block = np.stack(block)
         yield block, tracker.follow(block)
+    if cancelled():
+        return
     if not count:
         raise InputError(f"the clip has no frame at {settings.start:g} seconds: start earlier")
     yield np.zeros((0, size[1], size[0], 3), np.uint8), tracker.finish()

@@ -11,6 +11,7 @@ const COLOURS = { drag: '#22c55e', hold: '#ef4444', pin: '#ef4444', path: '#3b82
 const JITTER_MS = 30;                    // first frame after a gap waits this long for its followers
 const TRAIL_MS = 900;                    // a drag's visible tail
 const RECONNECT_MS = 1500;
+const HIDDEN_MS = 15000;                 // a page out of sight for so long makes room for others
 const STALE_PAGE = 4401;                 // WebSocket close code: the server does not know this page's token
 const HINTS = {
   offline: '',
@@ -119,8 +120,10 @@ const panel = {
 let state = 'offline', tool = 'drag', release = 'hold', nextId = 1, runs = 0, token = null;
 let controls = [];                       // pins, paths and held drags, oldest first
 let initial = [];                        // those that were there at Start: Stop brings them back
+let reason = '';                         // why the last stream ended, if not because the visitor stopped it
 let afterStop = null;                    // what to do once the running stream has ended
 let asked = 0;                           // pictures that the server was asked for: no start before they are here
+let onCanvas = null, leaving = null;     // number of the picture that is shown; timer of a page out of sight
 let hover = null, dirty = true, facts = { fps: 16, vocabulary: [] };
 let latencies = [], speeds = [], lastInput = -Infinity;
 const drags = new Map();                 // pointerId -> drag in progress
@@ -212,6 +215,7 @@ function pause() {
 }
 
 function ended(text, failed) {
+  reason = text;
   player.reset(facts.fps);
   link.held = null;
   drags.clear();
@@ -237,7 +241,7 @@ function offerClip(clip) {
   if (!clip) return button.removeAttribute('href');
   button.href = clip.url;
   button.download = clip.orig_name;
-  if (state === 'idle') say('The clip is ready: Download saves it, Start begins anew');
+  if (state === 'idle' && !reason) say('The clip is ready: Download saves it, Start begins anew');
 }
 
 /* ---- gestures: pointer events become control messages ---- */
@@ -476,7 +480,7 @@ const link = {
     socket.onclose = event => {
       if (socket !== this.socket || closing.signal.aborted) return;
       const wasRunning = running() || state === 'stopping';
-      if (state !== 'offline') ended('', false);
+      if (wasRunning) ended('', false);
       asked = 0;
       enter('offline');
       if (event.code === STALE_PAGE) return say('The server does not know this page any more: reload the page', 'error');
@@ -503,7 +507,8 @@ function hear(message) {
   if (message.kind === 'error') { answered(); say(message.text, 'error'); }
   if (message.kind === 'note') say(message.text);
   if (message.kind === 'begun' && message.run === runs) link.begun();
-  if (message.kind === 'ended' && (message.run ?? runs) === runs) ended(message.text, message.failed);
+  if (message.kind === 'ended' && (message.run ?? runs) === runs && (running() || state === 'stopping'))
+    ended(message.text, message.failed);   // not again, where both a stop and its start answer
   panel.hear(message);
 }
 
@@ -540,15 +545,21 @@ async function showPicture(header, blob) {
   part('frame').style.setProperty('--ms-aspect', `${width} / ${height}`);
   part('frame').style.setProperty('--ms-ratio', width / height);
   player.reset(facts.fps);
+  const again = header.number === onCanvas;   // after a lost connection: what was made for it is still there
+  onCanvas = header.number;
+  if (!again) setControls(header);
+  mark('.ms-example', 'aria-pressed', button => button.dataset.name === header.name);
+  if (state !== 'stopping') enter('idle');
+  panel.shown(header);
+  if (controls.length && !again) say('Press Start to play the blue paths, or drag it your own way');
+}
+
+function setControls(header) {           // those that come with a picture
   controls = initial = [];
   if (header.grid) setGrid(header.grid);
   if (header.prompt !== undefined) setPrompt(header.prompt);
   (header.paths ?? []).forEach(({ points, seconds }) => add({ kind: 'path', points, seconds }));
   (header.pins ?? []).forEach(([x, y]) => add({ kind: 'pin', x, y }));
-  mark('.ms-example', 'aria-pressed', button => button.dataset.name === header.name);
-  if (state !== 'stopping') enter('idle');
-  panel.shown(header);
-  if (controls.length) say('Press Start to play the blue paths, or drag it your own way');
 }
 
 /* ---- the page around the canvas ---- */
@@ -635,15 +646,17 @@ function keyUp(event) {
 }
 
 function keyDown(event) {
-  if (element.offsetParent === null || event.repeat || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (element.offsetParent === null || event.ctrlKey || event.metaKey || event.altKey) return;
   if (event.target === part('prompt') && event.key === 'Enter' && !event.shiftKey) {
     event.preventDefault();
-    return sendPrompt();
+    if (!event.repeat) sendPrompt();
+    return;
   }
   if (event.target.closest('input, textarea, select, button, a, [contenteditable]')) return;
   if (panel.key(event, true)) return event.preventDefault();
   if (event.key !== 'Enter' && event.key !== ' ') return;
-  event.preventDefault();
+  event.preventDefault();                // of a key that is held down too: it would scroll the page
+  if (event.repeat) return;
   if (event.key === ' ') pause();
   else if (running()) stop();
   else start();
@@ -684,8 +697,14 @@ function listen() {
   document.addEventListener('keydown', keyDown, { signal });
   document.addEventListener('keyup', keyUp, { signal });
   window.addEventListener('blur', () => panel.released(), { signal });
-  const paste = event => { if (element.offsetParent) offerFile(event.clipboardData.files[0]); };
-  document.addEventListener('paste', paste, { signal });
+  document.addEventListener('paste', event => {   // copied text may bring a picture of itself along
+    const typed = event.target.closest('textarea, input:not([type=range])');
+    if (element.offsetParent && !typed) offerFile(event.clipboardData.files[0]);
+  }, { signal });
+  document.addEventListener('visibilitychange', () => {
+    clearTimeout(leaving);
+    if (document.hidden) leaving = setTimeout(stop, HIDDEN_MS);
+  }, { signal });
   new ResizeObserver(() => { dirty = true; }).observe(picture);
 }
 

@@ -32,13 +32,15 @@ from motionstream.errors import InputError
 from motionstream.session import Mailbox, Sessions, decode_message
 
 SUBPROTOCOL = "motionstream"
-UNKNOWN_VISITOR, REPLACED, TOO_SLOW = 4401, 4409, 4413  # WebSocket close codes
+UNKNOWN_VISITOR, REPLACED = 4401, 4409  # WebSocket close codes
 MAX_VISITORS = 200  # page loads remembered; of those without a socket the oldest are forgotten first
 FORGET_SECONDS = 120.0  # that a visitor without a socket is remembered: connections break, and mend
 MAX_WAITING = 400  # messages that a socket has not taken yet; an honest canvas acknowledges long before
+MAX_WAITING_BYTES = 32 * 2**20  # of them together
 MAX_INPUTS = 1_000  # pointer messages remembered until a chunk has used them
 ENDING_SECONDS = 10.0  # that a stream which was told to stop may take for the chunk it is at
 IDLE_SECONDS = 180.0  # a stream that nobody touches for so long makes room for others
+STOPPED_EARLY = "stopped before the first picture"
 FAILED = "That went wrong because of an error in the program: try again, or reload the page"
 
 
@@ -55,6 +57,37 @@ class Tab(Protocol):
 
     def receive(self, seat: Seat, message: dict | bytes) -> None:
         """One of the tab's commands, or an uploaded picture."""
+
+
+class _Outbox(asyncio.Queue):
+    """The messages that a socket has not taken yet.
+
+    delivery: takes them out; ends with the socket, or when that is given up; bytes: of all messages together.
+    """
+
+    delivery: asyncio.Task
+    given_up = False
+    bytes = 0
+
+    def post(self, message: str | bytes | None) -> None:
+        """Puts a message in, in the loop's thread; None: the socket is to be closed. A socket that leaves too much
+        waiting is given up."""
+        self.given_up |= self.qsize() >= MAX_WAITING or self.bytes >= MAX_WAITING_BYTES
+        while (self.given_up or message is None) and not self.empty():
+            self.get_nowait()
+        if self.given_up:
+            self.delivery.cancel()
+        else:
+            self.put_nowait(message)
+
+    def _put(self, item: str | bytes | None) -> None:
+        super()._put(item)
+        self.bytes += len(item or "")
+
+    def _get(self) -> str | bytes | None:
+        item = super()._get()
+        self.bytes -= len(item or "")
+        return item
 
 
 class Seat:
@@ -75,10 +108,11 @@ class Seat:
         self._tab, self._sessions = tab, sessions
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._outbox: asyncio.Queue | None = None  # of the newest socket; None while there is none
+        self._outbox: _Outbox | None = None  # of the newest socket; None while there is none
         self._place, self._stopping = threading.Lock(), False  # held by the running stream; whether it was told to stop
         self._touched, self._watched = 0.0, False  # when a control message came; whether that matters: a stream runs
-        self._cancelled: int | None = None  # number of the newest start that a stop was meant for
+        self._run: int | None = None  # number of the start whose stream runs
+        self._cancelled = 0  # number of the newest start that a stop was meant for
         self._inputs: deque[tuple[float, float]] = deque(maxlen=MAX_INPUTS)  # (passed on, browser's clock in ms)
 
     @property
@@ -107,23 +141,24 @@ class Seat:
     def stream(self, run: int | None = None) -> Iterator[Mailbox]:
         """A running stream's mailbox. `InputError` if this seat or too many others have one, or nobody is watching.
 
-        run: the canvas's number of this start; a stop for it may have come first. Where the last stream was told to
-        stop, as by a connection that was lost, its end is waited for.
+        run: the canvas's number of this start, larger than those before; a stop for it may have come first. Where the
+        last stream was told to stop, as by a connection that was lost, its end is waited for.
         """
         if not self._place.acquire(timeout=ENDING_SECONDS if self._stopping else 0):
             raise InputError("a stream of yours is running already: stop it first")
+        self._run = run  # before the look at `_cancelled` below: `_note` writes that, then looks at this
         self._touched, self._watched = time.monotonic(), True  # in this order: `_watch` looks at both
         try:
             with self._sessions.open(self) as mailbox:
                 if not self.connected or self.picture is None:
                     raise InputError("the canvas is not connected: reload the page")
-                if run is not None and run == self._cancelled:
-                    raise InputError("stopped before the first picture")
+                if isinstance(run, int) and run <= self._cancelled:
+                    raise InputError(STOPPED_EARLY)
                 self.stopped_for, self._stopping = "", False
                 self._inputs.clear()
                 yield mailbox
         finally:
-            self._watched = False
+            self._watched, self._run = False, None
             self._place.release()
 
     def stop(self, reason: str = "") -> None:
@@ -152,19 +187,19 @@ class Seat:
 
     async def serve(self, socket: WebSocket) -> None:
         """Lives as long as the socket. A newer socket of the same page replaces an older one."""
-        outbox: asyncio.Queue = asyncio.Queue()
+        outbox = _Outbox()
         self.close()
+        outbox.delivery, watch = (asyncio.create_task(w) for w in (self._deliver(socket, outbox), self._watch()))
         with self._lock:
             self._outbox, self._loop = outbox, asyncio.get_running_loop()
-        tasks = [asyncio.create_task(self._deliver(socket, outbox)), asyncio.create_task(self._watch())]
         try:
             with self._answering():
                 await run_in_threadpool(self._tab.welcome, self)
-            while (message := await socket.receive())["type"] != "websocket.disconnect":
+            while (message := await _next_message(socket, outbox.delivery)) is not None:
                 await self._take(message)
         finally:
-            for task in tasks:
-                task.cancel()
+            outbox.delivery.cancel()
+            watch.cancel()
             with self._lock:
                 replaced = self._outbox is not outbox
                 self._outbox = self._outbox if replaced else None
@@ -174,13 +209,11 @@ class Seat:
     def _post(self, message: str | bytes | None) -> None:
         with self._lock:
             if self._outbox is not None:
-                self._loop.call_soon_threadsafe(self._outbox.put_nowait, message)
+                self._loop.call_soon_threadsafe(self._outbox.post, message)
 
-    async def _deliver(self, socket: WebSocket, outbox: asyncio.Queue) -> None:
-        with suppress(WebSocketDisconnect):  # `serve` hears of it too
+    async def _deliver(self, socket: WebSocket, outbox: _Outbox) -> None:
+        with suppress(WebSocketDisconnect):
             while (message := await outbox.get()) is not None:
-                if outbox.qsize() > MAX_WAITING:
-                    return await socket.close(TOO_SLOW, "the connection is too slow")
                 await (socket.send_text(message) if isinstance(message, str) else socket.send_bytes(message))
             await socket.close(REPLACED, "this canvas has another connection, or its page was left")
 
@@ -217,9 +250,23 @@ class Seat:
         self._touched = time.monotonic()
         match message:
             case {"kind": "stop", "run": int(run)}:
-                self._cancelled = run
+                self._cancelled = max(run, self._cancelled)
+                if run != self._run:  # its start is still to come, or is lost: the canvas must not wait for it
+                    self.send({"kind": "ended", "run": run, "text": STOPPED_EARLY, "failed": True})
             case {"kind": "drag", "samples": [*_, {"t": int() | float() as stamp}]} | {"t": int() | float() as stamp}:
                 self._inputs.append((self._touched, stamp))
+
+
+async def _next_message(socket: WebSocket, delivery: asyncio.Task) -> dict | None:
+    """The next WebSocket message; None once the browser has left, or ours are delivered no more."""
+    receiving = asyncio.create_task(socket.receive())
+    try:
+        await asyncio.wait((receiving, delivery), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        receiving.cancel()
+    if delivery.done() or receiving.result()["type"] == "websocket.disconnect":
+        return None
+    return receiving.result()
 
 
 @dataclass

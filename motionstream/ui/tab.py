@@ -8,6 +8,7 @@ own is a subclass, and maybe a panel: files PANEL.html, PANEL.css and PANEL.js b
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import shutil
 import tempfile
@@ -84,6 +85,7 @@ class CanvasTab:
     def __init__(self, engine: Engine, examples: list[Example]):
         self.engine = engine
         self.examples = {example.name: example for example in examples}
+        self._numbers = itertools.count()  # of shown pictures: a canvas that connects again knows its own
 
     # --- what a subclass may override
 
@@ -147,10 +149,10 @@ class CanvasTab:
             self.change_picture(seat, example and example.picture, example)
 
     def start(self, event: gr.EventData, request: gr.Request) -> CanvasValue | dict:
-        """The Start button's event: streams until the visitor stops or leaves, then returns the clip."""
+        """The Start button's event: streams until the visitor stops or leaves, or it breaks, then returns the clip."""
         seat = self.live.seat(request.session_hash, self.seat)
         run = event._data.get("run") if isinstance(event._data, dict) else None
-        clip, text, failed = None, FAILED, True
+        path, text, failed = None, FAILED, True
         try:
             prompt, messages = _starting(event._data)
             self.live.end_others(request.session_hash, seat)
@@ -159,7 +161,8 @@ class CanvasTab:
                 for message in messages:
                     mailbox.send(message)
                 seat.send({"kind": "begun", "run": run})  # what the page has held back may come
-                clip = self._stream(seat, run, mailbox, prompt, base)
+                path = self._new_path()
+                self._stream(seat, run, mailbox, prompt, base, path)
             text, failed = seat.stopped_for, False
         except InputError as error:
             text = str(error)
@@ -167,7 +170,10 @@ class CanvasTab:
             text = error.message
         finally:  # numbered: a second start is refused while the first one's stream goes on
             seat.send({"kind": "ended", "run": run, "text": text, "failed": failed})
-        return CanvasValue(clip=clip) if clip else gr.skip()
+            wanted = path is not None and path.exists() and seat.connected and text != FAILED
+            if path is not None and not wanted:
+                shutil.rmtree(path.parent)
+        return CanvasValue(clip=FileData(path=str(path), orig_name=path.name)) if wanted else gr.skip()
 
     def change_picture(self, seat: Seat, picture: np.ndarray | None, example: Example | None = None) -> None:
         """`show`, unless a stream runs; None: an example was asked for that is not there."""
@@ -185,32 +191,29 @@ class CanvasTab:
         poster = fit_image(picture, round(width * max(1, detail)), round(height * max(1, detail)))
         times = shown_size(seat.picture, seat.sharp)[0] // width
         header = {"kind": "picture", "width": width, "height": height, "times": times}
+        header["number"] = next(self._numbers)
         if example is not None:
             header["name"] = example.name
         seat.shown = header | self.picture_facts(seat, example), jpeg(poster)
         seat.send(*seat.shown)
 
-    def _stream(
-        self, seat: Seat, run: int | None, mailbox: Mailbox, prompt: str, base: SourceRecipe | None
-    ) -> FileData | None:
-        """Runs one stream to its end -> its clip, if there is anything in it and anybody left to want it."""
+    def _new_path(self) -> Path:
+        """For a stream's clip, in a folder of its own."""
         cache = Path(self.canvas.GRADIO_CACHE)  # the one folder that Gradio serves files from
         cache.mkdir(parents=True, exist_ok=True)
-        path = Path(tempfile.mkdtemp(dir=cache)) / "motionstream.mp4"
+        return Path(tempfile.mkdtemp(dir=cache)) / "motionstream.mp4"
+
+    def _stream(
+        self, seat: Seat, run: int | None, mailbox: Mailbox, prompt: str, base: SourceRecipe | None, path: Path
+    ) -> None:
+        """Runs one stream to its end, or until it breaks; the clip of what was made is at `path`."""
         width, height = shown_size(seat.picture, seat.sharp)
-        wanted = False
-        try:
-            with (
-                ClipEncoder(seat, run, path, width, height, self.engine.model.preset.fps) as encoder,
-                closing(self.engine.run(seat.picture, seat.sharp, mailbox.address, prompt, base)) as reports,
-            ):
-                for news in reports:
-                    self._pass_on(news, seat, encoder)
-            wanted = seat.connected and path.exists()
-        finally:
-            if not wanted:
-                shutil.rmtree(path.parent)
-        return FileData(path=str(path), orig_name=path.name) if wanted else None
+        with (
+            ClipEncoder(seat, run, path, width, height, self.engine.model.preset.fps) as encoder,
+            closing(self.engine.run(seat.picture, seat.sharp, mailbox.address, prompt, base)) as reports,
+        ):
+            for news in reports:
+                self._pass_on(news, seat, encoder)
 
     def _pass_on(self, news: News, seat: Seat, encoder: ClipEncoder) -> None:
         for text in news.errors:
@@ -220,6 +223,7 @@ class CanvasTab:
             encoder.put(news.chunk, seat.newest_input(began))
         else:
             encoder.recipe = news.recipe
+            seat.stopped_for = seat.stopped_for or news.end
 
     def _read(self, seat: Seat, prompt: str) -> None:
         """Says which words of the prompt the model passes over; a model that reads any text has no vocabulary."""

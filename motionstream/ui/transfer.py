@@ -1,8 +1,8 @@
 """The Motion transfer tab: a clip, or the visitor's camera, moves another picture.
 
 A clip comes over the canvas's WebSocket in parts and is kept in a temporary folder for as long as the visitor is there.
-A thread tracks the chosen piece and sends its frames with the tracks on them; a stream may start meanwhile, then the
-stream's own source goes on. Commands of the panel:
+The visitor's thread tracks the piece that was chosen last and sends its frames with the tracks on them; a stream may
+start meanwhile, then the stream's own source goes on. Commands of the panel:
 
     {"kind": "clip", "bytes": N}       once that is answered by "send", the next N bytes of binary messages are a clip
     {"kind": "track", "settings": {...}, "image": "clip" | "own"}    see `Settings`; whose first frame is animated
@@ -14,6 +14,9 @@ from __future__ import annotations
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from weakref import WeakSet
 
@@ -34,7 +37,9 @@ MAX_CLIPS = 2 * 2**30  # bytes, of all visitors' clips together
 PREVIEW_SIDE = 320  # pixels
 PREVIEW_QUALITY = 70
 MAX_BACKLOG = 60  # previews that may wait for a slow connection
+STALL_SECONDS = 10.0  # that a connection may take none of them
 TRACKING_AT_ONCE = 2  # clips of all visitors together
+SHOWING_AT_ONCE = 2  # first frames of them, apart: nobody waits for another visitor's tracking to see a picture
 
 
 class Desk:
@@ -46,7 +51,10 @@ class Desk:
         self.shown: float | None = None  # second of the clip whose frame is the seat's picture, if it is one
         self.size = 0  # bytes of the clip, also while it comes
         self.missing = 0  # of them still to come
-        self.cancelled = threading.Event()  # of the newest thread
+        self.cancelled = threading.Event()  # of the newest job
+        self.waiting: Job | None = None  # the newest job, until the thread takes it
+        self.thread: threading.Thread | None = None
+        self.lock = threading.Lock()  # held to change the two above, and to show another picture
         self._folder = tempfile.TemporaryDirectory(prefix="motionstream-")  # gone with the last who knows this desk
         self._path = Path(self._folder.name, "upload")
 
@@ -79,6 +87,28 @@ class Desk:
         return self.clip
 
 
+@dataclass(frozen=True)
+class Job:
+    """A piece of a clip to be tracked.
+
+    show: whether the visitor wants its first frame for the picture; before: `Seat.shown` when that was said.
+    """
+
+    seat: Seat
+    desk: Desk
+    clip: Clip
+    settings: Settings
+    show: bool
+    before: tuple[dict, bytes] | None
+    cancelled: threading.Event
+
+    def over(self) -> bool:
+        """Whether nobody waits for it any more: then never again, also if the visitor comes back."""
+        if not self.seat.connected:
+            self.cancelled.set()
+        return self.cancelled.is_set()
+
+
 class TransferTab(CanvasTab):
     """See the module's docstring."""
 
@@ -88,7 +118,8 @@ class TransferTab(CanvasTab):
 
     def __init__(self, *args):
         super().__init__(*args)
-        self._turn = threading.Semaphore(TRACKING_AT_ONCE)
+        self._tracking = threading.Semaphore(TRACKING_AT_ONCE)
+        self._showing = threading.Semaphore(SHOWING_AT_ONCE)
         self._desks: WeakSet[Desk] = WeakSet()  # all of them
         self._lock = threading.Lock()
 
@@ -105,12 +136,14 @@ class TransferTab(CanvasTab):
         return super().picture_facts(seat, example) | {"image": "own" if self._desk(seat).shown is None else "clip"}
 
     def change_picture(self, seat: Seat, *args) -> None:
-        shown, self._desk(seat).shown = self._desk(seat).shown, None
-        try:
-            super().change_picture(seat, *args)
-        except InputError:
-            self._desk(seat).shown = shown
-            raise
+        desk = self._desk(seat)
+        with desk.lock:
+            shown, desk.shown = desk.shown, None
+            try:
+                super().change_picture(seat, *args)
+            except InputError:
+                desk.shown = shown
+                raise
 
     def command(self, seat: Seat, message: dict | bytes) -> None:
         desk = self._desk(seat)
@@ -141,7 +174,8 @@ class TransferTab(CanvasTab):
             return WebcamRecipe(settings)
         if desk.clip is None:
             raise InputError("there is no clip yet: upload one, or choose the webcam")
-        desk.cancelled.set()
+        with desk.lock:  # from here on the picture stays
+            desk.cancelled.set()
         key, blocks = desk.tracked or (None, None)
         fps = self.engine.model.preset.fps
         return ClipRecipe(str(desk.clip.path), settings, fps, blocks if key == settings.tracking else None)
@@ -167,58 +201,78 @@ class TransferTab(CanvasTab):
             desk.expect(size)
 
     def _track(self, seat: Seat, desk: Desk, settings: Settings, show: bool) -> None:
-        """Shows the first frame if wanted, and starts the thread."""
+        """Leaves a job to the desk's thread, in the place of the one before."""
         if desk.clip is None:
             raise InputError("there is no clip yet: upload one")
-        desk.cancelled.set()
-        desk.cancelled = threading.Event()
-        if show and not settings.reverse:
-            self._show_frame(seat, desk, settings.start)
-        arguments = (seat, desk, desk.clip, settings, show, desk.cancelled)
-        threading.Thread(target=self._run, args=arguments, name="tracking", daemon=True).start()
+        with desk.lock:
+            desk.cancelled.set()
+            desk.cancelled = threading.Event()
+            job = Job(seat, desk, desk.clip, settings, show, seat.shown, desk.cancelled)
+            before, desk.waiting = desk.waiting, job
+            if desk.thread is None or not desk.thread.is_alive():
+                desk.thread = threading.Thread(target=self._work, args=(desk,), name="tracking", daemon=True)
+                desk.thread.start()
+        if before is not None:
+            self._run(before)  # it is cancelled: this only says so
 
-    def _show_frame(self, seat: Seat, desk: Desk, time: float) -> None:
-        """Makes the clip's frame at `time` the picture, if it is not."""
-        clip = desk.clip
-        if desk.shown == time:
-            return seat.send({"kind": "unchanged"})
-        frame = next(clip.frames(clip.fps, (clip.width, clip.height), time), None)
-        if frame is None:
-            raise InputError(f"the clip has no frame at {time:g} seconds: start earlier")
-        desk.shown = time
-        self.show(seat, frame)
+    def _work(self, desk: Desk) -> None:
+        """The desk's thread: lives while there are jobs."""
+        while True:
+            with desk.lock:
+                job, desk.waiting = desk.waiting, None
+                if job is None:
+                    desk.thread = None
+                    return
+            self._run(job)
 
-    def _run(
-        self, seat: Seat, desk: Desk, clip: Clip, settings: Settings, show: bool, cancelled: threading.Event
-    ) -> None:
-        """The thread: tracks the piece, and says how it goes."""
+    def _run(self, job: Job) -> None:
+        """Tracks a piece, shows its first frame if wanted, and says how it goes."""
+        seat, desk, settings = job.seat, job.desk, job.settings
         fps = self.engine.model.preset.fps
         try:
-            if desk.tracked is None or desk.tracked[0] != settings.tracking:
-                with self._turn:
-                    blocks = None if cancelled.is_set() else self._preview(seat, clip, settings, fps, cancelled)
+            if job.show and not settings.reverse and not self._show_frame(job, settings.start):
+                seat.send({"kind": "unchanged"})  # the canvas waits for an answer
+            tracked = desk.tracked
+            if tracked is None or tracked[0] != settings.tracking:
+                with _turn(self._tracking, job) as had:
+                    blocks = self._preview(job, fps) if had else None
                 if blocks is None:
                     return seat.send({"kind": "tracked", "cancelled": True})
-                desk.tracked = settings.tracking, blocks
-            blocks = desk.tracked[1]
+                tracked = desk.tracked = settings.tracking, blocks
+            blocks = tracked[1]
             count = sum(block.T for block in blocks)
-            if show and settings.reverse and not (cancelled.is_set() or seat.streaming):
-                self._show_frame(seat, desk, settings.start + (count - 1) / fps)
+            if job.show and settings.reverse:
+                self._show_frame(job, settings.start + (count - 1) / fps)
             points = len(set().union(*(block.ids.tolist() for block in blocks)))
             seat.send({"kind": "tracked", "frames": count, "tracks": points})
         except InputError as error:
             seat.send({"kind": "tracked", "cancelled": True})
             seat.send({"kind": "error", "text": str(error)})
 
-    def _preview(
-        self, seat: Seat, clip: Clip, settings: Settings, fps: float, cancelled: threading.Event
-    ) -> tuple[Tracks, ...] | None:
-        """Tracks the piece and sends it frame by frame -> all its tracks, None if it was cancelled."""
+    def _show_frame(self, job: Job, time: float) -> bool:
+        """Makes the clip's frame at `time` the picture; False: it is, or the visitor has turned to something else."""
+        desk, clip, frame = job.desk, job.clip, None
+        if desk.shown != time:
+            with _turn(self._showing, job) as had:
+                if had:
+                    frame = next(clip.frames(clip.fps, (clip.width, clip.height), time, job.over), None)
+            if frame is None and not job.over():
+                raise InputError(f"the clip has no frame at {time:g} seconds: start earlier")
+        with desk.lock:
+            if frame is None or job.over() or job.seat.streaming or job.seat.shown is not job.before:
+                return False
+            desk.shown = time
+            self.show(job.seat, frame)
+            return True
+
+    def _preview(self, job: Job, fps: float) -> tuple[Tracks, ...] | None:
+        """Tracks the piece and sends it frame by frame -> all its tracks, None if the job is over before."""
+        seat, clip, settings = job.seat, job.clip, job.settings
         total = settings.seconds if clip.seconds is None else min(settings.seconds, clip.seconds - settings.start)
         total, begun, index = max(1, round(total * fps)), time.monotonic(), 0
         pending, blocks, tracker = [], [], settings.open_tracker()
         seat.send({"kind": "tracking", "done": 0, "total": total, "left": None, "tracker": tracker.name})
-        for frames, tracks in track_clip(clip, settings, fps, tracker):
+        for frames, tracks in track_clip(clip, settings, fps, tracker, job.over):
             pending += list(frames)
             blocks.append(tracks)
             for row in range(tracks.T):
@@ -226,11 +280,34 @@ class TransferTab(CanvasTab):
                 index += 1
             left = (time.monotonic() - begun) * max(0, total - index) / max(1, index)
             seat.send({"kind": "tracking", "done": index, "total": max(total, index), "left": round(left, 1)})
-            while seat.backlog > MAX_BACKLOG and not cancelled.wait(0.05):
-                pass
-            if cancelled.is_set() or not seat.connected:
-                return None
-        return tuple(blocks)
+            _await_previews(job)
+        return None if job.over() else tuple(blocks)
+
+
+@contextmanager
+def _turn(places: threading.Semaphore, job: Job) -> Iterator[bool]:
+    """Has one of the places, once there is one; False if the job is over before."""
+    had = False
+    while not (had or job.over()):
+        had = places.acquire(timeout=0.1)
+    try:
+        yield had
+    finally:
+        if had:
+            places.release()
+
+
+def _await_previews(job: Job) -> None:
+    """Waits for a browser that is behind, while the job goes on; `InputError` if it takes nothing."""
+    least, since = job.seat.backlog, time.monotonic()
+    while (backlog := job.seat.backlog) > MAX_BACKLOG and not job.over():
+        if backlog < least:
+            least, since = backlog, time.monotonic()
+        if time.monotonic() - since > STALL_SECONDS:
+            raise InputError(
+                f"the browser has taken no preview for {STALL_SECONDS:g} seconds: try again on a faster connection"
+            )
+        job.cancelled.wait(0.05)
 
 
 def _preview_message(frame: np.ndarray, tracks: Tracks, row: int, index: int) -> tuple[dict, bytes]:

@@ -626,8 +626,8 @@ def lent(request, monkeypatch) -> bool:
     def forked(function, *args):
         try:
             yield from (pickle.loads(pickle.dumps(news)) for news in function(*args))
-        except Exception as error:  # as `spaces` does
-            raise error if isinstance(error, gr.Error) else gr.Error(type(error).__name__) from error
+        except (InputError, RuntimeError) as error:  # as `spaces` does with all but its own
+            raise gr.Error(type(error).__name__) from error
 
     monkeypatch.setitem(sys.modules, "spaces", SimpleNamespace(GPU=gpu))
     monkeypatch.setenv("SPACES_ZERO_GPU", str(request.param).lower())

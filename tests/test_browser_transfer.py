@@ -2,6 +2,7 @@
 
 import threading
 import time
+from contextlib import contextmanager
 from weakref import WeakSet
 
 import cv2
@@ -239,22 +240,28 @@ def test_tracking_can_be_cancelled(transfer, tmp_path):
     assert transfer.expect("tracked") == {"kind": "tracked", "cancelled": True}
 
 
+@contextmanager
+def taken(places, count):
+    """By other visitors, all of them."""
+    for _ in range(count):
+        assert places.acquire(timeout=10)
+    yield
+    for _ in range(count):
+        places.release()
+
+
 def test_jobs_of_a_visitor_take_turns_in_one_thread(site, transfer, clip):
     """However many there are: each is answered, the newest is done."""
     transfer.send_clip(clip.read_bytes())
     transfer.expect("clip")
-    tracking = site.live._tabs["transfer"]._tracking
-    for _ in range(transfer_module.TRACKING_AT_ONCE):
-        assert tracking.acquire(timeout=10)  # other visitors'
     threads, heard = threading.active_count(), []
-    for number in range(100):
-        transfer.say({"kind": "track", "settings": {"start": number / 100, "seconds": 0.5}, "image": "clip"})
-    while heard.count("picture") + heard.count("unchanged") < 100:
-        heard.append(transfer.hear()[0]["kind"])
-    assert threading.active_count() < threads + 8  # with those that receive the messages
-    assert heard.count("tracked") == 99
-    for _ in range(transfer_module.TRACKING_AT_ONCE):
-        tracking.release()
+    with taken(site.live._tabs["transfer"]._tracking, transfer_module.TRACKING_AT_ONCE):
+        for number in range(100):
+            transfer.say({"kind": "track", "settings": {"start": number / 100, "seconds": 0.5}, "image": "clip"})
+        while heard.count("picture") + heard.count("unchanged") < 100:
+            heard.append(transfer.hear()[0]["kind"])
+        assert threading.active_count() < threads + 8  # with those that receive the messages
+        assert heard.count("tracked") == 99
     assert transfer.expect("tracked")["frames"] == 8
 
 
@@ -272,14 +279,10 @@ def test_a_browser_that_takes_no_previews_gives_its_place_up(transfer, clip, mon
 def test_a_picture_chosen_while_the_clips_frame_is_sought_is_kept(site, transfer, clip):
     transfer.send_clip(clip.read_bytes())
     transfer.expect("clip")
-    showing = site.live._tabs["transfer"]._showing
-    for _ in range(transfer_module.SHOWING_AT_ONCE):
-        assert showing.acquire(timeout=10)  # other visitors'
-    transfer.say({"kind": "track", "settings": {"seconds": 0.5}, "image": "clip"})
-    transfer.say({"kind": "example", "name": transfer.picture["name"]})
-    assert transfer.expect("picture")["image"] == "own"
-    for _ in range(transfer_module.SHOWING_AT_ONCE):
-        showing.release()
+    with taken(site.live._tabs["transfer"]._showing, transfer_module.SHOWING_AT_ONCE):
+        transfer.say({"kind": "track", "settings": {"seconds": 0.5}, "image": "clip"})
+        transfer.say({"kind": "example", "name": transfer.picture["name"]})
+        assert transfer.expect("picture")["image"] == "own"
     transfer.expect("unchanged")
     assert transfer.expect("tracked")["frames"] == 8
     assert site.live.seat(transfer.session, "transfer").shown[0]["image"] == "own"

@@ -47,7 +47,7 @@ def test_a_pattern_goes_on_in_the_colours_around_it(ramp):
     found, made = filled(cells, hole)
     assert np.array_equal(found.filled, hole) and np.array_equal(made[~hole], cells.round().clip(0, 255)[~hole])
     blur = np.abs(cells[hole] - cells[hole].mean()).mean()
-    assert np.abs(made - cells)[hole].mean() < (0.01 if ramp == 0 else 0.25) * blur
+    assert np.abs(made - cells)[hole].mean() < (0.01 if ramp == 0 else 0.35) * blur
 
 
 def test_another_thing_is_not_copied_however_alike_its_surroundings_are():

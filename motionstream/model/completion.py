@@ -17,10 +17,10 @@ from motionstream.model.warping import fill_holes
 SOLID = 0.6  # how far in front, in [0, 1], a thing lies that leaves a hole
 LEAVES, WHOLE = 2.0, 0.8  # pixels that a thing has moved, and how much of it, when one sees behind it
 FEW = 12  # cells that are no thing yet
-RIM = 4  # cells around a thing that may show it still: its soft edge, its thin parts
+RIM = 3  # cells around a thing that may show it still: its soft edge, its thin parts
 THIN, GAP = 5, 12  # cells: parts that stay and are less wide count for nothing; how wide a gap is beside the others
-SQUARE = 6  # cells that are filled at once, from the middle one to each side
-RING = 4  # cells around them that must be alike
+SQUARE = 4  # cells that are filled at once, from the middle one to each side
+RING = 3  # cells around them that must be alike
 ODD = 0.25  # how much it counts that what would be copied is unlike the surroundings: it may be another thing
 NEAR = 2.0  # squared difference of colours, of 255, that a cell of distance counts as much as
 

@@ -8,8 +8,7 @@ Decisions:
   next picture: it may have got other work.
 - On a CPU freed memory is kept (`keep_memory`): getting it from the system anew took a sixth of a chunk's time.
 - A GPU gets bfloat16 and the largest size: the models for it were trained at one.
-- Attention on a GPU is FlashAttention 4 where its package is there, or 3 where `kernels` brings it (Hopper), else
-  PyTorch's own with cuDNN.
+- Attention on a GPU is FlashAttention 3 where the `kernels` package brings it (Hopper), else PyTorch's own with cuDNN.
   On a CPU in bfloat16, PyTorch's fused kernel takes 0.6 to twice the time of plain matrix products: it is measured.
 """
 
@@ -29,7 +28,6 @@ import numpy as np
 import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import Tensor
-from torch.nn.attention import activate_flash_attention_impl, list_flash_attention_impls
 
 from motionstream.errors import InputError
 from motionstream.model.checkpoint import Model
@@ -126,13 +124,6 @@ def _pick_attention(model: Model) -> str:
                 attn.processor._attention_backend = "native"
         return fastest
     capability = torch.cuda.get_device_capability(model.device)
-    if capability >= HOPPER and "FA4" in list_flash_attention_impls() and importlib.util.find_spec("flash_attn"):
-        try:  # that package may be an older one without it
-            activate_flash_attention_impl("FA4")
-            model.transformer.set_attention_backend("_native_flash")
-            return "FlashAttention 4"
-        except (ImportError, RuntimeError):
-            model.transformer.reset_attention_backend()
     if capability[0] == HOPPER[0] and importlib.util.find_spec("kernels"):
         try:  # it is downloaded: no network, or no build for this PyTorch, is no reason to stop
             model.transformer.set_attention_backend("_flash_3_hub")

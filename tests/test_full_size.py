@@ -277,33 +277,20 @@ def test_freed_memory_is_kept_once_asked_for():
     assert (int(after) > 2**25) == (platform.libc_ver()[0] == "glibc")  # others cannot be told
 
 
-@pytest.mark.parametrize("capability, packages, expected", [
-    ((9, 0), {"kernels"}, ("FlashAttention 3", "_flash_3_hub")),
-    ((9, 0), {"kernels", "flash_attn"}, ("FlashAttention 4", "_native_flash")),
-    ((9, 0), {}, ("cuDNN", "_native_cudnn")),
-    ((8, 6), {"kernels", "flash_attn"}, ("cuDNN", "_native_cudnn")),
-    ((7, 5), {}, ("native", None)),
+@pytest.mark.parametrize("capability, kernels, expected", [
+    ((9, 0), True, ("FlashAttention 3", "_flash_3_hub")),
+    ((9, 0), False, ("cuDNN", "_native_cudnn")),
+    ((8, 6), True, ("cuDNN", "_native_cudnn")),
+    ((7, 5), False, ("native", None)),
 ])  # fmt: skip
-def test_the_attention_kernel_follows_the_gpu(capability, packages, expected, monkeypatch):
-    chosen, activated = [], []
-    transformer = type("", (), {"set_attention_backend": chosen.append, "reset_attention_backend": chosen.clear})()
-    transformer.fuse_projections, transformer.parameters = lambda: None, list
-    gpu = type("", (), {"device": torch.device("cuda"), "transformer": transformer})()
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    monkeypatch.setattr(machine.importlib.util, "find_spec", lambda name: True if name in packages else None)
-    monkeypatch.setattr(machine, "activate_flash_attention_impl", activated.append)
-    assert machine.tune(gpu) == f"attention {expected[0]}" and (chosen or [None]) == [expected[1]]
-    assert activated == ["FA4"] * (expected[0] == "FlashAttention 4")
-
-
-def test_a_package_without_flash_attention_4_leaves_cudnn(monkeypatch):
+def test_the_attention_kernel_follows_the_gpu(capability, kernels, expected, monkeypatch):
     chosen = []
     transformer = type("", (), {"set_attention_backend": chosen.append, "reset_attention_backend": chosen.clear})()
     transformer.fuse_projections, transformer.parameters = lambda: None, list
     gpu = type("", (), {"device": torch.device("cuda"), "transformer": transformer})()
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    monkeypatch.setattr(machine.importlib.util, "find_spec", lambda name: name == "flash_attn" or None)
-    assert machine.tune(gpu) == "attention cuDNN" and chosen == ["_native_cudnn"]  # the real one is not installed here
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(machine.importlib.util, "find_spec", lambda name: kernels or None)
+    assert machine.tune(gpu) == f"attention {expected[0]}" and (chosen or [None]) == [expected[1]]
 
 
 # ---------------------------------------------------------------- memory

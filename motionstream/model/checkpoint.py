@@ -111,7 +111,9 @@ def load_model(
         if (given := _tuples(config.get(key))) != value:
             raise InputError(f"{folder / 'transformer'} has {key} = {given}; its preset {preset.name} has {value}")
     wanted = default_dtype(device, dtype)
-    parts = {name: load_component(folder / name, wanted) for name in (*REQUIRED, *optional)}
+    # The prior stays on the CPU: beside a GPU no autocast is in force there.
+    own = {} if device.type == "cpu" else {"motion_prior": None}
+    parts = {name: load_component(folder / name, own.get(name, wanted)) for name in (*REQUIRED, *optional)}
     return assemble(preset, parts, device, wanted, low_memory)
 
 

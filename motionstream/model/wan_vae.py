@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import (
+    DupUp3D,
     WanCausalConv3d,
     WanResidualBlock,
     WanRMS_norm,
@@ -82,13 +83,25 @@ class ResidualBlock(WanResidualBlock):
 
 
 class Upsample(WanUpsample):
-    """diffusers' nearest neighbours without the way through float32, which changes nothing."""
+    """diffusers' nearest neighbours without the way through float32, which changes nothing; channels last in memory."""
 
-    forward = nn.Upsample.forward
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.Upsample.forward(self, x.contiguous(memory_format=torch.channels_last))
+
+
+class Duplicate(DupUp3D):
+    """diffusers' shortcut of an enlargement, from channels into places; channels last in memory."""
+
+    def forward(self, x: Tensor, first_chunk: bool = False) -> Tensor:
+        factors = (self.out_channels, self.factor_t, self.factor_s, self.factor_s)
+        x = x.movedim(1, -1).repeat_interleave(self.repeats, dim=-1).unflatten(-1, factors)
+        x = x.permute(0, 1, 5, 2, 6, 3, 7, 4).flatten(5, 6).flatten(3, 4).flatten(1, 2).movedim(-1, 1)
+        return x[:, :, self.factor_t - 1 :] if first_chunk else x
 
 
 FASTER = {
-    WanCausalConv3d: CausalConv, WanRMS_norm: ChannelNorm, WanUpsample: Upsample, WanResidualBlock: ResidualBlock,
+    DupUp3D: Duplicate, WanCausalConv3d: CausalConv, WanResidualBlock: ResidualBlock, WanRMS_norm: ChannelNorm,
+    WanUpsample: Upsample,
 }  # fmt: skip
 
 

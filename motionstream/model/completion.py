@@ -12,8 +12,6 @@ import cv2
 import numpy as np
 import torch
 
-from motionstream.model.warping import fill_holes
-
 SOLID = 0.6  # how far in front, in [0, 1], a thing lies that leaves a hole
 LEAVES, WHOLE = 2.0, 0.8  # pixels that a thing has moved, and how much of it, when one sees behind it
 FEW = 12  # cells that are no thing yet
@@ -23,6 +21,7 @@ SQUARE = 4  # cells that are filled at once, from the middle one to each side
 RING = 3  # cells around them that must be alike
 ODD = 0.25  # how much it counts that what would be copied is unlike the surroundings: it may be another thing
 NEAR = 2.0  # squared difference of colours, of 255, that a cell of distance counts as much as
+SOFT = (2 * (SQUARE + RING) + 1,) * 2  # cells from which colours spread
 
 
 @dataclass(frozen=True)
@@ -108,7 +107,7 @@ def complete(found: Completion, picture: np.ndarray, hole: np.ndarray, source: n
     Adds to what was `found` before. What nothing fits into is left out.
     """
     left, now, reach = hole.copy(), picture.copy(), SQUARE + RING
-    squared = np.dstack([picture, np.square(picture).sum(2)])
+    searched = Searched.of(picture, source)
     while left.any():
         known = cv2.boxFilter((~left).astype(np.float32), -1, (2 * reach + 1,) * 2, borderType=cv2.BORDER_CONSTANT)
         middle = np.unravel_index(np.where(left, known, -1).argmax(), left.shape)
@@ -117,7 +116,7 @@ def complete(found: Completion, picture: np.ndarray, hole: np.ndarray, source: n
         piece[square] = left[square]
         piece, ring = piece[window], ring[window]
         left[window] &= ~piece
-        corner = best_place(squared, source, now[window], piece, ring, (window[0].start, window[1].start))
+        corner = searched.best_place(now[window], piece, ring, (window[0].start, window[1].start))
         if corner is None:
             continue
         copied = picture[corner[0] : corner[0] + len(piece), corner[1] : corner[1] + piece.shape[1]]
@@ -127,32 +126,51 @@ def complete(found: Completion, picture: np.ndarray, hole: np.ndarray, source: n
         found.shift[window][piece] = corner[0] - window[0].start, corner[1] - window[1].start
 
 
-def best_place(
-    squared: np.ndarray, source: np.ndarray, now: np.ndarray, piece: np.ndarray, ring: np.ndarray, here: tuple[int, int]
-) -> tuple[int, int] | None:
-    """Row and column of the window of a picture whose `ring` is most like that of the window `now` [n, m, 3].
+@dataclass(frozen=True)
+class Searched:
+    """A picture in which places are sought that are like others.
 
-    Its `piece` should not be too unlike that either: a thing may be there. It must have `piece` and `ring`, bool [n,
-    m], in `source`. squared: the picture's colours and the sum of their squares, [h, w, 4]. here: row and column of the
-    window, which the other one should not be far from. None: there is no such place.
+    spectra: of its colours, of the sum of their squares, and of what is no source, complex [5, h, w // 2 + 1]; far:
+    what a distance in cells counts, [2h - 1, 2w - 1], from the middle.
     """
-    usual = now[ring].mean(0) if ring.any() else np.zeros(3, np.float32)
-    wanted = np.where(ring[..., None], now, usual)
-    weight = ring / max(1, ring.sum()) + ODD * piece / piece.sum()
-    # The weighted squared difference, multiplied out.
-    template = weight[..., None] * np.dstack([-2 * wanted, np.ones_like(weight)])
-    unlike = cv2.matchTemplate(squared, template.astype(np.float32), cv2.TM_CCORR)
-    unlike += (weight * np.square(wanted).sum(2)).sum()
-    missing = cv2.matchTemplate((~source).astype(np.float32), (ring | piece).astype(np.float32), cv2.TM_CCORR)
-    rows, columns = np.indices(unlike.shape, np.float32)
-    unlike += NEAR * np.hypot(rows - here[0], columns - here[1])
-    unlike[missing > 0.5] = np.inf
-    row, column = np.unravel_index(unlike.argmin(), unlike.shape)
-    return (int(row), int(column)) if np.isfinite(unlike[row, column]) else None
+
+    spectra: torch.Tensor
+    far: np.ndarray
+
+    @classmethod
+    def of(cls, picture: np.ndarray, source: np.ndarray) -> "Searched":
+        """picture, float32 [h, w, 3] of 255; source: bool [h, w]."""
+        planes = np.dstack([picture, np.square(picture).sum(2), ~source]).astype(np.float32)
+        rows, columns = (np.arange(1 - side, side, dtype=np.float32) for side in source.shape)
+        return cls(torch.fft.rfft2(torch.from_numpy(planes).movedim(2, 0)), NEAR * np.hypot(rows[:, None], columns))
+
+    def best_place(
+        self, now: np.ndarray, piece: np.ndarray, ring: np.ndarray, here: tuple[int, int]
+    ) -> tuple[int, int] | None:
+        """Row and column of the window whose `ring` is most like that of the window `now` [n, m, 3].
+
+        Its `piece` should not be too unlike that either: a thing may be there. It must have `piece` and `ring`, bool
+        [n, m], in the source. here: row and column of the window, which the other one should not be far from. None:
+        there is no such place.
+        """
+        height, width = size = [(side + 1) // 2 for side in self.far.shape]
+        usual = now[ring].mean(0) if ring.any() else np.zeros(3, np.float32)
+        wanted = np.where(ring[..., None], now, usual)
+        weight = ring / max(1, ring.sum()) + ODD * piece / piece.sum()
+        # The weighted squared difference, multiplied out: correlations, for which the spectra serve again and again.
+        templates = np.dstack([-2 * weight[..., None] * wanted, weight, ring | piece]).astype(np.float32)
+        products = self.spectra * torch.fft.rfft2(torch.from_numpy(templates).movedim(2, 0), s=size).conj()
+        sums = torch.fft.irfft2(torch.stack([products[:4].sum(0), products[4]]), s=size).numpy()
+        unlike, missing = sums[:, : height - len(now) + 1, : width - now.shape[1] + 1]
+        first, begin = height - 1 - here[0], width - 1 - here[1]
+        unlike += self.far[first : first + len(unlike), begin : begin + unlike.shape[1]]
+        unlike[missing > 0.5] = np.inf
+        row, column = np.unravel_index(unlike.argmin(), unlike.shape)
+        return (int(row), int(column)) if np.isfinite(unlike[row, column]) else None
 
 
 def spread(values: np.ndarray, known: np.ndarray) -> np.ndarray:
     """Values [h, w, C], known in some places, bool [h, w], smoothly continued into the others."""
-    weight = torch.from_numpy(known).float()[None, None]
-    filled = fill_holes(torch.from_numpy(values).permute(2, 0, 1)[None] * weight, weight, weight)
-    return filled[0].permute(1, 2, 0).numpy()
+    weight = known[..., None].astype(np.float32)
+    sums = cv2.GaussianBlur(np.concatenate([values * weight, weight], axis=2), SOFT, 0, borderType=cv2.BORDER_CONSTANT)
+    return np.where(known[..., None], values, sums[..., :-1] / np.maximum(sums[..., -1:], 1e-9))

@@ -75,6 +75,14 @@ def test_published_presets_have_the_published_sizes():
         assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(millions, rel=0.03)
 
 
+def test_beside_a_gpu_the_motion_prior_stays_in_float32(monkeypatch):
+    monkeypatch.setattr(checkpoint, "usable_device", torch.device)  # there is none here
+    monkeypatch.setattr(checkpoint, "assemble", lambda preset, parts, *_: parts)
+    parts = load_model("embedded", "cuda")
+    dtypes = {name: {weight.dtype for weight in part.parameters()} for name, part in parts.items()}
+    assert dtypes["motion_prior"] == {torch.float32} and torch.bfloat16 in dtypes["transformer"]
+
+
 def test_reduced_precision_keeps_what_diffusers_keeps(model):
     half = random_model(model.preset, dtype=torch.bfloat16)
     dtypes = {name: p.dtype for name, p in half.transformer.named_parameters()}

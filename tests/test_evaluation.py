@@ -122,6 +122,15 @@ def test_a_point_that_leaves_or_changes_is_lost_for_good():
     assert found.visible[4, 1] and not found.visible[5:, 1].any()
 
 
+def test_a_tracker_follows_what_turns_dark_once_it_is_evenly_lit():
+    video, tracks = moving_crop((1.5, 0.0), 9)
+    dark = video.copy()
+    dark[1:] = 0.25 * video[1:] + 5
+    assert metrics.track_error(dark, tracks).epe > 3
+    assert metrics.track_error(metrics.evenly_lit(dark), tracks).epe < 0.3
+    assert np.array_equal(metrics.evenly_lit(np.full((2, 8, 8, 3), 9, np.uint8)), np.full((2, 8, 8, 3), 9, np.uint8))
+
+
 def test_a_motionless_video_misses_by_the_wanted_motion():
     _, wanted = moving_crop((3.0, 4.0), 4)
     error = metrics.track_error(np.repeat(texture()[None], 4, axis=0), wanted)

@@ -202,7 +202,10 @@ def under_light(clips: list[Clip]) -> list[Clip]:
 def guidance_table(
     model: Model, teacher: Path, clips: list[Clip], seed: int, lpips: Lpips | None
 ) -> tuple[dict, list]:
-    """Of clips of `teacher_frames` -> ({clip: {method: figures}}, rows of the sheet: the last frame)."""
+    """Of clips of `teacher_frames` -> ({clip: {method: figures}}, rows of the sheet: the last frame).
+
+    For EPE the videos are evenly lit: prompts ask for the light to change.
+    """
     makers = teacher_methods(teacher, model, seed)
     plain = replace(model, preset=replace(model.preset, composite=False))
     makers["student"] = lambda image, tracks, prompt: streamed(plain, image, tracks, seed, prompt)[0]
@@ -210,7 +213,10 @@ def guidance_table(
     figures, rows = {}, []
     for clip in clips:
         videos = {name: make(clip.frames[0], clip.tracks, clip.prompt) for name, make in makers.items()}
-        figures[clip.name] = {name: score(video, clip, model.preset.fps, lpips) for name, video in videos.items()}
+        figures[clip.name] = {
+            name: score(video, clip, model.preset.fps, lpips) | {"epe": track_epe(metrics.evenly_lit(video), clip)}
+            for name, video in videos.items()
+        }
         rows.append((clip.name, [clip.frames[0], clip.frames[-1], *(video[-1] for video in videos.values())]))
     return figures, rows
 

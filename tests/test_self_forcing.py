@@ -14,7 +14,7 @@ from motionstream.model.cache import RollingCache
 from motionstream.model.checkpoint import assemble
 from motionstream.model.motion_prior import MotionPrior
 from motionstream.model.text import EffectTextEncoder
-from motionstream.model.vae import EmbeddedVAE
+from motionstream.model.vae import EmbeddedVAE, Stream
 from motionstream.streaming import add_noise, chunk_noise, sampling_timesteps, stream
 from motionstream.tracks import StaticTracks, Tracks
 from motionstream.training import adaptation, effects, self_forcing
@@ -39,6 +39,14 @@ class Pooled(nn.Module):
     def decode(self, latents):
         frames = latents[:, :3].repeat_interleave(8, 3).repeat_interleave(8, 4).repeat_interleave(4, 2)
         return frames[:, :, 3:]
+
+    def decoder_stream(self):
+        def advance(latents, memory):
+            if memory is None:
+                return self.decode(latents), [latents]
+            return self.decode(torch.cat([latents[:, :, :1], latents], 2))[:, :, 1:], [latents]
+
+        return Stream(advance)
 
 
 def encoders() -> Encoders:

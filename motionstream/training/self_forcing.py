@@ -159,7 +159,9 @@ def stretch(encoders: Encoders, batch: ClipBatch, x: Tensor, start: int, chunks:
     if not start:
         return x[:, :, part], replace(batch, tracks=tracks)
     with torch.no_grad():
-        picture = encoders.vae.decode(x[:, :, : first + 1].detach())[:, :, -1].clamp(-1, 1)
+        decoder = encoders.vae.decoder_stream()
+        for latent in x[:, :, : first + 1].detach().split(1, dim=2):  # at full size a roll-out at once fits no GPU
+            picture = decoder.step(latent)[:, :, -1].clamp(-1, 1)
         clean = encoders.vae.encode(picture[:, :, None]).to(x)
     x = torch.cat([clean, x[:, :, part][:, :, 1:]], dim=2)
     seen = replace(batch, latents=x.detach(), tracks=tracks, held=None, held_confidence=None)

@@ -12,7 +12,9 @@ from motionstream.model.completion import (
     RIM,
     THIN,
     Completion,
+    Hole,
     complete,
+    covered,
     seen_behind,
     things_in_front,
     with_rim,
@@ -34,10 +36,14 @@ def box(top=20, bottom=40, left=30, right=50) -> np.ndarray:
     return hole
 
 
+def hole_in(cells: np.ndarray, hole: np.ndarray, source: np.ndarray) -> Hole:
+    return Hole.behind(cells, hole, hole.astype(np.float32), source)
+
+
 def filled(cells: np.ndarray, hole: np.ndarray, source: np.ndarray | None = None) -> tuple[Completion, np.ndarray]:
     found, damaged = Completion.empty(H, W), cells.copy()
     damaged[hole] = (255, 0, 0)
-    complete(found, damaged, hole, ~hole if source is None else source)
+    complete(found, hole_in(damaged, hole, ~hole if source is None else source), hole)
     return found, found.of(damaged.round().astype(np.uint8)).astype(float)
 
 
@@ -96,15 +102,30 @@ def test_one_sees_behind_a_thing_but_not_beside_parts_of_it_that_stay():
 
 
 def test_each_thing_that_leaves_is_looked_behind_once():
-    front, far = np.where(box(), 0.9, 0.1).astype(np.float32), np.zeros((H, W), np.float32)
+    front, moved = np.where(box(), 0.9, 0.1).astype(np.float32), np.zeros((2, H, W, 2), np.float32)
     found, picture = Completion.empty(H, W), cv2.resize(stripes(), None, fx=2, fy=2).astype(np.uint8)
-    assert not found.uncover(picture, front, far) and not found.filled.any()
-    far[20:34, 30:50] = 5.0
-    assert not found.uncover(picture, front, far)  # most of it has left, but not all
-    far[20:38, 30:50] = 5.0
-    assert found.uncover(picture, front, far) and np.array_equal(found.things, box())
+    assert not found.uncover(picture, front, moved) and not found.filled.any()
+    moved[:, 20:34, 30:50] = 80.0
+    assert not found.uncover(picture, front, moved)  # most of it has left, but not all
+    moved[:, 20:38, 30:50] = 80.0
+    assert found.uncover(picture, front, moved) and np.array_equal(found.things, box())
     assert np.array_equal(found.filled, with_rim(box())) and found.seen.max() == 1
-    assert not found.uncover(picture, front, far)
+    assert not found.uncover(picture, front, moved)
+
+
+def test_what_a_thing_still_covers_waits():
+    front, moved = np.where(box(), 0.9, 0.1).astype(np.float32), np.zeros((3, H, W, 2), np.float32)
+    found, picture = Completion.empty(H, W), cv2.resize(stripes(), None, fx=2, fy=2).astype(np.uint8)
+    moved[..., 0] = 2 * 3 * front.round()  # three cells to the right
+    assert found.uncover(picture, front, moved)
+    hidden = box(20 + RIM, 40 - RIM, 33 + RIM, 53 - RIM)
+    assert np.array_equal(covered(box(), moved), hidden)
+    assert found.filled[with_rim(box()) & ~hidden].all() and not found.filled[hidden & box(right=46)].all()
+    seen = found.filled.copy()
+    before = found.shift[seen], found.colour[seen]
+    moved[0, ..., 0] = 80 * front.round()  # in one frame of the next chunk it is far away
+    assert found.uncover(picture, front, moved) and np.array_equal(found.filled, with_rim(box()))
+    assert all(np.array_equal(*pair) for pair in zip((found.shift[seen], found.colour[seen]), before, strict=True))
 
 
 def test_where_nothing_fits_nothing_is_filled():
@@ -114,9 +135,9 @@ def test_where_nothing_fits_nothing_is_filled():
 
 def test_what_was_guessed_before_stays():
     found, cells, first, second = Completion.empty(H, W), stripes(), box(), box(25, 45, 60, 80)
-    complete(found, cells, first, ~first)
+    complete(found, hole_in(cells, first, ~first), first)
     before = found.of(cells.astype(np.uint8))
-    complete(found, cells, second, ~(first | second))
+    complete(found, hole_in(cells, second, ~(first | second)), second)
     assert np.array_equal(found.of(cells.astype(np.uint8))[first], before[first]) and found.filled[second].all()
 
 

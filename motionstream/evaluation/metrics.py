@@ -150,7 +150,7 @@ def track_error(video: np.ndarray, wanted: Tracks, tracker: Tracker = lucas_kana
 
 
 def evenly_lit(video: np.ndarray) -> np.ndarray:
-    """uint8 [T, H, W, 3] with the mean and deviation of frame 0's luma in every frame: a tracker loses what turns dark."""
+    """uint8 [T, H, W, 3] with frame 0's mean and deviation of luma in every frame: a tracker loses what turns dark."""
     luma = np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in video]).astype(np.float32)
     mean, deviation = (x[:, None, None, None] for x in (luma.mean((1, 2)), luma.std((1, 2)).clip(1)))
     even = (video - mean) * (deviation[:1] / deviation) + mean[:1]

@@ -3,7 +3,8 @@
 A hole is filled square by square from its rim inwards, each with the place of the picture whose surroundings are most
 like its own (Criminisi et al. 2004, "Region Filling and Object Removal by Exemplar-Based Inpainting", with large
 squares). What is copied keeps its detail, and takes on the colours around it (Pérez et al. 2003, "Poisson Image
-Editing"). All this happens on cells; the copies are then made of pixels, of as sharp a picture as there is.
+Editing"). All this happens on cells; the copies are then made of pixels, of as sharp a picture as there is. What the
+thing still covers waits until it does not: filling all at once would take longer than a chunk's denoising.
 """
 
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 import torch
+
+from motionstream.model.warping import CELL
 
 SOLID = 0.6  # how far in front, in [0, 1], a thing lies that leaves a hole
 LEAVES, WHOLE = 2.0, 0.8  # pixels that a thing has moved, and how much of it, when one sees behind it
@@ -30,7 +33,7 @@ class Completion:
 
     filled: bool [h, w]; shift: int [h, w, 2], rows and columns to where a cell is copied from; colour: float32
     [h, w, 3], what is added to it, of 255; seen: float32 [h, w] in [0, 1], how much of that is to be shown; things:
-    bool [h, w], behind which that is.
+    bool [h, w], behind which that is; holes: one for each of them.
     """
 
     filled: np.ndarray
@@ -38,30 +41,34 @@ class Completion:
     colour: np.ndarray
     seen: np.ndarray
     things: np.ndarray
+    holes: list["Hole"]
 
     @classmethod
     def empty(cls, rows: int, columns: int) -> "Completion":
         zeros = np.zeros((rows, columns, 3), np.float32)
         seen = zeros[..., 0].copy()
-        return cls(seen > 0, zeros[..., :2].astype(int), zeros, seen, seen > 0)
+        return cls(seen > 0, zeros[..., :2].astype(int), zeros, seen, seen > 0, [])
 
-    def uncover(self, picture: np.ndarray, front: np.ndarray, far: np.ndarray) -> bool:
-        """Fills what lies behind things that have left, each once; whether there were new ones.
+    def uncover(self, picture: np.ndarray, front: np.ndarray, moved: np.ndarray) -> bool:
+        """Fills what one sees behind things that have left, each cell once; whether there was anything to fill.
 
-        picture: uint8 [H, W, 3]; front: how far in front cells lie, [h, w] in [0, 1]; far: how far they have moved,
-        pixels [h, w].
+        picture: uint8 [H, W, 3]; front: how far in front cells lie, [h, w] in [0, 1]; moved: how far they have, in each
+        frame of a chunk, pixels [T, h, w, 2].
         """
-        things = things_in_front(front)
+        things, far = things_in_front(front), np.linalg.norm(moved[-1], axis=-1)
         new = [thing for thing in things if (far[thing] > LEAVES).mean() > WHOLE > self.things[thing].mean()]
         if new:
             cells = cv2.resize(picture, front.shape[::-1], interpolation=cv2.INTER_AREA).astype(np.float32)
             source = ~with_rim(np.any(things, axis=0))
         for thing in new:
             seen = seen_behind(thing, thing & (far < np.median(far[thing]) / 2))
-            complete(self, cells, (seen > 0) & ~self.filled, source)
-            np.maximum(self.seen, seen * self.filled, out=self.seen)
+            self.holes.append(Hole.behind(cells, thing, seen, source))
             self.things[thing] = True
-        return bool(new)
+        uncovered = [(hole, hole.left & ~covered(hole.thing, moved)) for hole in self.holes if hole.left.any()]
+        for hole, cells in uncovered:
+            complete(self, hole, cells)
+            np.maximum(self.seen, hole.seen * self.filled, out=self.seen)
+        return any(cells.any() for _, cells in uncovered)
 
     def of(self, picture: np.ndarray) -> np.ndarray:
         """The picture, uint8 [n * h, n * w, 3], filled."""
@@ -73,6 +80,29 @@ class Completion:
         done = picture.copy()
         done[rows, columns] = np.rint(copied + colour).clip(0, 255)
         return done
+
+
+@dataclass(frozen=True)
+class Hole:
+    """What lies behind one thing.
+
+    picture, now: cells, and the same as far as they are filled, float32 [h, w, 3] of 255; thing: bool [h, w]; seen: see
+    `seen_behind`; usable: bool [h, w], what may be looked at; left: bool [h, w], what is not yet filled.
+    """
+
+    picture: np.ndarray
+    now: np.ndarray
+    thing: np.ndarray
+    seen: np.ndarray
+    usable: np.ndarray
+    left: np.ndarray
+    searched: "Searched"
+
+    @classmethod
+    def behind(cls, picture: np.ndarray, thing: np.ndarray, seen: np.ndarray, source: np.ndarray) -> "Hole":
+        """source: bool [h, w], what may be copied."""
+        left = seen > 0
+        return cls(picture, picture.copy(), thing, seen, source | left, left, Searched.of(picture, source))
 
 
 def things_in_front(front: np.ndarray) -> list[np.ndarray]:
@@ -101,22 +131,33 @@ def seen_behind(thing: np.ndarray, stays: np.ndarray) -> np.ndarray:
     return with_rim(thing) * np.clip((away - GAP) / RIM, 0, 1)
 
 
-def complete(found: Completion, picture: np.ndarray, hole: np.ndarray, source: np.ndarray) -> None:
-    """Fills `hole` with what lies in `source`, both bool [h, w], of a picture's cells, float32 [h, w, 3] of 255.
+def covered(thing: np.ndarray, moved: np.ndarray) -> np.ndarray:
+    """What a thing that moves hides in every frame, less its rim, bool [h, w]; moved: pixels [T, h, w, 2]."""
+    hidden, (rows, columns) = np.ones_like(thing, np.uint8), np.nonzero(thing)
+    for frame in moved:
+        landed, at = np.zeros_like(hidden), np.rint(frame[thing] / CELL).astype(int) + np.stack([columns, rows], 1)
+        column, row = at[((at >= 0) & (at < thing.shape[::-1])).all(1)].T
+        landed[row, column] = 1
+        hidden &= cv2.morphologyEx(landed, cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8))
+    return cv2.erode(hidden, np.ones((2 * RIM + 1, 2 * RIM + 1), np.uint8)).view(bool)
 
-    Adds to what was `found` before. What nothing fits into is left out.
+
+def complete(found: Completion, hole: Hole, cells: np.ndarray) -> None:
+    """Fills a hole at least where `cells`, bool [h, w], are, and adds that to what was `found` before.
+
+    What nothing fits into is left out.
     """
-    left, now, reach = hole.copy(), picture.copy(), SQUARE + RING
-    searched = Searched.of(picture, source)
-    while left.any():
+    hole.left[found.filled] = False
+    left, now, picture, reach = hole.left, hole.now, hole.picture, SQUARE + RING
+    while (wanted := left & cells).any():
         known = cv2.boxFilter((~left).astype(np.float32), -1, (2 * reach + 1,) * 2, borderType=cv2.BORDER_CONSTANT)
-        middle = np.unravel_index(np.where(left, known, -1).argmax(), left.shape)
+        middle = np.unravel_index(np.where(wanted, known, -1).argmax(), left.shape)
         window, square = (tuple(slice(max(0, at - far), at + far + 1) for at in middle) for far in (reach, SQUARE))
-        piece, ring = np.zeros_like(left), ~left & (source | hole)
+        piece, ring = np.zeros_like(left), ~left & hole.usable
         piece[square] = left[square]
         piece, ring = piece[window], ring[window]
         left[window] &= ~piece
-        corner = searched.best_place(now[window], piece, ring, (window[0].start, window[1].start))
+        corner = hole.searched.best_place(now[window], piece, ring, (window[0].start, window[1].start))
         if corner is None:
             continue
         copied = picture[corner[0] : corner[0] + len(piece), corner[1] : corner[1] + piece.shape[1]]

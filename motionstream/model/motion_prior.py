@@ -232,7 +232,7 @@ class MotionPrior(ModelMixin, ConfigMixin):
         if not displacement.any():
             still = state.image[None, :, None].expand(-1, -1, tracks.T, -1, -1)
             return Moved(still, torch.ones_like(still[:, :1]), *[torch.zeros_like(still[:, :1])] * 2)
-        self._uncover(state, displacement[-1])
+        self._uncover(state, displacement)
         backward, confidence = close_gaps(*splat(displacement, self._order(state, tracks, displacement), *state.size))
         sure = confidence[:, 0].numpy()
 
@@ -267,12 +267,11 @@ class MotionPrior(ModelMixin, ConfigMixin):
         return state.front + SEEN * shown * ~state.outlines[1].flatten()  # not the background beside what moves
 
     def _uncover(self, state: PriorState, displacement: Tensor) -> None:
-        """Guesses what lies behind things that have left, if there are new ones."""
+        """Guesses what one sees behind things that have left."""
         front = state.front.view(state.size[0] // CELL, state.size[1] // CELL).numpy()
-        far = displacement.norm(dim=1).view(front.shape).numpy()
         picture = (127.5 * (state.image + 1)).round().byte().permute(1, 2, 0).numpy()
         state.behind = state.behind or Completion.empty(*front.shape)
-        if state.behind.uncover(picture, front, far):
+        if state.behind.uncover(picture, front, displacement.unflatten(1, front.shape).numpy()):
             seen = cv2.resize(state.behind.seen, picture.shape[1::-1])[..., None]
             state.plate = np.concatenate([state.behind.of(picture).astype(np.float32) / 127.5 - 1, seen], axis=-1)
 

@@ -64,11 +64,11 @@ class Completion:
             seen = seen_behind(thing, thing & (far < np.median(far[thing]) / 2))
             self.holes.append(Hole.behind(cells, thing, seen, source))
             self.things[thing] = True
-        uncovered = [(hole, hole.left & ~covered(hole.thing, moved)) for hole in self.holes if hole.left.any()]
-        for hole, cells in uncovered:
-            complete(self, hole, cells)
+        bare = [(hole, hole.left & ~covered(hole.thing, moved)) for hole in self.holes if hole.left.any()]
+        for hole, wanted in bare:
+            complete(self, hole, wanted)
             np.maximum(self.seen, hole.seen * self.filled, out=self.seen)
-        return any(cells.any() for _, cells in uncovered)
+        return any(wanted.any() for _, wanted in bare)
 
     def of(self, picture: np.ndarray) -> np.ndarray:
         """The picture, uint8 [n * h, n * w, 3], filled."""

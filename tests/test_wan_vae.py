@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
+from motionstream.machine import MAX_GRAPHS
 from motionstream.model.checkpoint import load_component
 from motionstream.model.presets import PRESETS
 from motionstream.model.tiny_vae import TinyVAE
@@ -63,6 +64,28 @@ def test_latents_and_frames_equal_diffusers(pair):
     decoded = ours.decode(latents)
     assert decoded.shape == frames.shape and decoded.std() > 0.01
     assert (decoded - stock.decode(latents * deviation + mean).sample).abs().max() <= 1e-5
+
+
+def test_compiled_blocks_decode_the_same_and_settle(pair):
+    ours, graphs, counts = pair[1], [], []
+    quick = WanVAE(**ours.config).eval().requires_grad_(False)
+    quick.load_state_dict(ours.state_dict())
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    quick.compile_blocks(backend=backend)
+    decoders = ours.decoder_stream(), quick.decoder_stream()
+    with torch._dynamo.config.patch(recompile_limit=MAX_GRAPHS):
+        for _ in range(4):
+            latents = noise(1, 4, 3, 2, 2)
+            expected, got = (decoder.step(latents) for decoder in decoders)
+            torch.testing.assert_close(got, expected, atol=1e-6, rtol=0)
+            counts.append(len(graphs))
+    torch._dynamo.reset()
+    assert 0 < counts[0] < counts[1] == counts[2] == counts[3]
 
 
 @settings(max_examples=4, deadline=None)

@@ -128,7 +128,7 @@ class WanVAE(AutoencoderKLWan):
             conv.to(memory_format=torch.channels_last if conv.weight.ndim == 4 else torch.channels_last_3d)
 
     def compile_blocks(self, **options) -> None:
-        """For a GPU. A block's functions are compiled for each of its shapes when it is first seen; options: torch's."""
+        """For a GPU: a block's functions are compiled for each shape when it is first seen. options: torch's."""
         quick = [torch.compile(function, dynamic=False, **options) for function in (convolved_next, summed)]
         for block in (module for module in self.modules() if isinstance(module, ResidualBlock)):
             block.convolved_next, block.summed = quick

@@ -52,13 +52,17 @@ class ChannelNorm(WanRMS_norm):
 
 
 def convolved_next(x: Tensor, bias: Tensor | None, gamma: Tensor, past: Tensor) -> Tensor:
-    """SiLU of the normed x + bias, behind the frames before it: what a convolution over time takes."""
+    """SiLU of the normed x + bias, behind the frames before it: what a convolution over time takes.
+
+    x [B, C, T, H, W], bias and gamma [C, 1, 1, 1], past [B, C, PAST, H, W] -> [B, C, PAST + T, H, W].
+    """
     x = x if bias is None else x + bias
     x = F.silu(F.rms_norm(x.movedim(1, -1), gamma.shape[:1], gamma.flatten(), NO_LENGTH)).movedim(-1, 1)
     return torch.cat([past, x], dim=2)
 
 
 def summed(x: Tensor, bias: Tensor, shortcut: Tensor) -> Tensor:
+    """x, shortcut [B, C, T, H, W], bias [C, 1, 1, 1]."""
     return x + bias + shortcut
 
 

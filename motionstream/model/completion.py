@@ -132,14 +132,20 @@ def seen_behind(thing: np.ndarray, stays: np.ndarray) -> np.ndarray:
 
 
 def covered(thing: np.ndarray, moved: np.ndarray) -> np.ndarray:
-    """What a thing that moves hides in every frame, less its rim, bool [h, w]; moved: pixels [T, h, w, 2]."""
-    hidden, (rows, columns) = np.ones_like(thing, np.uint8), np.nonzero(thing)
+    """What a thing hides of what lies behind it in every frame, less its rim, bool [h, w]; moved: pixels [T, h, w, 2].
+
+    What lies behind moves as the cells around the thing do.
+    """
+    hidden, (rows, columns) = np.ones_like(thing), np.nonzero(thing)
+    around = with_rim(with_rim(thing)) & ~with_rim(thing)
     for frame in moved:
-        landed, at = np.zeros_like(hidden), np.rint(frame[thing] / CELL).astype(int) + np.stack([columns, rows], 1)
+        beside = frame[thing] - (np.median(frame[around], axis=0) if around.any() else 0)
+        at = np.rint(beside / CELL).astype(int) + np.stack([columns, rows], axis=1)
         column, row = at[((at >= 0) & (at < thing.shape[::-1])).all(1)].T
-        landed[row, column] = 1
-        hidden &= cv2.morphologyEx(landed, cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8))
-    return cv2.erode(hidden, np.ones((2 * RIM + 1, 2 * RIM + 1), np.uint8)).view(bool)
+        landed = np.zeros_like(thing)
+        landed[row, column] = True
+        hidden &= landed
+    return cv2.erode(hidden.view(np.uint8), np.ones((2 * RIM + 1, 2 * RIM + 1), np.uint8)).view(bool)
 
 
 def complete(found: Completion, hole: Hole, cells: np.ndarray) -> None:

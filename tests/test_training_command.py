@@ -171,6 +171,17 @@ def test_numbers_that_make_no_sense_are_refused(workshop, options, capsys):
     assert stopped.value.code == 2 and "is no whole number from" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("options", "critics"), [("", 1), ("--adversarial 0", 0)])
+def test_a_recipes_discriminator_takes_turns_unless_it_is_switched_off(workshop, options, critics, tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(command.VAE_CLIPS, "EmbeddedVAE", (64, 5))
+        patch.setitem(RECIPES["tiny"], "tiny-vae", replace(QUICK, adversarial=0.1))
+        flags = f"--model start --library any --out {tmp_path}/run --steps 20 --batch 2 --workers 0 {options}"
+        assert train(workshop, "tiny-vae", flags) == 0
+    logged = {name for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines() for name in json.loads(line)}
+    assert sum(name.startswith("discriminator.") for name in logged) == critics
+
+
 def test_the_embedded_models_own_stages(workshop):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(command.VAE_CLIPS, "EmbeddedVAE", (64, 5))
@@ -222,8 +233,9 @@ def test_settings_are_appendix_d():
             "teacher-b": (128, 1e-6, second),
             "adapt": (128, 2e-6, 2_000),
             "distil": (64, 2e-6, 2_400),
-            "tiny-vae": (16, 3e-4, 200_000),
+            "tiny-vae": (16, 3e-4, 400_000),  # the decoder's and as many of its discriminator
         }
+        assert rows["tiny-vae"].adversarial > 0
         assert rows["distil"].critic_rate == 4e-7 and rows["distil"].critic_turns == 5
         assert rows["teacher-b"].hide == 0.2 and rows["teacher-b"].frozen_head and rows["teacher-a"].hide == 0
         assert all(row.guidance == Guidance(3.0, 1.5) and row.tracks == (1_000, 2_500) for row in rows.values())

@@ -212,9 +212,9 @@ def train_tiny_vae(args: argparse.Namespace, world: World) -> None:
         trained = TinyVAE(**preset.configs["tiny_vae"])
         vae = LatentDecoder(full, trained)
     vae.to(world.device)
-    losses = Losses(vae, world, load_lpips(args.lpips, world), adversarial=args.adversarial)
+    losses = Losses(vae, world, load_lpips(args.lpips, world), adversarial=recipe.adversarial)
     players = []
-    if args.adversarial:
+    if recipe.adversarial:
         losses.critic = PatchDiscriminator().to(world.device)
         players = [
             Player("discriminator", losses.critic, losses.critic_loss, optimisers_for(losses.critic, recipe.rate))
@@ -338,8 +338,8 @@ def _recipe(args: argparse.Namespace, stage: str) -> Recipe:
     recipe = RECIPES[args.preset][stage]
     if getattr(args, "guidance", None):
         recipe = replace(recipe, guidance=Guidance(*args.guidance))
-    names = ("batch", "rate", "steps", "chunks", "ode_steps")
-    given = {name: getattr(args, name) for name in names if getattr(args, name, None)}
+    names = ("batch", "rate", "steps", "chunks", "ode_steps", "adversarial")
+    given = {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
     if getattr(args, "minutes", None):
         given["steps"] = None
     if recipe.muon:
@@ -443,7 +443,7 @@ def _parser() -> argparse.ArgumentParser:
     distil.set_defaults(run=train_distil, needs=("teacher", "data", "out"))
     vae = stages.add_parser("tiny-vae", help="a small decoder, or the embedded autoencoder")
     vae.add_argument("--lpips", type=Path, metavar="FILE", help="LPIPS weights, see motionstream/evaluation/lpips.py")
-    vae.add_argument("--adversarial", type=float, default=0.0, metavar="WEIGHT", help="of the patch discriminator")
+    vae.add_argument("--adversarial", type=float, metavar="WEIGHT", help="of the patch discriminator; 0: none")
     vae.set_defaults(run=train_tiny_vae, needs=("out",))
     motion = stages.add_parser("motion-prior", help="dense motion from picture and tracks")
     motion.set_defaults(run=train_motion_prior, needs=("library", "out"))

@@ -1,6 +1,7 @@
 """What each stage is trained with and on what clips: rows of a table. Those of the Wan presets are appendix D's.
 
-Where the appendix says nothing (dropout of text and tracks, warm-up, EMA's decay, clipping) the values are usual ones.
+Where the appendix says nothing (dropout of text and tracks, warm-up, EMA's decay, clipping, the adversarial loss's
+weight) the values are usual ones.
 """
 
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ class Recipe:
     frozen_head: whether the track head stays as it is. guidance, ode_steps: how the teacher is sampled.
     sinks, windows: from which the causal masks are drawn, chunks. critic_rate, critic_turns: of the distillation;
     anchor: how much regression to the clip counts in it, beside the distribution's gradient.
+    adversarial: how much the patch discriminator counts in the tiny VAE's loss; it then trains every other update.
     checkpointing: whether activations are computed again in the backward pass to save memory.
     """
 
@@ -45,6 +47,7 @@ class Recipe:
     critic_rate: float = 4e-7
     critic_turns: int = 5
     anchor: float = 0.0
+    adversarial: float = 0.0
     checkpointing: bool = True
 
 
@@ -55,7 +58,7 @@ def _paper(chunks: int, second_steps: int) -> dict[str, Recipe]:
         "teacher-b": Recipe(batch=128, rate=1e-6, steps=second_steps, chunks=chunks, hide=0.2, frozen_head=True),
         "adapt": Recipe(batch=128, rate=2e-6, steps=2_000, chunks=chunks, frozen_head=True),
         "distil": Recipe(batch=64, rate=2e-6, steps=400 * 6, chunks=chunks, ema=0.99, frozen_head=True),
-        "tiny-vae": Recipe(batch=16, rate=3e-4, steps=200_000),
+        "tiny-vae": Recipe(batch=16, rate=3e-4, steps=2 * 200_000, adversarial=0.1),
     }
 
 

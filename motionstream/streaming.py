@@ -32,7 +32,7 @@ from torch import Tensor
 from motionstream.errors import InputError
 from motionstream.model.cache import RollingCache
 from motionstream.model.checkpoint import Model
-from motionstream.model.composite import Light, composite, fade, find_light, sharpened
+from motionstream.model.composite import Light, Sharp, composite, fade, find_light, sharpened
 from motionstream.model.device import GIB, Download, beside, free_bytes, stream_bytes, upload, visiting
 from motionstream.model.motion_prior import Moved
 from motionstream.model.presets import Preset, fit_size
@@ -250,7 +250,7 @@ class _Stream:
         height, width = (side // preset.spatial_stride for side in image.shape[:2])
         self.model, self.seed, self.index, self.start = model, seed, 0, 0
         self.shape = (1, preset.latent_channels, preset.chunk_size, height, width)
-        self.sharp, self.history = sharp, {0: image}
+        self.sharp, self.history = None if sharp is None else Sharp(sharp), {0: image}
         self.clean: tuple[Tensor, Condition] | None = None  # the newest chunk, not yet in the cache
         self.prompt: str | None = None
         self.light: Light | None = None  # of the newest frame; None: the picture's own

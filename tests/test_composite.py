@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from motionstream.model.completion import Completion
-from motionstream.model.composite import FILLING, GUESSED, Light, composite, fade, find_light, sharpened
+from motionstream.model.composite import FILLING, GUESSED, Light, Sharp, composite, fade, find_light, sharpened
 from motionstream.model.motion_prior import Moved
 
 CELL = 16
@@ -154,7 +154,7 @@ def at_rest(picture: torch.Tensor, sure: float = 1.0) -> Moved:
 
 def test_what_is_sure_is_as_sharp_as_the_photo(photo):
     frames = small(photo, 2)
-    assert np.array_equal(sharpened(frames, at_rest(frames), None, photo), np.stack([photo, photo]))
+    assert np.array_equal(sharpened(frames, at_rest(frames), None, Sharp(photo)), np.stack([photo, photo]))
 
 
 def test_what_moves_is_as_sharp_as_the_photo(photo):
@@ -162,13 +162,13 @@ def test_what_moves_is_as_sharp_as_the_photo(photo):
     backward[:, 0] = -4  # everything has moved right by four of the student's pixels
     frames = small(np.roll(photo, 12, axis=1))
     moved = dataclasses.replace(at_rest(frames), backward=backward, sure=sure)
-    made = sharpened(frames, moved, None, photo)
+    made = sharpened(frames, moved, None, Sharp(photo))
     assert np.array_equal(made[0, :, 12:], photo[:, :-12])
 
 
 def test_what_is_not_sure_is_the_small_frame_enlarged(photo):
     frames = small(photo) * 0.5
-    made = sharpened(frames, at_rest(small(photo), 0.0), None, photo)
+    made = sharpened(frames, at_rest(small(photo), 0.0), None, Sharp(photo))
     wanted = F.interpolate(127.5 * (frames + 1), size=(96, 144), mode="bilinear", align_corners=False)
     assert np.abs(made.transpose(0, 3, 1, 2) - wanted.numpy()).max() <= 1
 
@@ -179,7 +179,7 @@ def test_the_photo_is_shown_in_the_light_of_each_frame(light, photo):
     matrix = torch.stack([light((own + 1)[None, :, :, None])[0, :, :, 0] - light(torch.zeros(1, 3, 1, 1))[0, :, :, 0]])
     found = Light(matrix, light(torch.zeros(1, 3, 2, 3)))
     frames = small(photo, 2)
-    made = sharpened(found.on(frames), at_rest(frames), found, photo)
+    made = sharpened(found.on(frames), at_rest(frames), found, Sharp(photo))
     wanted = found.on((torch.tensor(photo) / 127.5 - 1).permute(2, 0, 1)[None])
     wanted = (127.5 * (wanted + 1)).clamp(0, 255)
     assert len(made) == 2 and np.abs(made.transpose(0, 3, 1, 2) - wanted.numpy()).max() <= 1
@@ -189,7 +189,7 @@ def test_what_falls_stays_on_top(photo):
     frames, dark = small(photo // 2), photo // 2
     flake = torch.zeros_like(frames)
     flake[..., 10:14, 20:24] = 0.8
-    made = sharpened(frames + flake, at_rest(frames), None, dark)[0].astype(int)
+    made = sharpened(frames + flake, at_rest(frames), None, Sharp(dark))[0].astype(int)
     assert np.array_equal(made[33:39, 63:69], dark[33:39, 63:69] + 102)
     assert np.array_equal(made[:24], dark[:24])
 
@@ -203,7 +203,7 @@ def test_what_is_guessed_to_lie_behind_is_as_sharp_as_the_photo(photo):
     guessed[..., 8:16, 8:24] = 1
     moved = dataclasses.replace(at_rest(frames), guessed=guessed, behind=behind, **still)
     moved = dataclasses.replace(moved, confidence=1 - guessed)
-    made = sharpened(frames, moved, None, photo)[0]
+    made = sharpened(frames, moved, None, Sharp(photo))[0]
     blurred = cv2.resize(cv2.resize(plate, (48, 32), interpolation=cv2.INTER_AREA), (144, 96))
     assert np.abs(made - GUESSED * plate - (1 - GUESSED) * blurred)[27:45, 27:69].max() <= 3
     assert np.array_equal(made[60:], photo[60:])

@@ -12,6 +12,7 @@ from motionstream.model.warping import (
     BESIDE,
     MISSED,
     behind,
+    between,
     cell_centres,
     close_gaps,
     enlarged_motion,
@@ -19,11 +20,12 @@ from motionstream.model.warping import (
     in_the_first_frame,
     least_squares_motion,
     meet,
+    mirrored,
     on_top,
     outlines,
+    seen_through,
     settle,
     splat,
-    warp,
     without_seams,
 )
 from motionstream.tracks import Tracks
@@ -171,73 +173,78 @@ def test_motion_meets_hidden_tracks_only_where_none_is_visible():
 @pytest.mark.parametrize("goes", [True, False])
 def test_what_moves_as_a_visible_track_lies_in_front(goes):
     """The left part slides over the right one, which stays: a track says which of them is seen where they meet."""
-    centres = cell_centres(HEIGHT, WIDTH)
-    shift = torch.tensor([20.0, 0.0])
-    displacement = (shift * (centres[:, :1] < 20))[None]
-    point, moved = torch.tensor([[[31.0, 25.0]]]), (shift * goes)[None, None]
+    centres = cell_centres(HEIGHT, WIDTH).numpy()
+    shift = np.array([20, 0], np.float32)
+    displacement = shift * (centres[:, :1] < 20)
+    point, moved = np.array([[31.0, 25.0]], np.float32), shift[None] * goes
 
     def surely(visible):
-        return on_top(displacement, point, moved, torch.tensor([[visible]]), HEIGHT, WIDTH)[0]
+        return on_top(displacement, point, moved, np.array([visible]), HEIGHT, WIDTH)
 
-    near = (centres + displacement[0] - point[0]).norm(dim=1) < BESIDE - 2
-    agrees = (displacement[0, :, 0] > 0) == goes
+    near = np.linalg.norm(centres + displacement - point, axis=1) < BESIDE - 2
+    agrees = (displacement[:, 0] > 0) == goes
     assert surely(True)[near & agrees].min() > 0.99 and surely(True)[~agrees].max() < 1e-6
     assert not surely(False).any()
-    backward, _ = splat(displacement, 0.5 + 0.25 * surely(True)[None], HEIGHT, WIDTH)
-    torch.testing.assert_close(backward[0, :, 12, 15], -moved[0, 0], atol=1e-2, rtol=0)
+    backward, _ = splat(displacement, 0.5 + 0.25 * surely(True), HEIGHT, WIDTH)
+    np.testing.assert_allclose(backward[:, 12, 15], -moved[0], atol=1e-2)
 
 
 def test_splatting_a_translation_gives_its_inverse_and_an_uncovered_strip():
-    centres = cell_centres(HEIGHT, WIDTH)
-    backward, coverage = splat(
-        torch.tensor([8.0, 0.0]).expand(1, len(centres), 2), torch.zeros(len(centres)), HEIGHT, WIDTH
-    )
-    assert not coverage[0, 0, :, :4].any()
-    torch.testing.assert_close(coverage[0, 0, :, 4:], torch.ones(HEIGHT // 2, WIDTH // 2 - 4))
-    torch.testing.assert_close(backward[0, 0, :, 4:], torch.full((HEIGHT // 2, WIDTH // 2 - 4), -8.0))
+    cells = HEIGHT // 2 * (WIDTH // 2)
+    backward, coverage = splat(np.tile(np.float32([8, 0]), (cells, 1)), np.zeros(cells, np.float32), HEIGHT, WIDTH)
+    assert backward.shape == (2, HEIGHT // 2, WIDTH // 2) and not coverage[:, :4].any()
+    assert (coverage[:, 4:] == 1).all() and (backward[0, :, 4:] == -8).all() and not backward[1].any()
     _, confidence = close_gaps(backward, coverage)
-    assert not confidence[0, 0, :, :3].any() and confidence[0, 0, :, 5:].min() == 1
+    assert not confidence[:, :3].any() and confidence[:, 5:].min() == 1
 
 
 def test_what_is_in_front_hides_what_is_behind():
-    centres = cell_centres(HEIGHT, WIDTH)
-    left = centres[:, 0] < 20
-    displacement = torch.where(left[:, None], torch.tensor([20.0, 0.0]), torch.tensor([0.0, 0.0]))[None]
-    backward, _ = splat(displacement, left.float(), HEIGHT, WIDTH)
-    torch.testing.assert_close(backward[0, 0, :, 10:20], torch.full((HEIGHT // 2, 10), -20.0), atol=1e-2, rtol=0)
-    behind, _ = splat(displacement, 1 - left.float(), HEIGHT, WIDTH)
-    torch.testing.assert_close(behind[0, 0, :, 10:20], torch.zeros(HEIGHT // 2, 10), atol=1e-2, rtol=0)
+    left = cell_centres(HEIGHT, WIDTH).numpy()[:, 0] < 20
+    displacement = np.where(left[:, None], np.float32([20, 0]), np.float32([0, 0]))
+    for front, wanted in ((left, -20), (~left, 0)):
+        backward, _ = splat(displacement, front.astype(np.float32), HEIGHT, WIDTH)
+        np.testing.assert_allclose(backward[0, :, 10:20], wanted, atol=1e-2)
 
 
 def test_magnifying_leaves_no_gaps():
-    centres = cell_centres(HEIGHT, WIDTH)
-    backward, coverage = splat(
-        ((centres - torch.tensor([32.0, 24.0])) * 0.9)[None], torch.zeros(len(centres)), HEIGHT, WIDTH
-    )
+    centres = cell_centres(HEIGHT, WIDTH).numpy()
+    away = (centres - np.float32([32, 24])) * np.float32(0.9)
+    backward, coverage = splat(away, np.zeros(len(away), np.float32), HEIGHT, WIDTH)
     assert (coverage < 0.05).any()
     _, confidence = close_gaps(backward, coverage)
     assert confidence.min() > 0.9
 
 
 def test_holes_take_the_colour_around_them():
-    picture = torch.full((1, 3, 32, 32), 0.5)
-    confidence = torch.ones(1, 1, 32, 32)
-    confidence[..., 10:20, 10:20] = 0
-    picture[..., 10:20, 10:20] = -1
-    torch.testing.assert_close(fill_holes(picture, confidence), torch.full((1, 3, 32, 32), 0.5), atol=1e-3, rtol=0)
+    picture, confidence = np.full((3, 32, 32), 0.5, np.float32), np.ones((32, 32), np.float32)
+    confidence[10:20, 10:20] = 0
+    picture[:, 10:20, 10:20] = -1
+    np.testing.assert_allclose(fill_holes(picture, confidence), 0.5, atol=1e-3)
 
 
 def test_beyond_the_edge_the_picture_is_mirrored():
-    picture = torch.linspace(-1, 1, WIDTH).expand(3, HEIGHT, WIDTH).contiguous()
-    backward = torch.zeros(1, 2, HEIGHT // 2, WIDTH // 2)
-    backward[:, 0] = 20  # every pixel shows what was 20 px to its right
-    front = torch.zeros(HEIGHT // 2 * (WIDTH // 2))
-    maps = [in_the_first_frame(enlarged_motion(backward[0].numpy(), np.ones((HEIGHT // 2, WIDTH // 2), np.float32)))]
-    seen, _, sure, beyond = warp(picture, front, maps, torch.ones(1, 1, HEIGHT // 2, WIDTH // 2))
-    assert beyond[..., : WIDTH - 21].max() == 0 and beyond[..., WIDTH - 19 :].min() == 1
-    assert torch.equal(sure, 1 - beyond)
-    torch.testing.assert_close(seen[..., 30], picture[None, ..., 50])
-    torch.testing.assert_close(seen[..., 60], picture[None, ..., 2 * (WIDTH - 1) - 80])
+    picture = np.linspace(-1, 1, WIDTH, dtype=np.float32)[:, None].repeat(4, 1)[None].repeat(HEIGHT, 0)
+    motion = np.zeros((2, HEIGHT // 2, WIDTH // 2), np.float32)
+    motion[0] = 20  # every pixel shows what was 20 px to its right
+    places = in_the_first_frame(enlarged_motion(motion, np.ones(motion.shape[1:], np.float32)))
+    seen, beyond = seen_through(between(picture), *places), mirrored(*places)
+    assert beyond[:, : WIDTH - 21].max() == 0 and beyond[:, WIDTH - 19 :].min() == 1
+    np.testing.assert_allclose(seen[:, 30], picture[:, 50], atol=1e-6)
+    np.testing.assert_allclose(seen[:, 60], picture[:, 2 * (WIDTH - 1) - 80], atol=1e-6)
+
+
+def test_a_picture_seen_at_other_places_is_as_sharp_as_bicubic_interpolation_makes_it():
+    picture = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 4), np.uint8)
+    picture = cv2.resize(picture, None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC)
+    columns, rows = (x.astype(np.float32) for x in np.meshgrid(np.arange(2 * WIDTH), np.arange(2 * HEIGHT)))
+    assert np.array_equal(seen_through(between(picture), columns, rows), picture)
+    for step in (0.1, 1 / 6, 0.25, 0.5):
+        seen = seen_through(between(picture), columns + step, rows + step).astype(float)
+        cubic, linear = (
+            cv2.remap(picture, columns + step, rows + step, kind, borderMode=cv2.BORDER_REFLECT_101)
+            for kind in (cv2.INTER_CUBIC, cv2.INTER_LINEAR)
+        )
+        assert np.square(seen - cubic).mean() < 0.2 * np.square(linear.astype(float) - cubic).mean(), step
 
 
 def test_it_is_known_where_the_picture_is_a_mirror_image(monkeypatch):
@@ -281,9 +288,9 @@ def test_beside_a_gpu_the_motion_prior_stays_on_the_cpu(prior):
 
 
 def test_holes_are_filled_however_far_what_is_known_lies():
-    picture, confidence = torch.zeros(1, 3, 40, 96), torch.zeros(1, 1, 40, 96)
+    picture, confidence = np.zeros((3, 40, 96), np.float32), np.zeros((40, 96), np.float32)
     picture[..., :8], confidence[..., :8] = 0.75, 1
-    torch.testing.assert_close(fill_holes(picture, confidence), torch.full((1, 3, 40, 96), 0.75))
+    np.testing.assert_allclose(fill_holes(picture, confidence), 0.75, rtol=1e-5)
 
 
 def test_without_motion_the_picture_stays_exactly(prior):
@@ -385,27 +392,26 @@ def test_no_tracks_are_connected_to_nothing():
 
 
 def test_a_hole_is_filled_with_what_lies_behind_the_object_that_left_it():
-    red, green = torch.tensor([1.0, -1.0, -1.0]), torch.tensor([-1.0, 1.0, -1.0])
-    picture = green[:, None, None].expand(3, 48, 64).clone()
-    picture[:, 16:32, 8:20] = red[:, None, None]
-    front, known = torch.zeros(1, 1, 48, 64), torch.ones(1, 1, 48, 64)
-    front[..., 16:32, 8:20] = 1
-    known[..., 16:32, 20:40] = 0
-    filled = fill_holes(picture[None], known, behind(front, known))[0]
-    assert torch.equal(filled[:, 16:32, 8:20], picture[:, 16:32, 8:20])
-    assert (filled[:, 16:32, 20:40] - green[:, None, None]).abs().max() < 0.15
-    assert (fill_holes(picture[None], known)[0, :, 16:32, 20:40] - green[:, None, None]).abs().max() > 0.5
+    red, green = (np.float32(colour)[:, None, None] for colour in ((1, -1, -1), (-1, 1, -1)))
+    picture = np.tile(green, (1, 48, 64))
+    picture[:, 16:32, 8:20] = red
+    front, known = np.zeros((48, 64), np.float32), np.ones((48, 64), np.float32)
+    front[16:32, 8:20], known[16:32, 20:40] = 1, 0
+    filled = fill_holes(picture, known, behind(front, known))
+    assert np.array_equal(filled[:, 16:32, 8:20], picture[:, 16:32, 8:20])
+    assert np.abs(filled[:, 16:32, 20:40] - green).max() < 0.15
+    assert np.abs(fill_holes(picture, known)[:, 16:32, 20:40] - green).max() > 0.5
 
 
 def test_what_lies_behind_is_not_sure_along_a_hole():
-    confidence, beyond, front = torch.ones(1, 1, 24, 24), torch.zeros(1, 1, 24, 24), torch.zeros(1, 1, 24, 24)
-    confidence[..., 8:16, 8:16] = 0
-    front[..., 16:] = 1  # right of the hole
-    confidence[..., :2, :], beyond[..., :2, :] = 0, 1
+    confidence, beyond, front = (np.full((24, 24), value, np.float32) for value in (1, 0, 0))
+    confidence[8:16, 8:16] = 0
+    front[:, 16:] = 1  # right of the hole
+    confidence[:2], beyond[:2] = 0, 1
     sure = without_seams(confidence, beyond, front)
-    assert not sure[..., 6:18, 6:16].any()
-    sure[..., 6:18, 6:16] = confidence[..., 6:18, 6:16]
-    assert torch.equal(sure, confidence)
+    assert not sure[6:18, 6:16].any()
+    sure[6:18, 6:16] = confidence[6:18, 6:16]
+    assert np.array_equal(sure, confidence)
 
 
 def test_behind_a_thing_that_leaves_the_picture_goes_on_and_stays(prior):

@@ -8,7 +8,7 @@ Since that picture needs no network, it may be larger than what the student work
 student adds, and what is filled, is as coarse as its frames.
 """
 
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import cv2
@@ -17,8 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from motionstream.model.completion import Completion
 from motionstream.model.motion_prior import Moved
-from motionstream.model.warping import enlarged, fill_holes, seen_through
+from motionstream.model.warping import between, fill_holes, on_all_cores, seen_through
 
 RIDGE = 4e-4  # variance of colours, in [-1, 1], below which they say little of the light
 SMOOTH = 5  # cells over which light does not change by itself
@@ -40,6 +41,17 @@ class Light:
     def on(self, pictures: Tensor) -> Tensor:
         """Pictures [T, 3, H, W] in this light."""
         return (self.matrix @ pictures.flatten(2)).view_as(pictures).add_(enlarged(self.offset, pictures))
+
+
+def enlarged(cells: Tensor, like: Tensor) -> Tensor:
+    """[T, C, h, w], bilinear, at the height and width of `like`."""
+    return F.interpolate(cells, size=like.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def filled(cells: Tensor, known: Tensor) -> Tensor:
+    """`fill_holes` of each frame: [T, 3, rows, columns], [T, 1, rows, columns]; on the CPU."""
+    done = [fill_holes(frame, sure) for frame, sure in zip(cells.cpu().numpy(), known[:, 0].cpu().numpy(), strict=True)]
+    return torch.from_numpy(np.stack(done)).to(cells)
 
 
 def cell_means(pictures: Tensor, confidence: Tensor, cell: int) -> Tensor:
@@ -99,7 +111,7 @@ def composite(
     shown = warped if light is None else light.on(warped)
     wanted, given = (cell_means(x, confidence, cell) for x in (decoded, shown))
     known = (F.avg_pool2d(confidence, cell) > 0.5).to(confidence)
-    decoded = decoded - enlarged(fill_holes(wanted - given, known), decoded)
+    decoded = decoded - enlarged(filled(wanted - given, known), decoded)
     if light is None:
         kept = confidence if guessed is None else confidence + GUESSED * guessed
         return torch.lerp(decoded, shown, kept.clamp(FILLING, 1))
@@ -110,40 +122,69 @@ def composite(
     return shown
 
 
-def sharpened(frames: Tensor, moved: Moved, light: Light | None, sharp: np.ndarray) -> np.ndarray:
-    """Frames as large as `sharp`, a copy of the first frame a whole number of times as large as they: uint8.
+class Sharp:
+    """A copy of the first frame, uint8 [kH, kW, 3], a whole number of times as large as the student's frames.
 
-    frames: [T, 3, H, W] in [-1, 1], as `composite` made them of the moved picture; light: the one that it is shown in;
-    sharp: uint8 [kH, kW, 3] -> [T, kH, kW, 3]. What is shown of the moved picture and what is guessed to lie behind is
-    taken out of the small frames; they are enlarged, and the same is put in of the copy.
+    As it is seen in motion, and filled with what lies behind things.
+    """
+
+    def __init__(self, picture: np.ndarray):
+        self.picture, self._thirds = picture, _thirds(picture)
+        self._behind, self._filled = self._thirds, 0  # cells that are filled in it
+
+    def seen(self, columns: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """See `seen_through`."""
+        return cv2.cvtColor(seen_through(self._thirds, columns, rows), cv2.COLOR_RGBA2RGB)
+
+    def seen_behind(self, columns: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """The same of the picture as it was last filled."""
+        return cv2.cvtColor(seen_through(self._behind, columns, rows), cv2.COLOR_RGBA2RGB)
+
+    def fill(self, behind: Completion | None) -> None:
+        if behind is not None and (filled := np.count_nonzero(behind.filled)) > self._filled:
+            self._behind, self._filled = _thirds(behind.of(self.picture)), filled
+
+
+def _thirds(picture: np.ndarray) -> np.ndarray:
+    return between(cv2.cvtColor(picture, cv2.COLOR_RGB2RGBA))
+
+
+def sharpened(frames: Tensor, moved: Moved, light: Light | None, sharp: Sharp) -> np.ndarray:
+    """Frames as large as the sharp copy of the first frame: uint8 [T, kH, kW, 3].
+
+    frames: [T, 3, H, W] in [-1, 1], as `composite` made them of the moved picture; light: the one that it is shown in.
+    What is shown of the moved picture and what is guessed to lie behind is taken out of the small frames; they are
+    enlarged, and the same is put in of the copy.
     """
     parts = (moved.picture, moved.confidence, moved.guessed, moved.beyond)
     warped, sure, guessed, beyond = (x[0].transpose(0, 1).cpu() for x in parts)
     sure, guessed = sure + (1 if light else FILLING) * beyond, (1 if light else GUESSED) * guessed
-    size = sharp.shape[1::-1]
-    times, plate = size[0] // warped.shape[-1], moved.behind and moved.behind.of(sharp)
+    size = sharp.picture.shape[1::-1]
+    times = size[0] // warped.shape[-1]
     frames, shown, matrices = 127.5 * (frames + 1), 127.5 * (warped + 1), [None] * len(frames)
     if light is not None:  # its offset is smooth and stays with the small frames
         shown = Light(light.matrix.cpu(), torch.zeros(1, 3, 1, 1)).on(shown)
         matrices = light.matrix.cpu().expand(len(frames), -1, -1).numpy()
-    parts = (frames - (sure + guessed) * shown, sure, guessed)
-    rest, sure, guessed = (part.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy() for part in parts)
+    rest = (frames - (sure + guessed) * shown).permute(0, 2, 3, 1).contiguous().numpy()
+    unsure, guessed = (1 - sure)[:, 0].numpy(), guessed[:, 0].numpy()
+    sharp.fill(moved.behind)
 
-    def lit(picture: np.ndarray, matrix: np.ndarray | None, share: np.ndarray) -> np.ndarray:
-        picture = picture if matrix is None else cv2.transform(picture.astype(np.float32), matrix)
-        return cv2.multiply(picture, share, dtype=cv2.CV_32F)
+    def lit(picture: np.ndarray, t: int) -> np.ndarray:
+        return picture if matrices[t] is None else cv2.transform(picture.astype(np.float32), matrices[t])
+
+    def put(frame: np.ndarray, share: np.ndarray, look: Callable[[tuple], np.ndarray]) -> None:
+        """Adds a share [H, W] of what `look` sees within a part of the frame, where there is any."""
+        if share.any():
+            part = tuple(slice(times * max(0, at.min() - 1), times * (at.max() + 2)) for at in share.nonzero())
+            share = cv2.resize(share, size)[part]
+            frame[part] += cv2.multiply(look(part), cv2.merge([share] * 3), dtype=cv2.CV_32F)
 
     def make(t: int) -> np.ndarray:
-        matrix = matrices[t]
         places = None if moved.backward is None else moved.places(t, times)
-        seen = sharp if places is None else seen_through(sharp, *places)
-        frame = cv2.resize(rest[t], size)
-        cv2.add(frame, lit(seen, matrix, cv2.resize(sure[t], size)), dst=frame)
-        if guessed[t].any():
-            rows, columns = (slice(times * at.min(), times * (at.max() + 1)) for at in guessed[t, ..., 0].nonzero())
-            seen = seen_through(plate, *(np.ascontiguousarray(place[rows, columns]) for place in places))
-            frame[rows, columns] += lit(seen, matrix, cv2.resize(guessed[t], size)[rows, columns])
-        return cv2.convertScaleAbs(cv2.max(frame, 0.0))
+        seen = lit(sharp.picture if places is None else sharp.seen(*places), t)
+        frame = cv2.add(cv2.resize(rest[t], size), seen, dtype=cv2.CV_32F)
+        put(frame, -unsure[t], lambda part: seen[part])
+        put(frame, guessed[t], lambda part: lit(sharp.seen_behind(*(place[part] for place in places)), t))
+        return cv2.add(frame, 0.0, dtype=cv2.CV_8U)
 
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        return np.stack(list(pool.map(make, range(len(frames)))))
+    return np.stack(on_all_cores(make, range(len(frames))))

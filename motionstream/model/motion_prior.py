@@ -34,6 +34,7 @@ from motionstream.model.warping import (
     CELL,
     SEEN,
     behind,
+    between,
     cell_centres,
     close_gaps,
     enlarged_motion,
@@ -41,12 +42,14 @@ from motionstream.model.warping import (
     in_the_first_frame,
     least_squares_motion,
     meet,
+    mirrored,
+    on_all_cores,
     on_top,
     outlines,
+    planes,
     seen_through,
     settle,
     splat,
-    warp,
     without_seams,
 )
 from motionstream.tracks import Tracks
@@ -140,6 +143,40 @@ class Moved:
         return in_the_first_frame(times * enlarged_motion(self.backward[t], self.sure[t], CELL * times))
 
 
+def in_motion(
+    picture: np.ndarray, plate: np.ndarray | None, displacement: np.ndarray, front: np.ndarray
+) -> tuple[np.ndarray, ...]:
+    """One frame of the first frame in motion: picture, confidence, guessed, beyond, backward and sure of `Moved`.
+
+    picture: `between` of [H, W, 4], the first frame in [-1, 1] and how far in front it lies; plate: see `PriorState`;
+    displacement [P, 2] pixels and front [h, w] of its cells in this frame.
+    """
+    height, width = (CELL * side for side in front.shape)
+    backward, sure = close_gaps(*splat(displacement, front.ravel(), height, width))
+    flow = fill_holes(backward, sure)
+    places = in_the_first_frame(enlarged_motion(flow, sure))
+    seen = planes(seen_through(picture, *places)).clip(-1, 1)
+    warped, near = seen[:3], np.maximum(seen[3], 0)
+    beyond = mirrored(*places)
+    confidence = cv2.resize(sure, (width, height)) * (1 - beyond)
+    confidence = without_seams(confidence, beyond, near)
+    known = np.maximum(confidence, beyond)
+    around = behind(near, known)
+    shown, guessed = fill_holes(warped, known, around), np.zeros_like(known)
+    if plate is not None and (holes := known < 1).any():
+        # What lies behind a thing moves as what is seen beside it, not as the thing.
+        flow = fill_holes(backward, sure, cv2.resize(around, sure.shape[::-1], interpolation=cv2.INTER_AREA))
+        cells = tuple(slice(max(0, at.min() // CELL - 1), at.max() // CELL + 2) for at in holes.nonzero())
+        part = tuple(slice(CELL * at.start, CELL * at.stop) for at in cells)
+        moved = enlarged_motion(flow[(slice(None), *cells)], sure[cells])
+        seen = planes(seen_through(plate, *in_the_first_frame(moved, part[1].start, part[0].start))).clip(-1, 1)
+        filled, there, known = seen[:3], np.maximum(seen[3], 0), known[part]
+        room, warped = (picture[(slice(None), *part)] for picture in (shown, warped))
+        room += there * (filled + known * (warped - filled) - room)
+        guessed[part] = there * (1 - known)
+    return shown, confidence, guessed, beyond, flow, sure
+
+
 @dataclass
 class PriorState:
     """What one stream's prior remembers: fixed size but for one row a track."""
@@ -156,7 +193,7 @@ class PriorState:
     front: Tensor | None = None  # [P]
     outlines: tuple[Tensor, Tensor, Tensor] | None = None  # see `outlines`
     behind: Completion | None = None  # what lies behind things of the first frame that have left
-    plate: np.ndarray | None = None  # [H, W, 4]: the first frame so filled, and how much of that is seen
+    plate: np.ndarray | None = None  # `between` of [H, W, 4]: the first frame so filled, and how much of that is seen
 
     @property
     def size(self) -> tuple[int, int]:
@@ -233,38 +270,21 @@ class MotionPrior(ModelMixin, ConfigMixin):
             still = state.image[None, :, None].expand(-1, -1, tracks.T, -1, -1)
             return Moved(still, torch.ones_like(still[:, :1]), *[torch.zeros_like(still[:, :1])] * 2)
         self._uncover(state, displacement)
-        backward, confidence = close_gaps(*splat(displacement, self._order(state, tracks, displacement), *state.size))
-        sure = confidence[:, 0].numpy()
+        height, width = state.size
+        moving = ~state.outlines[1].numpy()  # not the background beside what moves
+        front = state.front.view(height // CELL, width // CELL).numpy()
+        picture = between(np.dstack([state.image.movedim(0, -1).numpy(), cv2.resize(front, (width, height))]))
+        placed = [n for n, track in enumerate(tracks.ids.tolist()) if track in state.anchors]
+        anchors = np.array([state.anchors[i].numpy() for i in tracks.ids[placed].tolist()]).reshape(-1, 2)
 
-        def places(flow: Tensor) -> list[tuple[np.ndarray, np.ndarray]]:
-            return [in_the_first_frame(enlarged_motion(*cells)) for cells in zip(flow.numpy(), sure, strict=True)]
+        def frame(moved: np.ndarray, points: np.ndarray, visible: np.ndarray) -> tuple[np.ndarray, ...]:
+            shown = on_top(moved, points, points - anchors, visible, height, width)
+            return in_motion(picture, state.plate, moved, front + SEEN * moving * shown.reshape(front.shape))
 
-        flow = fill_holes(backward, confidence)
-        warped, front, confidence, beyond = warp(state.image, state.front, places(flow), confidence)
-        confidence = without_seams(confidence, beyond, front)
-        known = torch.maximum(confidence, beyond)
-        around = behind(front, known)
-        picture, guessed = fill_holes(warped, known, around), torch.zeros_like(known)
-        if state.plate is not None:  # what lies behind a thing moves as what is seen beside it, not as the thing
-            flow = fill_holes(backward, torch.from_numpy(sure)[:, None], F.avg_pool2d(around, CELL))
-            maps = places(flow)
-            seen = torch.from_numpy(np.stack([seen_through(state.plate, *at) for at in maps])).permute(0, 3, 1, 2)
-            plate, there = seen.clamp(-1, 1).split([3, 1], dim=1)
-            there = there.clamp_min(0)
-            picture = torch.lerp(picture, torch.lerp(plate, warped, known), there)
-            guessed = there * (1 - known)
-        parts = (x.movedim(0, 1)[None] for x in (picture, confidence, guessed, beyond))
-        return Moved(*parts, flow.numpy(), sure, state.behind)
-
-    def _order(self, state: PriorState, tracks: Tracks, displacement: Tensor) -> Tensor:
-        """How far in front each cell lies in each frame [T, P]: as it looks, and as the tracks show."""
-        placed = [n for n, i in enumerate(tracks.ids.tolist()) if i in state.anchors]
-        if not placed:
-            return state.front
-        points, visible = torch.tensor(tracks.points[:, placed]), torch.tensor(tracks.visible[:, placed])
-        moved = points - torch.stack([state.anchors[i] for i in tracks.ids[placed].tolist()])
-        shown = on_top(displacement, points, moved, visible, *state.size)
-        return state.front + SEEN * shown * ~state.outlines[1].flatten()  # not the background beside what moves
+        frames = on_all_cores(frame, displacement.numpy(), tracks.points[:, placed], tracks.visible[:, placed])
+        *shown, backward, sure = (np.stack(part) for part in zip(*frames, strict=True))
+        parts = (torch.from_numpy(part).view(tracks.T, -1, height, width).movedim(1, 0)[None] for part in shown)
+        return Moved(*parts, backward, sure, state.behind)
 
     def _uncover(self, state: PriorState, displacement: Tensor) -> None:
         """Guesses what one sees behind things that have left."""
@@ -272,8 +292,8 @@ class MotionPrior(ModelMixin, ConfigMixin):
         picture = (127.5 * (state.image + 1)).round().byte().permute(1, 2, 0).numpy()
         state.behind = state.behind or Completion.empty(*front.shape)
         if state.behind.uncover(picture, front, displacement.unflatten(1, front.shape).numpy()):
-            seen = cv2.resize(state.behind.seen, picture.shape[1::-1])[..., None]
-            state.plate = np.concatenate([state.behind.of(picture).astype(np.float32) / 127.5 - 1, seen], axis=-1)
+            seen = cv2.resize(state.behind.seen, picture.shape[1::-1])
+            state.plate = between(np.dstack([state.behind.of(picture).astype(np.float32) / 127.5 - 1, seen]))
 
     @torch.no_grad()
     def motion(self, state: PriorState, tracks: Tracks) -> Tensor:

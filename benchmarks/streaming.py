@@ -17,11 +17,12 @@ from pathlib import Path
 from motionstream.evaluation.sheets import table
 from motionstream.model.presets import PRESETS
 
-COLUMNS = ("width", "height", "fps", "first_chunk_s", "chunk_s_median", "chunk_s_p95", "chunk_s_last_over_first",
-           "peak_rss_mb", "utilisation")
+COLUMNS = ("width", "height", "fps", "first_chunk_s", "latency_s", "chunk_s_median", "chunk_s_p95",
+           "chunk_s_last_over_first", "peak_rss_mb", "peak_tflops", "denoise_utilisation")
 RUN = """
-import json, sys, torch
-from motionstream.evaluation.speed import bench
+import json, sys
+from motionstream.evaluation.speed import bench  # before PyTorch, whose threads it tells how to wait
+import torch
 model, chunks, random_weights, device, dtype, resolution, threads = json.loads(sys.argv[1])
 torch.set_num_threads(threads)
 print(json.dumps(bench(model, chunks, random_weights, device, getattr(torch, dtype), resolution)))

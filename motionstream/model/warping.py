@@ -30,6 +30,7 @@ BESIDE = 12.0  # pixels from a visible track within which what moves like it is 
 ALIKE = 2.0  # pixels, spread of motions that count as the same
 CUT = 0.7  # share of a change of motion that lies within NARROW cells where two things touch
 NARROW, WIDE = 5, 17  # cells
+FEW = 4  # cells, of the coarsest level of what holes are filled with, that are no more than one
 THIRDS = 3  # steps from one pixel of a picture to the next
 
 
@@ -224,10 +225,10 @@ def fill_holes(picture: np.ndarray, confidence: np.ndarray, source: np.ndarray |
     """
     weight, levels = confidence if source is None else source, []
     level = np.concatenate([picture * weight, weight[None]])
-    while max(level.shape[1:]) > 1:
+    while min(level.shape[1:]) > FEW:
         level = resized(level, level[0, ::2, ::2], cv2.INTER_AREA)
         levels.append((level[:-1] / np.maximum(level[-1], 1e-6), np.minimum(20 * level[-1], 1)))
-    known = levels.pop()[0] if levels else picture
+    known = (level[:-1].sum((1, 2)) / np.maximum(level[-1].sum(), 1e-6))[:, None, None]
     for colour, share in [*reversed(levels), (picture, confidence)]:
         known = resized(known, share)
         known -= colour

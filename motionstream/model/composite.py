@@ -125,7 +125,7 @@ def composite(
 class Sharp:
     """A copy of the first frame, uint8 [kH, kW, 3], a whole number of times as large as the student's frames.
 
-    As it is seen in motion, and filled with what lies behind things.
+    It can be seen at other places, with and without the things in front.
     """
 
     def __init__(self, picture: np.ndarray):
@@ -137,10 +137,11 @@ class Sharp:
         return cv2.cvtColor(seen_through(self._thirds, columns, rows), cv2.COLOR_RGBA2RGB)
 
     def seen_behind(self, columns: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """The same of the picture as it was last filled."""
+        """The same of the picture without things, as far as it has been filled."""
         return cv2.cvtColor(seen_through(self._behind, columns, rows), cv2.COLOR_RGBA2RGB)
 
     def fill(self, behind: Completion | None) -> None:
+        """Takes over what has been filled since."""
         if behind is not None and (filled := np.count_nonzero(behind.filled)) > self._filled:
             self._behind, self._filled = _thirds(behind.of(self.picture)), filled
 

@@ -1,8 +1,8 @@
 """The geometry of the motion prior: from a few tracks and their weights to a picture that moves.
 
 Motion lives on cells of 2x2 pixels of the first frame (`least_squares_motion`, `settle`). It is laid on the cells of
-the new frame and turned around (`splat`, `close_gaps`); through that the first frame is seen (`warp`), and what
-nothing has landed on is filled with what lies behind (`fill_holes`).
+the new frame and turned around (`splat`, `close_gaps`); through that the first frame is seen (`seen_through`), and
+what nothing has landed on is filled with what lies behind (`fill_holes`).
 """
 
 from collections.abc import Callable, Iterable
@@ -64,8 +64,8 @@ def least_squares_motion(
     x, y, xx, xy, yy, u, v, xu, xv, yu, yv = (k / total.clamp_min(1e-12) for k in sums)
     xx, xy, yy = xx - x * x + ridge / UNIT**2, xy - x * y, yy - y * y + ridge / UNIT**2
     away_x, away_y = ((centres - middle) / UNIT).T
-    away_x, away_y, size = away_x - x, away_y - y, xx * yy - xy * xy
-    a, b = (away_x * yy - away_y * xy) / size, (away_y * xx - away_x * xy) / size
+    away_x, away_y, determinant = away_x - x, away_y - y, xx * yy - xy * xy
+    a, b = (away_x * yy - away_y * xy) / determinant, (away_y * xx - away_x * xy) / determinant
     went = u + a * (xu - x * u) + b * (yu - y * u), v + a * (xv - x * v) + b * (yv - y * v)
     return (torch.stack(went, -2) * UNIT).transpose(-1, -2)  # as the rest of the geometry wants it in memory
 

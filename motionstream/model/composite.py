@@ -132,13 +132,9 @@ class Sharp:
         self.picture, self._thirds = picture, _thirds(picture)
         self._behind, self._filled = self._thirds, 0  # cells that are filled in it
 
-    def seen(self, columns: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """See `seen_through`."""
-        return cv2.cvtColor(seen_through(self._thirds, columns, rows), cv2.COLOR_RGBA2RGB)
-
-    def seen_behind(self, columns: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """The same of the picture without things, as far as it has been filled."""
-        return cv2.cvtColor(seen_through(self._behind, columns, rows), cv2.COLOR_RGBA2RGB)
+    def seen(self, columns: np.ndarray, rows: np.ndarray, behind: bool = False) -> np.ndarray:
+        """See `seen_through`. behind: without the things in front, as far as that has been filled."""
+        return cv2.cvtColor(seen_through(self._behind if behind else self._thirds, columns, rows), cv2.COLOR_RGBA2RGB)
 
     def fill(self, behind: Completion | None) -> None:
         """Takes over what has been filled since."""
@@ -185,7 +181,7 @@ def sharpened(frames: Tensor, moved: Moved, light: Light | None, sharp: Sharp) -
         seen = lit(sharp.picture if places is None else sharp.seen(*places), t)
         frame = cv2.add(cv2.resize(rest[t], size), seen, dtype=cv2.CV_32F)
         put(frame, -unsure[t], lambda part: seen[part])
-        put(frame, guessed[t], lambda part: lit(sharp.seen_behind(*(place[part] for place in places)), t))
+        put(frame, guessed[t], lambda part: lit(sharp.seen(*(place[part] for place in places), behind=True), t))
         return cv2.add(frame, 0.0, dtype=cv2.CV_8U)
 
     return np.stack(on_all_cores(make, range(len(frames))))

@@ -34,16 +34,15 @@ FEW = 4  # cells, of the coarsest level of what holes are filled with, that are 
 THIRDS = 3  # steps from one pixel of a picture to the next
 
 
-def cell_centres(height: int, width: int) -> Tensor:
-    """Centres of the motion cells of a frame, float32 [h*w, 2] pixels (x, y), h = height/2, w = width/2."""
-    rows = torch.arange(height // CELL) * CELL + CELL / 2
-    columns = torch.arange(width // CELL) * CELL + CELL / 2
-    return torch.stack(torch.meshgrid(rows, columns, indexing="ij")[::-1], -1).reshape(-1, 2)
-
-
 def cell_numbers(rows: int, columns: int) -> np.ndarray:
     """Column and row of each cell, float32 [2, rows * columns]."""
     return np.indices((rows, columns), np.float32).reshape(2, -1)[::-1]
+
+
+def cell_centres(height: int, width: int) -> Tensor:
+    """Centres of the motion cells of a frame, float32 [h*w, 2] pixels (x, y), h = height/2, w = width/2."""
+    numbers = cell_numbers(height // CELL, width // CELL)
+    return torch.from_numpy(np.ascontiguousarray((CELL * (numbers + np.float32(0.5))).T))
 
 
 def least_squares_motion(

@@ -69,7 +69,7 @@ def matmul_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     heads_first = (x.transpose(1, 2).contiguous() for x in (query * query.shape[-1] ** -0.5, key, value))
     for q, k, v in zip(*heads_first, strict=True):
         parts = q.chunk(math.ceil(q.shape[0] * q.shape[1] * k.shape[1] / SCORES_AT_ONCE), 1)
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
             samples.append(torch.cat([torch.softmax(part @ k.mT, -1) @ v for part in parts], 1))
         else:
             samples.append(_attend_in_place(parts, k, v))

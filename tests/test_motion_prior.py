@@ -4,6 +4,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from motionstream.model.checkpoint import assemble
 from motionstream.model.motion_prior import MotionPrior, connect
@@ -15,6 +17,7 @@ from motionstream.model.warping import (
     between,
     cell_centres,
     close_gaps,
+    decide,
     enlarged_motion,
     fill_holes,
     in_the_first_frame,
@@ -189,6 +192,48 @@ def test_what_moves_as_a_visible_track_lies_in_front(goes):
     np.testing.assert_allclose(backward[:, 12, 15], -moved[0], atol=1e-2)
 
 
+def test_where_tracks_part_a_cell_goes_with_the_motion_that_most_of_its_share_has():
+    shares = torch.tensor([[0.4, 0.2, 0.2, 0.2], [0.6, 0.2, 0.1, 0.1], [0.1, 0.3, 0.3, 0.3]])
+    still, together = torch.zeros(3, 2), torch.tensor([[40.0, 0.0]]).repeat(3, 1)
+    torch.testing.assert_close(decide(shares, still), shares)
+    stays, *follows = decide(shares, together).T
+    assert stays[0] < 0.2 and stays[1] > 0.8 and stays[2] < 1e-3  # three tracks of one thing are one candidate
+    torch.testing.assert_close(follows[1] / follows[0], shares[:, 2] / shares[:, 1])
+    apart = decide(shares, torch.tensor([[40.0, 0.0], [0.0, 40.0], [-40.0, 0.0]]))
+    assert apart[0, 0] > 0.9  # not so where each goes its own way
+
+
+@given(seed=st.integers(0, 999), spread=st.floats(0, 60))
+def test_decided_shares_are_shares_and_change_little_with_the_motion(seed, spread):
+    rng = torch.Generator().manual_seed(seed)
+    shares = torch.rand(20, 6, generator=rng).softmax(1)
+    moved = spread * torch.randn(5, 2, generator=rng)
+    decided = decide(shares, moved)
+    assert decided.min() >= 0
+    torch.testing.assert_close(decided.sum(1), torch.ones(20))
+    order = torch.randperm(5, generator=rng)
+    turned = decide(shares[:, torch.cat([torch.zeros(1, dtype=torch.long), order + 1])], moved[order])
+    torch.testing.assert_close(turned[:, 1:], decided[:, 1:][:, order])
+    assert (decide(shares, moved + 0.01) - decided).abs().max() < 0.1
+
+
+def test_the_background_does_not_follow_what_lies_in_front_of_it(prior, monkeypatch):
+    """Features that tell nothing: only what lies in front does."""
+    centres, cells = cell_centres(HEIGHT, WIDTH), HEIGHT * WIDTH // 4
+    front = torch.where((centres - 32).abs().amax(1) < 8, 9.0, -9.0)[None]
+    nothing = torch.zeros(1, cells, 4)
+    monkeypatch.setattr(prior, "features", lambda image, anchors, valid: (
+        nothing, torch.zeros(1, cells), front, torch.zeros(1, 2, 4), torch.zeros(1, 2)))
+    monkeypatch.setattr("motionstream.model.motion_prior.LOOK", HEIGHT * WIDTH)
+    anchors, valid = torch.tensor([[32.0, 32.0], [4.0, 4.0]]), torch.ones(1, 2, dtype=torch.bool)
+    weights, _ = prior._look(image(), centres, anchors, valid)
+    torch.testing.assert_close(weights.sum(1), torch.ones(cells))
+    thing = front[0] > 0
+    ahead, behind = weights[:, 1] / weights[:, 0], weights[:, 2] / weights[:, 0]
+    near = ((centres - 32).abs().amax(1) < 12) & ~thing
+    assert ahead[thing].min() > 0.5 and ahead[near].max() < 0.05 and behind[near].mean() > 2 * ahead[near].max()
+
+
 def test_splatting_a_translation_gives_its_inverse_and_an_uncovered_strip():
     cells = HEIGHT // 2 * (WIDTH // 2)
     backward, coverage = splat(np.tile(np.float32([8, 0]), (cells, 1)), np.zeros(cells, np.float32), HEIGHT, WIDTH)
@@ -296,10 +341,10 @@ def test_holes_are_filled_however_far_what_is_known_lies():
 def test_without_motion_the_picture_stays_exactly(prior):
     state = prior.start(image())
     pinned = tracks(np.full((9, 1, 2), 20.0))
-    for given in (Tracks.empty(9), pinned.resample(12)):
-        moved = prior.step(state, given)
+    for idle in (Tracks.empty(9), pinned.resample(12)):
+        moved = prior.step(state, idle)
         warped, confidence = moved.picture, moved.confidence
-        assert warped.shape == (1, 3, given.T, HEIGHT, WIDTH) and confidence.shape == (1, 1, given.T, HEIGHT, WIDTH)
+        assert warped.shape == (1, 3, idle.T, HEIGHT, WIDTH) and confidence.shape == (1, 1, idle.T, HEIGHT, WIDTH)
         assert torch.equal(warped, state.image[None, :, None].expand_as(warped)) and confidence.min() == 1
 
 
@@ -422,7 +467,7 @@ def test_behind_a_thing_that_leaves_the_picture_goes_on_and_stays(prior):
     state, there = prior.start(picture), torch.zeros(height // 2, width // 2)
     there[16:28, 16:28] = 1
     prior.motion(state, tracks(np.full((1, 1, 2), 44.0)))
-    state.front, state.share, state.weights = there.flatten(), there.flatten(), there.flatten()[:, None]
+    state.front, state.weights = there.flatten(), torch.stack([1 - there.flatten(), there.flatten()], 1)
     state.outlines = outlines(there)
     path = np.linspace([[44.0, 44.0]], [[80.0, 44.0]], 13)[1:]
     first, second = (prior.step(state, tracks(part)) for part in (path, path[-1:].repeat(4, axis=0)))

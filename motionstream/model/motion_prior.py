@@ -37,6 +37,7 @@ from motionstream.model.warping import (
     between,
     cell_centres,
     close_gaps,
+    decide,
     enlarged_motion,
     fill_holes,
     in_the_first_frame,
@@ -56,8 +57,8 @@ from motionstream.tracks import Tracks
 
 CERTAIN = 3.0  # log-odds with which a track moves the place it is attached to, at the least
 CONNECTED = 0.15  # share of a cell's motion that must come from tracks for the cell to join two others
+LAYERED = 4.0  # log-odds against following a track that lies fully in front
 LOOK = 320 * 192  # pixels, at the least, of the picture that the U-Net sees: in smaller ones it cuts off what is thin
-SHARPEN = 1.5  # power of the odds with which a cell follows the tracks: cleaner cuts, but still soft where unsure
 
 
 class Block(nn.Module):
@@ -188,8 +189,7 @@ class PriorState:
     anchors: dict[int, Tensor] = field(default_factory=dict)  # id -> [2], its place in the first frame
     held: Tensor | None = None  # [N, 2] base at the anchors
     newest: Tensor | None = None  # [N, 2] each track's newest known displacement on top of that
-    weights: Tensor | None = None  # [P, N]
-    share: Tensor | None = None  # [P], of the tracks' motion that each cell takes part in
+    weights: Tensor | None = None  # [P, 1 + N]
     front: Tensor | None = None  # [P]
     outlines: tuple[Tensor, Tensor, Tensor] | None = None  # see `outlines`
     behind: Completion | None = None  # what lies behind things of the first frame that have left
@@ -311,17 +311,18 @@ class MotionPrior(ModelMixin, ConfigMixin):
         # What is dragged out of the frame goes on moving; what is hidden inside stays where it was last seen.
         told = visible | (points < 0).any(-1) | (points >= torch.tensor(state.size[::-1])).any(-1)
         anchors = torch.stack([state.anchors[i] for i in state.ids])
-        moved = []
-        for displacement, known in zip(points - anchors - state.held, told, strict=True):
-            state.newest = torch.where(known[:, None], displacement, state.newest)
-            moved.append(state.newest)
+        centres, moved, motion, share = cell_centres(*state.size), [], [], []
         with torch.autocast("cpu", enabled=False):  # second moments need all the digits of float32
-            moved = torch.stack(moved)
-            motion = least_squares_motion(
-                state.weights, cell_centres(*state.size), anchors, moved, visible, self.ridge.exp()
-            )
-            motion = settle(motion * state.share[:, None], *state.outlines)
-            motion = meet(motion, state.share, anchors, moved, visible, state.size[0] // CELL)
+            for displacement, known, seen in zip(points - anchors - state.held, told, visible, strict=True):
+                state.newest = torch.where(known[:, None], displacement, state.newest)
+                weights = decide(state.weights, state.newest)
+                now = state.newest[None], seen[None]
+                motion.append(least_squares_motion(weights[:, 1:], centres, anchors, *now, self.ridge.exp())[0])
+                moved.append(state.newest)
+                share.append(1 - weights[:, 0])
+            motion, moved, share = (torch.stack(part) for part in (motion, moved, share))
+            motion = settle(motion * share[..., None], *state.outlines)
+            motion = meet(motion, share, anchors, moved, visible, state.size[0] // CELL)
             displacement = state.base + motion
         state.latest = displacement[-1].clone()
         return displacement
@@ -341,8 +342,14 @@ class MotionPrior(ModelMixin, ConfigMixin):
         cells = F.adaptive_avg_pool2d(cells, [side // CELL for side in image.shape[1:]]).flatten(1).T
         queries, stay, front = cells[:, :-2], cells[:, -2], cells[:, -1]
         with torch.autocast("cpu", enabled=False):
-            weights = self.weigh(centres, queries[None], stay[None], anchors, keys, head_start, valid)
-        return weights[0], front.sigmoid()
+            weights = self.weigh(centres, queries[None], stay[None], anchors, keys, head_start, valid)[0]
+        front = front.sigmoid()
+        # The background does not follow what lies in front of it.
+        places = (anchors / (size * times) * 2 - 1)[:, None]
+        layers = front.view(1, 1, -1, image.shape[2] // CELL)
+        there = F.grid_sample(layers, places, align_corners=False, padding_mode="border").flatten()
+        weights[:, 1:] *= torch.exp(-LAYERED * (there - front[:, None]).clamp_min(0))
+        return weights / weights.sum(1, keepdim=True), front
 
     def _regroup(self, state: PriorState, tracks: Tracks, points: Tensor, visible: Tensor) -> None:
         """Takes in a new set of tracks: bakes the motion so far, anchors the newcomers, weighs all of them anew."""
@@ -362,11 +369,8 @@ class MotionPrior(ModelMixin, ConfigMixin):
         anchors = torch.stack([*state.anchors.values(), torch.zeros(2)])  # the last one never counts: N may be 0
         valid = (torch.arange(len(anchors)) < len(state.ids))[None]
         weights, front = self._look(state.image, centres, anchors, valid)
-        weights = connect(weights[:, :-1], anchors[:-1], *state.size)
-        state.weights = weights[:, 1:].contiguous()
+        state.weights = connect(weights[:, :-1], anchors[:-1], *state.size)
         height, width = state.size
-        share = 1 - weights[:, 0]
-        state.share = share**SHARPEN / (share**SHARPEN + (1 - share) ** SHARPEN)
         state.outlines = outlines(front.view(height // CELL, width // CELL))
         state.front = (front - BEHIND * state.outlines[1].flatten()).clamp_min(0)
         places = anchors[:-1] / torch.tensor([width, height]) * 2 - 1

@@ -28,6 +28,9 @@ MISSED = 8.0  # pixels of what motion misses at a track that are made up for
 SEEN = 0.5  # by how much, of 1, what a visible track shows comes to the front
 BESIDE = 12.0  # pixels from a visible track within which what moves like it is what one sees
 ALIKE = 2.0  # pixels, spread of motions that count as the same
+DECIDED = 5.0  # power of the odds with which a cell goes with one motion, not with another
+MODES = 24  # motions, at the most, that are told apart
+SAME, TURNED = 4.0, 0.3  # pixels, and share of how far they go, by which motions of one thing that turns may differ
 CUT = 0.7  # share of a change of motion that lies within NARROW cells where two things touch
 NARROW, WIDE = 5, 17  # cells
 FEW = 4  # cells, of the coarsest level of what holes are filled with, that are no more than one
@@ -67,6 +70,34 @@ def least_squares_motion(
     a, b = (away_x * yy - away_y * xy) / determinant, (away_y * xx - away_x * xy) / determinant
     went = u + a * (xu - x * u) + b * (yu - y * u), v + a * (xv - x * v) + b * (yv - y * v)
     return (torch.stack(went, -2) * UNIT).transpose(-1, -2)  # as the rest of the geometry wants it in memory
+
+
+def decide(weights: Tensor, moved: Tensor) -> Tensor:
+    """Shares [P, 1 + N] of staying and of following each track, such that a cell goes with one motion, not with a mean.
+
+    Where tracks part, half of one motion and half of another is a smear. So each share is multiplied by a power of what
+    all that move alike have together: tracks of one thing do not compete, and while nothing moves nothing changes.
+    weights: the same shares as one would bet; moved [N, 2]: the tracks' displacements, pixels (that of staying is 0).
+    """
+    motions = torch.cat([torch.zeros_like(moved[:1]), moved])
+    modes = _farthest(motions, MODES)
+    nearest = torch.cdist(motions, modes).argmin(1)
+    far = modes.norm(dim=1)
+    spread = SAME + TURNED * torch.maximum(far, far[:, None])
+    alike = torch.exp(-torch.cdist(modes, modes).square() / (2 * spread**2))
+    together = torch.zeros(len(weights), len(modes)).index_add_(1, nearest, weights) @ alike
+    odds = (together / together.amax(1, keepdim=True).clamp_min(1e-12)) ** (DECIDED - 1)
+    shares = weights * odds[:, nearest]
+    return shares / shares.sum(1, keepdim=True).clamp_min(1e-12)
+
+
+def _farthest(points: Tensor, most: int) -> Tensor:
+    """Of points [N, 2], the first and then the farthest from those taken, while that is more than a pixel away."""
+    taken, away = [0], (points - points[0]).norm(dim=1)
+    while len(taken) < most and away.max() > 1:
+        taken.append(int(away.argmax()))
+        away = torch.minimum(away, (points - points[taken[-1]]).norm(dim=1))
+    return points[taken]
 
 
 def on_all_cores(work: Callable, *frames: Iterable) -> list:
@@ -110,7 +141,7 @@ def meet(motion: Tensor, share: Tensor, anchors: Tensor, moved: Tensor, visible:
     """Motion [T, P, 2] of `rows` rows of cells, pixels, that also meets the tracks: least squares only come near them.
 
     What it misses at visible tracks, up to MISSED pixels, is added there, and between them smoothly, to each cell by
-    the share [P] that it takes in the tracks' motion. Where none is visible, all count.
+    the share [T, P] that it takes in the tracks' motion. Where none is visible, all count.
     anchors, moved, visible: as in `least_squares_motion`.
     """
     grid = motion.unflatten(1, (rows, -1)).movedim(3, 1)
@@ -126,7 +157,7 @@ def meet(motion: Tensor, share: Tensor, anchors: Tensor, moved: Tensor, visible:
     sums = torch.zeros(*motion.shape[:2], 3).index_add_(1, cell, found).unflatten(1, size).movedim(3, 1)
     known, missed = (sums[:, 2] > 0).float(), sums[:, :2] / sums[:, 2:].clamp_min(1)
     missed = torch.from_numpy(np.stack(on_all_cores(fill_holes, missed.numpy(), known.numpy())))
-    return motion + missed.flatten(2).transpose(1, 2) * share[:, None]
+    return motion + missed.flatten(2).transpose(1, 2) * share[..., None]
 
 
 def on_top(

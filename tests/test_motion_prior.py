@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from motionstream.model.checkpoint import assemble
-from motionstream.model.motion_prior import MotionPrior, connect
+from motionstream.model.motion_prior import LAYERED, MotionPrior, connect
 from motionstream.model.presets import PRESETS
 from motionstream.model.warping import (
     BESIDE,
@@ -218,20 +218,23 @@ def test_decided_shares_are_shares_and_change_little_with_the_motion(seed, sprea
 
 
 def test_the_background_does_not_follow_what_lies_in_front_of_it(prior, monkeypatch):
-    """Features that tell nothing: only what lies in front does."""
     centres, cells = cell_centres(HEIGHT, WIDTH), HEIGHT * WIDTH // 4
-    front = torch.where((centres - 32).abs().amax(1) < 8, 9.0, -9.0)[None]
-    nothing = torch.zeros(1, cells, 4)
-    monkeypatch.setattr(prior, "features", lambda image, anchors, valid: (
-        nothing, torch.zeros(1, cells), front, torch.zeros(1, 2, 4), torch.zeros(1, 2)))
-    monkeypatch.setattr("motionstream.model.motion_prior.LOOK", HEIGHT * WIDTH)
+    thing = (centres - 32).abs().amax(1) < 8
     anchors, valid = torch.tensor([[32.0, 32.0], [4.0, 4.0]]), torch.ones(1, 2, dtype=torch.bool)
-    weights, _ = prior._look(image(), centres, anchors, valid)
-    torch.testing.assert_close(weights.sum(1), torch.ones(cells))
-    thing = front[0] > 0
-    ahead, behind = weights[:, 1] / weights[:, 0], weights[:, 2] / weights[:, 0]
-    near = ((centres - 32).abs().amax(1) < 12) & ~thing
-    assert ahead[thing].min() > 0.5 and ahead[near].max() < 0.05 and behind[near].mean() > 2 * ahead[near].max()
+    monkeypatch.setattr("motionstream.model.motion_prior.LOOK", HEIGHT * WIDTH)
+
+    def odds(front):
+        """Of following each of the two tracks, over staying, where features tell nothing but what lies in front."""
+        told = torch.zeros(1, cells, 4), torch.zeros(1, cells), front[None], torch.zeros(1, 2, 4), torch.zeros(1, 2)
+        monkeypatch.setattr(prior, "features", lambda *given: told)
+        weights, _ = prior._look(image(), centres, anchors, valid)
+        torch.testing.assert_close(weights.sum(1), torch.ones(cells))
+        return weights[:, 1:] / weights[:, :1]
+
+    flat, layered = odds(torch.zeros(cells)), odds(torch.where(thing, 20.0, -20.0))
+    torch.testing.assert_close(layered[thing], flat[thing])
+    torch.testing.assert_close(layered[~thing, 0], flat[~thing, 0] * np.exp(-LAYERED))
+    torch.testing.assert_close(layered[~thing, 1], flat[~thing, 1])
 
 
 def test_splatting_a_translation_gives_its_inverse_and_an_uncovered_strip():

@@ -57,7 +57,7 @@ from motionstream.tracks import Tracks
 
 CERTAIN = 3.0  # log-odds with which a track moves the place it is attached to, at the least
 CONNECTED = 0.15  # share of a cell's motion that must come from tracks for the cell to join two others
-LAYERED = 4.0  # log-odds against following a track that lies fully in front
+LAYERED = 2.0  # log-odds against following a track that lies fully in front
 LOOK = 320 * 192  # pixels, at the least, of the picture that the U-Net sees: in smaller ones it cuts off what is thin
 
 

@@ -17,7 +17,7 @@ from motionstream.model.warping import (
     between,
     cell_centres,
     close_gaps,
-    decide,
+    decided_motion,
     enlarged_motion,
     fill_holes,
     in_the_first_frame,
@@ -192,29 +192,36 @@ def test_what_moves_as_a_visible_track_lies_in_front(goes):
     np.testing.assert_allclose(backward[:, 12, 15], -moved[0], atol=1e-2)
 
 
+def decided(weights, moved):
+    """Motion [P, 2] and share [P] of cells in one frame, under weights [P, 1 + N] of staying and of tracks."""
+    anchors = torch.rand(weights.shape[1] - 1, 2, generator=torch.Generator().manual_seed(1)) * 50
+    visible = torch.ones(1, len(anchors), dtype=torch.bool)
+    centres = cell_centres(HEIGHT, WIDTH)[: len(weights)]
+    motion, share = decided_motion(weights, centres, anchors, moved[None], visible, torch.tensor(1e6))
+    return motion[0], share[0]
+
+
 def test_where_tracks_part_a_cell_goes_with_the_motion_that_most_of_its_share_has():
-    shares = torch.tensor([[0.4, 0.2, 0.2, 0.2], [0.6, 0.2, 0.1, 0.1], [0.1, 0.3, 0.3, 0.3]])
-    still, together = torch.zeros(3, 2), torch.tensor([[40.0, 0.0]]).repeat(3, 1)
-    torch.testing.assert_close(decide(shares, still), shares)
-    stays, *follows = decide(shares, together).T
-    assert stays[0] < 0.2 and stays[1] > 0.8 and stays[2] < 1e-3  # three tracks of one thing are one candidate
-    torch.testing.assert_close(follows[1] / follows[0], shares[:, 2] / shares[:, 1])
-    apart = decide(shares, torch.tensor([[40.0, 0.0], [0.0, 40.0], [-40.0, 0.0]]))
-    assert apart[0, 0] > 0.9  # not so where each goes its own way
+    weights = torch.tensor([[0.4, 0.2, 0.2, 0.2], [0.6, 0.2, 0.1, 0.1], [0.1, 0.5, 0.2, 0.2]])
+    _, share = decided(weights, torch.zeros(3, 2))
+    torch.testing.assert_close(share, 1 - weights[:, 0])  # nothing moves, nothing to decide
+    motion, share = decided(weights, torch.tensor([[40.0, 0.0]]).repeat(3, 1))
+    assert share[0] > 0.8 and share[1] < 0.2 and share[2] > 0.999  # three tracks of one thing do not compete
+    torch.testing.assert_close(motion, torch.tensor([[40.0, 0.0]]).repeat(3, 1))
+    motion, share = decided(weights, torch.tensor([[40.0, 0.0], [0.0, 40.0], [-40.0, 0.0]]))
+    assert share[0] < 0.2 and share[2] > 0.99  # but each goes its own way now
+    assert (motion[2] - torch.tensor([40.0, 0.0])).norm() < 2  # not 12 pixels, as the mean would
 
 
 @given(seed=st.integers(0, 999), spread=st.floats(0, 60))
-def test_decided_shares_are_shares_and_change_little_with_the_motion(seed, spread):
+def test_decided_motion_changes_little_where_its_tracks_do(seed, spread):
     rng = torch.Generator().manual_seed(seed)
-    shares = torch.rand(20, 6, generator=rng).softmax(1)
-    moved = spread * torch.randn(5, 2, generator=rng)
-    decided = decide(shares, moved)
-    assert decided.min() >= 0
-    torch.testing.assert_close(decided.sum(1), torch.ones(20))
-    order = torch.randperm(5, generator=rng)
-    turned = decide(shares[:, torch.cat([torch.zeros(1, dtype=torch.long), order + 1])], moved[order])
-    torch.testing.assert_close(turned[:, 1:], decided[:, 1:][:, order])
-    assert (decide(shares, moved + 0.01) - decided).abs().max() < 0.1
+    weights = torch.rand(20, 6, generator=rng).softmax(1)
+    moved = spread * torch.randn(1, 2, generator=rng) + torch.randn(5, 2, generator=rng)
+    motion, share = decided(weights, moved)
+    assert share.min() >= 0 and share.max() <= 1
+    after, shared = decided(weights, moved + 0.01)
+    assert (after - motion).abs().max() < 0.1 and (shared - share).abs().max() < 0.05
 
 
 def test_the_background_does_not_follow_what_lies_in_front_of_it(prior, monkeypatch):

@@ -37,11 +37,10 @@ from motionstream.model.warping import (
     between,
     cell_centres,
     close_gaps,
-    decide,
+    decided_motion,
     enlarged_motion,
     fill_holes,
     in_the_first_frame,
-    least_squares_motion,
     meet,
     mirrored,
     on_all_cores,
@@ -311,16 +310,15 @@ class MotionPrior(ModelMixin, ConfigMixin):
         # What is dragged out of the frame goes on moving; what is hidden inside stays where it was last seen.
         told = visible | (points < 0).any(-1) | (points >= torch.tensor(state.size[::-1])).any(-1)
         anchors = torch.stack([state.anchors[i] for i in state.ids])
-        centres, moved, motion, share = cell_centres(*state.size), [], [], []
+        moved = []
+        for displacement, known in zip(points - anchors - state.held, told, strict=True):
+            state.newest = torch.where(known[:, None], displacement, state.newest)
+            moved.append(state.newest)
         with torch.autocast("cpu", enabled=False):  # second moments need all the digits of float32
-            for displacement, known, seen in zip(points - anchors - state.held, told, visible, strict=True):
-                state.newest = torch.where(known[:, None], displacement, state.newest)
-                weights = decide(state.weights, state.newest)
-                now = state.newest[None], seen[None]
-                motion.append(least_squares_motion(weights[:, 1:], centres, anchors, *now, self.ridge.exp())[0])
-                moved.append(state.newest)
-                share.append(1 - weights[:, 0])
-            motion, moved, share = (torch.stack(part) for part in (motion, moved, share))
+            moved = torch.stack(moved)
+            motion, share = decided_motion(
+                state.weights, cell_centres(*state.size), anchors, moved, visible, self.ridge.exp()
+            )
             motion = settle(motion * share[..., None], *state.outlines)
             motion = meet(motion, share, anchors, moved, visible, state.size[0] // CELL)
             displacement = state.base + motion

@@ -29,7 +29,7 @@ SEEN = 0.5  # by how much, of 1, what a visible track shows comes to the front
 BESIDE = 12.0  # pixels from a visible track within which what moves like it is what one sees
 ALIKE = 2.0  # pixels, spread of motions that count as the same
 DECIDED = 5.0  # power of the odds with which a cell goes with one motion, not with another
-MODES = 24  # motions, at the most, that are told apart
+MODES = 4  # motions, at the most, that are told apart
 SAME, TURNED = 4.0, 0.3  # pixels, and share of how far they go, by which motions of one thing that turns may differ
 CUT = 0.7  # share of a change of motion that lies within NARROW cells where two things touch
 NARROW, WIDE = 5, 17  # cells
@@ -57,38 +57,34 @@ def least_squares_motion(
     anchor, in pixels; visible [T, N]: a hidden track counts only where hardly any other does; ridge (pixels squared)
     pulls the affine part towards pure translation where the tracks do not determine it. Returns [T, P, 2] in pixels.
     """
-    middle = anchors.mean(0)
-    x, y = ((anchors - middle) / UNIT).unbind(-1)
-    u, v = (moved / UNIT).unbind(-1)
-    one, seen = torch.ones_like(u), torch.where(visible, 1.0, HIDDEN)
-    moments = torch.stack([one, *(one * k for k in (x, y, x * x, x * y, y * y)), u, v, x * u, x * v, y * u, y * v])
-    total, *sums = (moments * seen) @ weights.T  # each [T, P]
-    x, y, xx, xy, yy, u, v, xu, xv, yu, yv = (k / total.clamp_min(1e-12) for k in sums)
-    xx, xy, yy = xx - x * x + ridge / UNIT**2, xy - x * y, yy - y * y + ridge / UNIT**2
-    away_x, away_y = ((centres - middle) / UNIT).T
-    away_x, away_y, determinant = away_x - x, away_y - y, xx * yy - xy * xy
-    a, b = (away_x * yy - away_y * xy) / determinant, (away_y * xx - away_x * xy) / determinant
-    went = u + a * (xu - x * u) + b * (yu - y * u), v + a * (xv - x * v) + b * (yv - y * v)
-    return (torch.stack(went, -2) * UNIT).transpose(-1, -2)  # as the rest of the geometry wants it in memory
+    return _affine(_moments(anchors, moved, visible) @ weights.T, centres - anchors.mean(0), ridge)
 
 
-def decide(weights: Tensor, moved: Tensor) -> Tensor:
-    """Shares [P, 1 + N] of staying and of following each track, such that a cell goes with one motion, not with a mean.
+def decided_motion(
+    weights: Tensor, centres: Tensor, anchors: Tensor, moved: Tensor, visible: Tensor, ridge: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`least_squares_motion`, but a cell goes with one motion, not with the mean of several.
 
-    Where tracks part, half of one motion and half of another is a smear. So each share is multiplied by a power of what
-    all that move alike have together: tracks of one thing do not compete, and while nothing moves nothing changes.
-    weights: the same shares as one would bet; moved [N, 2]: the tracks' displacements, pixels (that of staying is 0).
+    Where tracks part, half of one motion and half of another is a smear. So each weight is multiplied by a power of
+    what all that move alike have together: tracks of one thing do not compete, and while nothing moves nothing changes.
+    weights [P, 1 + N] of staying and of following each track; the rest as there. Returns the motion [T, P, 2], pixels,
+    of what follows tracks, and the share [T, P] with which each cell does.
     """
-    motions = torch.cat([torch.zeros_like(moved[:1]), moved])
-    modes = _farthest(motions, MODES)
-    nearest = torch.cdist(motions, modes).argmin(1)
-    far = modes.norm(dim=1)
-    spread = SAME + TURNED * torch.maximum(far, far[:, None])
-    alike = torch.exp(-torch.cdist(modes, modes).square() / (2 * spread**2))
-    together = torch.zeros(len(weights), len(modes)).index_add_(1, nearest, weights) @ alike
-    odds = (together / together.amax(1, keepdim=True).clamp_min(1e-12)) ** (DECIDED - 1)
-    shares = weights * odds[:, nearest]
-    return shares / shares.sum(1, keepdim=True).clamp_min(1e-12)
+    moments, frames = F.pad(_moments(anchors, moved, visible), (1, 0)), []
+    moments = torch.cat([torch.ones_like(moments[:1]), moments]).movedim(1, 0)
+    for motions, known in zip(F.pad(moved, (0, 0, 1, 0)), moments, strict=True):
+        modes = _farthest(motions, MODES)
+        nearest = torch.cdist(motions, modes).argmin(1)
+        far = modes.norm(dim=1)
+        spread = SAME + TURNED * torch.maximum(far, far[:, None])
+        alike = torch.exp(-torch.cdist(modes, modes).square() / (2 * spread**2))
+        of_modes = known[:, None] * F.one_hot(nearest, len(modes)).T
+        sums = (of_modes.flatten(0, 1) @ weights.T).unflatten(0, (-1, len(modes)))  # [1 + moments, modes, P]
+        together = alike @ sums[0]
+        odds = (together / together.amax(0).clamp_min(1e-12)) ** (DECIDED - 1)
+        frames.append(torch.cat([(sums * odds).sum(1), odds[:1] * weights[:, 0]]))
+    total, *sums, stays = torch.stack(frames, 1)
+    return _affine(torch.stack(sums), centres - anchors.mean(0), ridge), 1 - stays / total.clamp_min(1e-12)
 
 
 def _farthest(points: Tensor, most: int) -> Tensor:
@@ -98,6 +94,25 @@ def _farthest(points: Tensor, most: int) -> Tensor:
         taken.append(int(away.argmax()))
         away = torch.minimum(away, (points - points[taken[-1]]).norm(dim=1))
     return points[taken]
+
+
+def _moments(anchors: Tensor, moved: Tensor, visible: Tensor) -> Tensor:
+    """What least squares sum over tracks, [12, ..., N]; see `least_squares_motion`."""
+    x, y = ((anchors - anchors.mean(0)) / UNIT).unbind(-1)
+    u, v = (moved / UNIT).unbind(-1)
+    one, seen = torch.ones_like(u), torch.where(visible, 1.0, HIDDEN)
+    return seen * torch.stack([one, *(one * k for k in (x, y, x * x, x * y, y * y)), u, v, x * u, x * v, y * u, y * v])
+
+
+def _affine(sums: Tensor, away: Tensor, ridge: Tensor) -> Tensor:
+    """Motion [..., P, 2], pixels, of cells that lie `away` [P, 2] from the middle, from their moments [12, ..., P]."""
+    x, y, xx, xy, yy, u, v, xu, xv, yu, yv = sums[1:] / sums[0].clamp_min(1e-12)
+    xx, xy, yy = xx - x * x + ridge / UNIT**2, xy - x * y, yy - y * y + ridge / UNIT**2
+    away_x, away_y = (away / UNIT).T
+    away_x, away_y, determinant = away_x - x, away_y - y, xx * yy - xy * xy
+    a, b = (away_x * yy - away_y * xy) / determinant, (away_y * xx - away_x * xy) / determinant
+    went = u + a * (xu - x * u) + b * (yu - y * u), v + a * (xv - x * v) + b * (yv - y * v)
+    return (torch.stack(went, -2) * UNIT).transpose(-1, -2)  # as the rest of the geometry wants it in memory
 
 
 def on_all_cores(work: Callable, *frames: Iterable) -> list:

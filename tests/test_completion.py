@@ -105,8 +105,12 @@ def test_each_thing_that_leaves_is_looked_behind_once():
     front, moved = np.where(box(), 0.9, 0.1).astype(np.float32), np.zeros((2, H, W, 2), np.float32)
     found, picture = Completion.empty(H, W), cv2.resize(stripes(), None, fx=2, fy=2).astype(np.uint8)
     assert not found.uncover(picture, front, moved) and not found.filled.any()
-    moved[:, 20:34, 30:50] = 80.0
-    assert not found.uncover(picture, front, moved)  # most of it has left, but not all
+    moved[:, 20:26, 30:50] = 80.0
+    assert not found.uncover(picture, front, moved)  # a third of it has left
+    moved[:, 20:32, 30:50] = 80.0
+    assert found.uncover(picture, front, moved)  # most of it: one sees behind that, but not close to what stays
+    assert found.things[20:32, 30:50].all() and found.things.sum() == 12 * 20
+    assert found.seen[17:19, 30:50].min() > 0 and not found.seen[21:].any()
     moved[:, 20:38, 30:50] = 80.0
     assert found.uncover(picture, front, moved) and np.array_equal(found.things, box())
     assert np.array_equal(found.filled, with_rim(box())) and found.seen.max() == 1

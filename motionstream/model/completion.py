@@ -16,7 +16,8 @@ import torch
 from motionstream.model.warping import CELL
 
 SOLID = 0.6  # how far in front, in [0, 1], a thing lies that leaves a hole
-LEAVES, WHOLE = 2.0, 0.8  # pixels that a thing has moved, and how much of it, when one sees behind it
+LEAVES = 2.0  # pixels that a part of a thing has moved when one sees behind it
+PART, WHOLE = 0.4, 0.8  # how much of a thing has left when a part of it has, and when all of it has
 FEW = 12  # cells that are no thing yet
 RIM = 3  # cells around a thing that may show it still: its soft edge, its thin parts
 THIN, GAP = 5, 12  # cells: parts that stay and are less wide count for nothing; how wide a gap is beside the others
@@ -56,14 +57,15 @@ class Completion:
         frame of a chunk, pixels [T, h, w, 2].
         """
         things, far = things_in_front(front), np.linalg.norm(moved[-1], axis=-1)
-        new = [thing for thing in things if (far[thing] > LEAVES).mean() > WHOLE > self.things[thing].mean()]
+        leaving = [(thing, leaving_part(thing, far)) for thing in things]
+        new = [(thing, gone) for thing, gone in leaving if gone.any() and self.things[gone].mean() < WHOLE]
         if new:
             cells = cv2.resize(picture, front.shape[::-1], interpolation=cv2.INTER_AREA).astype(np.float32)
             source = ~with_rim(np.any(things, axis=0))
-        for thing in new:
-            seen = seen_behind(thing, thing & (far < np.median(far[thing]) / 2))
-            self.holes.append(Hole.behind(cells, thing, seen, source))
-            self.things[thing] = True
+        for thing, gone in new:
+            seen = seen_behind(gone, thing & (far < np.median(far[gone]) / 2))
+            self.holes.append(Hole.behind(cells, gone, seen, source))
+            self.things[gone] = True
         bare = [(hole, hole.left & ~covered(hole.thing, moved)) for hole in self.holes if hole.left.any()]
         for hole, wanted in bare:
             complete(self, hole, wanted)
@@ -114,6 +116,13 @@ def things_in_front(front: np.ndarray) -> list[np.ndarray]:
         outer = cv2.findContours(thing, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0]
         things.append(cv2.drawContours(thing, outer, -1, 1, cv2.FILLED).view(bool))
     return [thing for thing in things if thing.sum() >= FEW]
+
+
+def leaving_part(thing: np.ndarray, far: np.ndarray) -> np.ndarray:
+    """What of a thing, bool [h, w], has left its place: all, a large part, or none; far: pixels moved, [h, w]."""
+    moved = far > LEAVES
+    share = moved[thing].mean()
+    return thing if share > WHOLE else thing & moved & (share > PART)
 
 
 def with_rim(thing: np.ndarray) -> np.ndarray:

@@ -355,7 +355,7 @@ def test_streams_at_once_do_not_get_at_each_others_weights():
 
 def test_bench_runs_a_preset_with_random_weights(monkeypatch, capsys):
     monkeypatch.setitem(speed.PRESETS, "wan2.1-1.3b", small("wan2.1-1.3b"))
-    monkeypatch.setattr(machine, "_fastest", lambda probes: "native")  # which kernel that is depends on the processor
+    monkeypatch.setattr(machine, "_fastest", lambda probes: [*probes][-1])  # what is faster depends on the processor
     options = ["bench", "--model", "wan2.1-1.3b", "--random-weights", "--device", "cpu", "--vae", "tiny"]
     assert main([*options, "--chunks", "15", "--json"]) == 0
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])

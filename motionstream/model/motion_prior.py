@@ -8,7 +8,8 @@ already nearly right. The prior makes it, in three steps:
    beside one learned choice more: to stay. These weights depend on the picture and the anchors alone, never on the
    motion.
 2. Each pixel's motion is the moving-least-squares affine map (Schaefer et al. 2006) of the tracks under these weights,
-   cut where the U-Net sees one thing in front of another, and corrected by what it misses at the tracks.
+   mostly of those that move as most of its weight does; cut where the U-Net sees one thing in front of another, and
+   corrected by what it misses at the tracks.
 3. The moved pixels are splatted, nearer ones over farther ones, what visible tracks show above them; the first frame is
    sampled through the resulting backward motion, so it stays sharp however long the stream. What no pixel reached has
    confidence 0. Where a thing in front has moved away, it shows what may lie behind (`completion`), elsewhere a blur of

@@ -34,6 +34,7 @@ from motionstream.model.warping import (
     BEHIND,
     CELL,
     SEEN,
+    at_points,
     behind,
     between,
     cell_centres,
@@ -230,9 +231,7 @@ class MotionPrior(ModelMixin, ConfigMixin):
         found = self.net(x.contiguous(memory_format=torch.channels_last)).float()
         channels = self.config.features
         queries, keys, stay, front = found.split([channels, channels, 1, 1], dim=1)
-        places = (anchors / torch.tensor([width, height]) * 2 - 1)[:, None]
-        there = F.grid_sample(found[:, : 2 * channels + 1], places, align_corners=False, padding_mode="border")[:, :, 0]
-        own_query, key, own_stay = there.transpose(1, 2).split([channels, channels, 1], dim=-1)
+        own_query, key, own_stay = at_points(found[:, :-1], anchors).split([channels, channels, 1], dim=-1)
         head_start = F.relu(own_stay[..., 0] - self._match(own_query, key) + CERTAIN)
         return queries.flatten(2).transpose(1, 2), stay.flatten(1), front.flatten(1), key, head_start
 
@@ -335,18 +334,16 @@ class MotionPrior(ModelMixin, ConfigMixin):
         columns, rows = (size * (LOOK / size.prod()).sqrt().clamp_min(1) / CELL).round().int().tolist()
         seen = F.interpolate(image[None], (rows * CELL, columns * CELL), mode="bicubic", align_corners=False)
         times = torch.tensor([columns, rows]) * CELL / size
-        centres, anchors = times * centres[None], times * anchors[None]
-        queries, stay, front, keys, head_start = self.features(seen.clamp(-1, 1), anchors, valid)
+        centres, places = times * centres[None], times * anchors[None]
+        queries, stay, front, keys, head_start = self.features(seen.clamp(-1, 1), places, valid)
         cells = torch.cat([queries, stay[..., None], front[..., None]], dim=2)[0].T.unflatten(1, (rows, columns))
         cells = F.adaptive_avg_pool2d(cells, [side // CELL for side in image.shape[1:]]).flatten(1).T
         queries, stay, front = cells[:, :-2], cells[:, -2], cells[:, -1]
         with torch.autocast("cpu", enabled=False):
-            weights = self.weigh(centres, queries[None], stay[None], anchors, keys, head_start, valid)[0]
+            weights = self.weigh(centres, queries[None], stay[None], places, keys, head_start, valid)[0]
         front = front.sigmoid()
         # The background does not follow what lies in front of it.
-        places = (anchors / (size * times) * 2 - 1)[:, None]
-        layers = front.view(1, 1, -1, image.shape[2] // CELL)
-        there = F.grid_sample(layers, places, align_corners=False, padding_mode="border").flatten()
+        there = at_points(front.view(1, 1, -1, image.shape[2] // CELL), anchors[None])[0, :, 0]
         weights[:, 1:] *= torch.exp(-LAYERED * (there - front[:, None]).clamp_min(0))
         return weights / weights.sum(1, keepdim=True), front
 
@@ -372,9 +369,8 @@ class MotionPrior(ModelMixin, ConfigMixin):
         height, width = state.size
         state.outlines = outlines(front.view(height // CELL, width // CELL))
         state.front = (front - BEHIND * state.outlines[1].flatten()).clamp_min(0)
-        places = anchors[:-1] / torch.tensor([width, height]) * 2 - 1
         base = state.base.T.unflatten(1, (height // CELL, width // CELL))[None]
-        state.held = F.grid_sample(base, places[None, None], align_corners=False, padding_mode="border")[0, :, 0].T
+        state.held = at_points(base, anchors[None, :-1])[0]
         for n, track in enumerate(state.ids):
             if track in begun:  # exactly where it was grabbed, so that nothing jumps
                 state.held[n] = begun[track]

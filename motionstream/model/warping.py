@@ -48,6 +48,13 @@ def cell_centres(height: int, width: int) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray((CELL * (numbers + np.float32(0.5))).T))
 
 
+def at_points(cells: Tensor, points: Tensor) -> Tensor:
+    """What cells [B, C, h, w] are at points [B, N, 2], pixels: [B, N, C], bilinear."""
+    size = CELL * torch.tensor(cells.shape[:1:-1])
+    places = (points / size * 2 - 1)[:, None]
+    return F.grid_sample(cells, places, align_corners=False, padding_mode="border")[:, :, 0].transpose(1, 2)
+
+
 def least_squares_motion(
     weights: Tensor, centres: Tensor, anchors: Tensor, moved: Tensor, visible: Tensor, ridge: Tensor
 ) -> Tensor:
@@ -163,9 +170,7 @@ def meet(motion: Tensor, share: Tensor, anchors: Tensor, moved: Tensor, visible:
     size = grid.shape[2:]
     column, row = (anchors / CELL).long().unbind(1)
     cell = row.clamp(0, size[0] - 1) * size[1] + column.clamp(0, size[1] - 1)
-    places = (anchors / (CELL * torch.tensor(size[::-1])) * 2 - 1).expand(len(motion), 1, -1, -1)
-    there = F.grid_sample(grid, places, align_corners=False, padding_mode="border")[:, :, 0].transpose(1, 2)
-    missed = moved - there
+    missed = moved - at_points(grid, anchors.expand(len(motion), -1, -1))
     missed = missed * (MISSED / missed.norm(dim=2, keepdim=True).clamp_min(MISSED))
     counts = visible | ~visible.any(1, keepdim=True)
     found = torch.cat([missed, torch.ones_like(missed[..., :1])], 2) * counts[..., None]

@@ -77,30 +77,29 @@ def decided_motion(
     weights [P, 1 + N] of staying and of following each track; the rest as there. Returns the motion [T, P, 2], pixels,
     of what follows tracks, and the share [T, P] with which each cell does.
     """
-    moments, frames = F.pad(_moments(anchors, moved, visible), (1, 0)), []
-    moments = torch.cat([torch.ones_like(moments[:1]), moments]).movedim(1, 0)
-    for motions, known in zip(F.pad(moved, (0, 0, 1, 0)), moments, strict=True):
-        modes = _farthest(motions, MODES)
-        nearest = torch.cdist(motions, modes).argmin(1)
-        far = modes.norm(dim=1)
-        spread = SAME + TURNED * torch.maximum(far, far[:, None])
-        alike = torch.exp(-torch.cdist(modes, modes).square() / (2 * spread**2))
-        of_modes = known[:, None] * F.one_hot(nearest, len(modes)).T
-        sums = (of_modes.flatten(0, 1) @ weights.T).unflatten(0, (-1, len(modes)))  # [1 + moments, modes, P]
-        together = alike @ sums[0]
-        odds = (together / together.amax(0).clamp_min(1e-12)) ** (DECIDED - 1)
-        frames.append(torch.cat([(sums * odds).sum(1), odds[:1] * weights[:, 0]]))
-    total, *sums, stays = torch.stack(frames, 1)
+    motions, moments = F.pad(moved, (0, 0, 1, 0)), F.pad(_moments(anchors, moved, visible), (1, 0))
+    modes = _farthest(motions, MODES)
+    nearest = F.one_hot(torch.cdist(motions, modes).argmin(2), MODES).mT
+    far = modes.norm(dim=2)
+    spread = SAME + TURNED * torch.maximum(far[:, None], far[:, :, None])
+    alike = torch.exp(-torch.cdist(modes, modes).square() / (2 * spread**2))
+    of_modes = torch.cat([torch.ones_like(moments[:1]), moments])[:, :, None] * nearest
+    sums = (of_modes.flatten(0, 2) @ weights.T).unflatten(0, of_modes.shape[:3])  # [1 + moments, T, modes, P]
+    together = alike @ sums[0]
+    odds = (together / together.amax(1, keepdim=True).clamp_min(1e-12)) ** (DECIDED - 1)
+    sums *= odds
+    total, *sums = sums.sum(2)
+    stays = odds[:, 0] * weights[:, 0]
     return _affine(torch.stack(sums), centres - anchors.mean(0), ridge), 1 - stays / total.clamp_min(1e-12)
 
 
 def _farthest(points: Tensor, most: int) -> Tensor:
-    """Of points [N, 2], the first and then the farthest from those taken, while that is more than a pixel away."""
-    taken, away = [0], (points - points[0]).norm(dim=1)
-    while len(taken) < most and away.max() > 1:
-        taken.append(int(away.argmax()))
-        away = torch.minimum(away, (points - points[taken[-1]]).norm(dim=1))
-    return points[taken]
+    """Of points [T, N, 2], in each frame, the first and then the farthest from those taken: [T, most, 2]."""
+    taken, away = [points[:, 0]], torch.full(points.shape[:2], torch.inf)
+    while len(taken) < most:
+        away = torch.minimum(away, (points - taken[-1][:, None]).norm(dim=2))
+        taken.append(points[torch.arange(len(points)), away.argmax(1)])
+    return torch.stack(taken, 1)
 
 
 def _moments(anchors: Tensor, moved: Tensor, visible: Tensor) -> Tensor:

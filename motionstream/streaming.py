@@ -203,7 +203,7 @@ class _Clock:
     """Seconds per stage. On a GPU its own events say when a stage began and ended; they are read when all is done."""
 
     def __init__(self, device: torch.device):
-        self.on_gpu, self.begun = device.type == "cuda", 0.0
+        self.device, self.on_gpu, self.begun = device, device.type == "cuda", 0.0
         self.spans: dict[str, tuple] = {}
 
     @contextlib.contextmanager
@@ -217,7 +217,7 @@ class _Clock:
         if not (self.on_gpu and on_gpu):
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
-        event.record()
+        event.record(torch.cuda.current_stream(self.device))
         return event
 
     def timings(self) -> dict[str, float]:

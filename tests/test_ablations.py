@@ -37,9 +37,12 @@ def clip(frames=45, seed=0):
     return Clip("noise", video, Tracks(points, np.ones((frames, 6), bool), np.arange(6)), 8.0, prompt="snow")
 
 
+CONFIGURATIONS = ["as shipped", "c3s1w1", "c3s0w1", "c1s1w1", "c3s0w6", "window grows"]
+
+
 def test_configurations_are_the_papers(model):
     found = contexts(model, 241)
-    assert list(found) == ["as shipped", "c3s1w1", "c3s0w1", "c1s1w1", "window grows"]
+    assert list(found) == CONFIGURATIONS
     for name, one in found.items():
         if name.startswith("c"):
             assert name_of(one.preset) == name and not one.preset.composite
@@ -70,6 +73,19 @@ def test_drift_is_the_last_second_over_the_first():
     assert lost["psnr first"] == 100 and lost["psnr last"] < 15 and lost["kept"] < 0.01
     assert (lost["latency"], lost["spread"]) == (2.0, 1.0)
     assert by_second(faded, 16)[0] == pytest.approx(1, abs=0.1) and len(by_second(faded, 16)) == 2
+
+
+def test_streams_are_told_what_a_clip_shows(model, monkeypatch):
+    prompts = []
+
+    def told(one, image, tracks, seed, prompt=""):
+        prompts.append(prompt)
+        return np.repeat(image[None], tracks.T, axis=0), [1.0]
+
+    monkeypatch.setattr(ablations, "streamed", told)
+    context_table(model, iter([clip()]), 0, None)
+    ablations.long_streams(model, clip(), 60, 0)
+    assert prompts == ["snow"] * (len(CONFIGURATIONS) + 2)
 
 
 def test_clips_of_different_lengths_are_averaged_while_they_last(model, monkeypatch):
@@ -131,7 +147,7 @@ def test_one_run_writes_tables_plot_and_sheets(model, tmp_path, monkeypatch, cap
     code = ablations.main(["folder", *teachers, "--long", "100", "--out", str(tmp_path / "new" / "out"), "--json"])
     assert code == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert list(result["context"]) == ["as shipped", "c3s1w1", "c3s0w1", "c1s1w1", "window grows"]
+    assert list(result["context"]) == CONFIGURATIONS
     teachers = ["teacher", "teacher, text", "teacher, motion", "teacher, both", "teacher, both, its recipe's"]
     assert list(result["guidance"]) == [*teachers, "student", "motionless"]
     assert len({result["guidance"][name]["psnr last"] for name in teachers[:4]}) == 4  # each guided differently

@@ -374,6 +374,21 @@ def test_videos_are_compared_at_the_size_that_is_asked_for(tmp_path):
         motion.main(["motion", str(tmp_path), "--compare", "832"])
 
 
+def test_methods_are_told_a_clips_caption(tmp_path):
+    (tmp_path / "slide").mkdir()
+    for t in range(5):
+        cv2.imwrite(str(tmp_path / "slide" / f"{t}.png"), np.roll(texture(), t, axis=1))
+    (tmp_path / "slide.txt").write_text("snow at night\n")
+    clips, asked = motion.real_clips(tmp_path, 5, 16.0, lambda image: (fit_image(image, 96, 64), None)), []
+
+    def told(image, tracks, seed, sharp, prompt):
+        asked.append(prompt)
+        return np.repeat(image[None], tracks.T, axis=0)
+
+    motion.evaluate_clips(clips, motion.methods(None) | {"told": told}, 0)
+    assert asked == ["snow at night"]
+
+
 def test_what_the_tracker_cannot_follow_in_the_truth_is_not_measured():
     video = np.stack([np.roll(texture(120, 80, grain=3), 2 * t, axis=1) for t in range(5)])
     starts = np.array([[30.0, 40.0], [60.0, 40.0], [90.0, 40.0]], np.float32)

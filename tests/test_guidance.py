@@ -189,7 +189,7 @@ def test_the_sampler_solves_the_ode_of_a_normal_distribution():
         return mean + gain * (z - (1 - s) * mean)
 
     noise = torch.linspace(-2, 2, 9)[None]
-    path = sample_ode(posterior, noise, sampling_timesteps(400, 3.0))
+    path = list(sample_ode(posterior, noise, sampling_timesteps(400, 3.0)))
     assert len(path) == 401 and torch.equal(path[0], noise)
     torch.testing.assert_close(path[-1], mean + spread * noise, atol=0.01, rtol=0)
 

@@ -170,6 +170,24 @@ def test_cotracker_gives_every_frame_once(live, count):
         assert not track[track.argmin() :].any() or track.all()  # once it has left the frame, it is over
 
 
+def test_a_point_that_is_hidden_for_a_while_stays_one_track_of_frames_seen_together():
+    class Covered(StandIn):
+        def answer(self, queries, frames):
+            points, visible = super().answer(queries, frames)
+            visible[:, 50:65, :20] = False
+            return points, visible
+
+    count = 81
+    together = CoTracker3(Covered(False, drift=(0.0, 0.0)), Seeds(8), live=False, window=count + 1)
+    whole = run(together, picture_stream(count))
+    assert together._predictor.windows == [count] and whole.N == 8 * 5
+    hidden = ~whole.visible[50:65].any(axis=0)
+    assert hidden.sum() == 20 and whole.visible[:, ~hidden].all()
+    assert whole.visible[:50].all() and whole.visible[65:].all()
+    pieces = run(CoTracker3(Covered(False, drift=(0.0, 0.0)), Seeds(8), live=False), picture_stream(count))
+    assert pieces.N > whole.N  # a window ends while they are hidden: others are followed in their places
+
+
 def test_cotracker_streams_with_bounded_memory_and_fills_its_grid_up():
     stand_in = StandIn(live=True, drift=(4.0, 0.0))
     tracker = CoTracker3(stand_in, Seeds(8), live=True)

@@ -503,18 +503,21 @@ def test_tracks_are_cached_and_a_broken_cache_is_made_anew(clip_folder, tmp_path
 
     clips = RealClips(clip_folder, (96, 64), 16)
     path, start, frames = next(clips.pieces(21, clips.paths))
-    one = cached_tracks(tmp_path / "cache", path, start, frames, tracker)
-    two = cached_tracks(tmp_path / "cache", path, start, frames, tracker)
+    place = tmp_path / "cache", path, start
+    one = cached_tracks(*place, frames, "lucas-kanade", tracker)
+    two = cached_tracks(*place, frames, "lucas-kanade", tracker)
     assert len(asked) == 1 and one.T == 21 and one.N > 20
     assert len(asked[0].centres(832, 480)) == len(asked[0].centres(480, 832)) == 50 * 50
     np.testing.assert_array_equal(one.points, two.points)
     [file] = (tmp_path / "cache").iterdir()
     for junk in (b"junk", b"", file.read_bytes()[:200]):
         file.write_bytes(junk)
-        np.testing.assert_array_equal(
-            cached_tracks(tmp_path / "cache", path, start, frames, tracker).points, one.points
-        )
+        again = cached_tracks(*place, frames, "lucas-kanade", tracker)
+        np.testing.assert_array_equal(again.points, one.points)
     assert len(asked) == 4
+    mirrored = cached_tracks(*place, frames[:, :, ::-1], "lucas-kanade", tracker)  # another clip of that name
+    cached_tracks(*place, frames, "cotracker3", tracker)
+    assert len(asked) == 6 and not np.array_equal(mirrored.points[0], one.points[0])
 
 
 def test_a_folder_of_real_clips_becomes_shards(clip_folder, encoders, tmp_path):

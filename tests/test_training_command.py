@@ -242,6 +242,14 @@ def test_settings_are_appendix_d():
         assert all(row.chunks == chunks for stage, row in rows.items() if stage != "tiny-vae")
 
 
+def test_without_a_discriminator_the_decoder_has_as_many_updates():
+    def steps(**given):
+        return command._recipe(SimpleNamespace(preset="wan2.1-1.3b", **given), "tiny-vae").steps
+
+    assert steps(adversarial=0.0) == steps() // 2 and steps(adversarial=0.05) == steps()
+    assert steps(adversarial=0.0, steps=10) == 10
+
+
 def test_a_given_rate_takes_muons_along():
     row = RECIPES["embedded"]["adapt"]
     given = command._recipe(SimpleNamespace(preset="embedded", rate=row.rate / 3), "adapt")

@@ -17,6 +17,7 @@ from torch import nn
 from training_kit import RECIPE, clip_batch, network
 
 from motionstream.errors import InputError
+from motionstream.training import trainer as trainer_module
 from motionstream.training.parallel import World
 from motionstream.training.teacher import flow_loss
 from motionstream.training.trainer import (
@@ -28,6 +29,7 @@ from motionstream.training.trainer import (
     Schedule,
     Stage,
     Trainer,
+    _NowAndThen,
     made_samples,
     optimisers_for,
     read_checkpoint,
@@ -131,6 +133,69 @@ def test_players_take_turns():
     for step in range(12):
         trainer._update(stage.turn(step), next(data))
     assert order == [0, 0, 0, 0, 0, 1] * 2
+
+
+def rivals(judged):
+    """Two players in turns; the second one's loss goes through the first, if it is `judged` by it."""
+    judge, maker = Line(1.0), Line()
+
+    def made(batch):
+        told = line_loss(maker)(batch)
+        return {"loss": told["loss"] + (judge.slope if judged else 1.0) * maker.slope}
+
+    losses = {"judge": (judge, line_loss(judge)), "maker": (maker, made)}
+    players = [Player(name, line, loss, optimisers_for(line, 0.1)) for name, (line, loss) in losses.items()]
+    return Stage(players, made_samples(points, FAST, 0, World(), workers=0))
+
+
+def test_a_player_does_not_learn_from_anothers_loss(tmp_path):
+    slopes = []
+    for judged in (False, True):
+        trainer = Trainer(rivals(judged), tmp_path / str(judged), replace(FAST, steps=9), World())
+        trainer.train()
+        slopes.append([player.module.slope.item() for player in trainer.stage.players])
+    assert slopes[0][0] == slopes[1][0] and slopes[0][1] != slopes[1][1]
+
+
+def test_checkpoints_do_not_change_what_is_learned(tmp_path):
+    counters, slopes = [], []
+    for seconds in (-1.0, 1e9):
+        folder = tmp_path / str(seconds)
+        trainer = Trainer(rivals(True), folder, replace(FAST, steps=9), World(), checkpoint_seconds=seconds)
+        trainer.train()
+        slopes.append([player.module.slope.item() for player in trainer.stage.players])
+        players = read_checkpoint(folder / "last.pt")["players"]
+        counters.append([players[name]["optimisers"][0]["state"]["slope"]["step"].item() for name in players])
+    assert slopes[0] == slopes[1] and counters == [[5, 4], [5, 4]]
+
+
+def test_a_run_cut_before_a_players_first_turn_goes_on_to_the_same_bits(tmp_path):
+    for steps in (1, 9):
+        cut = Trainer(rivals(True), tmp_path / "cut", replace(FAST, steps=steps), World())
+        cut.train()
+    whole = Trainer(rivals(True), tmp_path / "whole", replace(FAST, steps=9), World())
+    whole.train()
+    for one, other in zip(whole.stage.players, cut.stage.players, strict=True):
+        assert one.module.slope.item() == other.module.slope.item()
+
+
+def test_what_takes_long_is_done_less_often(monkeypatch):
+    now, done = [0.0], []
+
+    def work():
+        done.append(now[0])
+        now[0] += took
+
+    monkeypatch.setattr(trainer_module.time, "monotonic", lambda: now[0])
+    for took, pause in ((3.0, 120.0), (60.0, 600.0)):
+        done.clear()
+        save = _NowAndThen(120.0, work, World())
+        begun = now[0]
+        for _ in range(2_000):
+            now[0] += 1
+            save()
+        assert done[0] - begun == 121
+        np.testing.assert_array_equal(np.diff(done), took + pause + 1)
 
 
 # --- resuming ------------------------------------------------------------------------------------------------------

@@ -51,7 +51,7 @@ FLOW = {
     "criteria": (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 30, 0.01),
 }
 VISIBLE_SHARE = 0.6  # of CoTracker's points; with fewer its grid is filled up
-OFFLINE_WINDOW = 60  # frames that offline CoTracker sees together, as it was trained
+OFFLINE_WINDOW = 60  # frames that offline CoTracker sees together where clips have any length, as it was trained
 
 
 class Tracker(Protocol):
@@ -196,14 +196,23 @@ class CoTracker3:
 
     predictor: `CoTrackerOnlinePredictor`, or with `live` false `CoTrackerPredictor`. The online one is called as in its
     own demo: once with `is_first_step` and the queries, then with windows of 2 * step frames that overlap by step.
+    The other one sees `window` frames together, which overlap by one.
     """
 
     name = "cotracker3"
 
-    def __init__(self, predictor: nn.Module, seeds: Seeds, seed: int = 0, live: bool = True, device: str = "cpu"):
+    def __init__(
+        self,
+        predictor: nn.Module,
+        seeds: Seeds,
+        seed: int = 0,
+        live: bool = True,
+        device: str = "cpu",
+        window: int = OFFLINE_WINDOW,
+    ):
         self._predictor, self._points, self._live, self._device = predictor, _Points(seeds, seed), live, device
-        self._window = 2 * predictor.step if live else OFFLINE_WINDOW
-        self._step = predictor.step if live else OFFLINE_WINDOW - 1  # frames that one window settles
+        self._window = 2 * predictor.step if live else window
+        self._step = predictor.step if live else window - 1  # frames that one window settles
         self._pending: list[np.ndarray] = []  # frames from the first one on that is not settled
         self._begun = False  # whether the predictor knows the present points
 
@@ -268,8 +277,9 @@ class CoTracker3:
         return points.float().cpu().numpy(), visible.bool().cpu().numpy()
 
 
-def open_tracker(name: str, seeds: Seeds, live: bool, seed: int = 0) -> Tracker:
-    """A tracker by name (one of TRACKERS). live: frames come one by one and tracks are wanted soon.
+def open_tracker(name: str, seeds: Seeds, live: bool, seed: int = 0, window: int = OFFLINE_WINDOW) -> Tracker:
+    """A tracker by name (one of TRACKERS). live: frames come one by one and tracks are wanted soon; window: frames
+    that CoTracker3 sees together if they do not.
 
     "auto" is CoTracker3 where there is a GPU or a checkout, if it can be loaded, else Lucas-Kanade. `InputError` if the
     name is not known, or CoTracker3 was asked for and cannot be had.
@@ -284,7 +294,7 @@ def open_tracker(name: str, seeds: Seeds, live: bool, seed: int = 0) -> Tracker:
         if name == "auto":
             return LucasKanade(seeds, seed)
         raise
-    return CoTracker3(predictor, seeds, seed, live, device)
+    return CoTracker3(predictor, seeds, seed, live, device, window)
 
 
 def load_cotracker(live: bool) -> tuple[nn.Module, str]:

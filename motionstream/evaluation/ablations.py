@@ -3,10 +3,10 @@
     python -m motionstream eval ablations --synthetic 4 --library DIR --teacher DIR --json
     python -m motionstream eval ablations CLIP_DIR --teacher DIR
 
-**context**: the student with its own sink and window (c3s1w1), without sink, with one latent frame a chunk, and with a
-window that grows for ever; on clips of 241 frames. Quality in the first and in the last second of a stream and what is
-kept of it (drift), EPE, mean and spread of a chunk's latency. The composite is off: the network's own pixels are
-measured; "as shipped" has it on, where a preset has one.
+**context**: the student with its own sink and window (c3s1w1), without sink, with one latent frame a chunk, with a
+window of six chunks that slides, and one that grows for ever; on clips of 241 frames. Quality in the first and in the
+last second of a stream and what is kept of it (drift), EPE, mean and spread of a chunk's latency. The composite is off:
+the network's own pixels are measured; "as shipped" has it on, where a preset has one.
 **guidance**: the teacher unguided, guided by text alone, motion alone and both, as the paper weighs them and as its
 recipe does, beside the student and a motionless video. On clips of the teacher's length with prompts: the captions of
 real ones; synthetic ones turn to a light that is asked for.
@@ -56,7 +56,11 @@ OWN = "teacher, both, its recipe's"
 
 
 def contexts(model: Model, frames: int) -> dict[str, Model]:
-    """The student in the paper's configurations; "window grows" keeps all chunks of `frames` frames."""
+    """The student in the paper's configurations; "window grows" keeps all chunks of `frames` frames.
+
+    c3s0w6 is the sliding window of Self Forcing. There rotary positions count from the stream's start; without a sink
+    all that attention sees of them is differences, which are those of places in the cache.
+    """
     plain = replace(model.preset, composite=False)
     all_chunks = math.ceil(frames / plain.chunk_frames(1)) + 1
     rows = {"as shipped": model.preset} if model.preset.composite else {}
@@ -64,6 +68,7 @@ def contexts(model: Model, frames: int) -> dict[str, Model]:
         name_of(plain): plain,
         name_of(replace(plain, sink=0)): replace(plain, sink=0),
         name_of(replace(plain, chunk_size=1)): replace(plain, chunk_size=1),
+        name_of(replace(plain, sink=0, window=6)): replace(plain, sink=0, window=6),
         "window grows": replace(plain, sink=0, window=all_chunks),
     }
     return {name: replace(model, preset=preset) for name, preset in rows.items()}
@@ -121,7 +126,7 @@ def context_table(model: Model, clips: Iterator[Clip], seed: int, lpips: Lpips |
     for clip in clips:
         figures[clip.name], shown = {}, [clip.frames[0], clip.frames[-1]]
         for name, one in contexts(model, len(clip.frames)).items():
-            video, seconds = streamed(one, clip.frames[0], clip.tracks, seed)
+            video, seconds = streamed(one, clip.frames[0], clip.tracks, seed, clip.prompt)
             figures[clip.name][name] = score(video, clip, model.preset.fps, lpips, seconds)
             curves.setdefault(name, []).append(by_second(video, model.preset.fps))
             shown.append(video[-1].copy())
@@ -247,7 +252,8 @@ def tracks_table(
         make, scores = teacher_methods(teachers[name], model, seed, rgb=name == RGB)[OWN], {}
         for clip in clips:
             video = make(clip.frames[0], clip.tracks, clip.prompt)
-            scores[clip.name] = {name: {"epe": track_epe(video, clip), "psnr": metrics.psnr(video, clip.frames)}}
+            psnr = metrics.psnr(video[1:], clip.frames[1:])
+            scores[clip.name] = {name: {"epe": track_epe(video, clip), "psnr": psnr}}
         found[name] |= mean_over(scores)[name]
     return found
 
@@ -297,7 +303,7 @@ def long_streams(model: Model, clip: Clip, frames: int, seed: int) -> tuple[dict
     back = (frames - 1) // period * period
     figures, rows = {}, []
     for preset in (plain, replace(plain, sink=0)):
-        video, _ = streamed(replace(model, preset=preset), clip.frames[0], tracks, seed)
+        video, _ = streamed(replace(model, preset=preset), clip.frames[0], tracks, seed, clip.prompt)
         energy = by_second(video, plain.fps)
         figures[name_of(preset)] = {"sharp first": energy[0], "sharp last": energy[-1], "kept": energy[-1] / energy[0]}
         if back:

@@ -45,8 +45,8 @@ from motionstream.streaming import stream
 from motionstream.tracks import MAX_TRACKS, StaticTracks, Tracks, draw_ids
 from motionstream.video import fit_image, read_clip, read_image
 
-# (image uint8 [H, W, 3], tracks of T frames in its pixels, seed[, a sharper copy of the image, see `stream`]) ->
-# video uint8 [T, H, W, 3], or as large as that copy; frame 0 the image
+# (image uint8 [H, W, 3], tracks of T frames in its pixels, seed[, a sharper copy of the image, prompt; see `stream`])
+# -> video uint8 [T, H, W, 3], or as large as that copy; frame 0 the image
 Method = Callable[..., np.ndarray]
 Fit = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]]  # `fit_pictures` for a model and a size
 
@@ -70,13 +70,17 @@ def methods(model: Model | None, drags: bool = False) -> dict[str, Method]:
         found["student"] = partial(student, model)
         if model.preset.composite:
             plain = replace(model, preset=replace(model.preset, composite=False))
-            found["student, no composite"] = lambda image, tracks, seed, sharp=None: student(plain, image, tracks, seed)
+            found["student, no composite"] = lambda image, tracks, seed, sharp=None, prompt="": student(
+                plain, image, tracks, seed, prompt=prompt
+            )
         if model.motion_prior is not None:
-            found["motion prior alone"] = lambda image, tracks, seed, sharp=None: prior_alone(model, image, tracks)
+            found["motion prior alone"] = lambda image, tracks, *_: prior_alone(model, image, tracks)
     found["warp"] = warp
     if drags:
         found["warp, border pinned"] = partial(warp, pinned_border=True)
-    found["motionless"] = lambda image, tracks, seed, sharp=None: baselines.motionless(largest(image, sharp), tracks)
+    found["motionless"] = lambda image, tracks, seed, sharp=None, *_: baselines.motionless(
+        largest(image, sharp), tracks
+    )
     return found
 
 
@@ -93,7 +97,12 @@ def student(
 
 
 def warp(
-    image: np.ndarray, tracks: Tracks, seed: int, sharp: np.ndarray | None = None, pinned_border: bool = False
+    image: np.ndarray,
+    tracks: Tracks,
+    seed: int,
+    sharp: np.ndarray | None = None,
+    prompt: str = "",
+    pinned_border: bool = False,
 ) -> np.ndarray:
     """`baselines.warp` as a `Method`."""
     large = largest(image, sharp)
@@ -245,7 +254,8 @@ def evaluate_clips(
     figures, rows = {}, []
     for clip in clips:
         videos = {"clip itself": clip.frames}
-        videos |= {name: method(clip.frames[0], clip.tracks, seed, clip.sharp) for name, method in compared.items()}
+        given = clip.frames[0], clip.tracks, seed, clip.sharp, clip.prompt
+        videos |= {name: method(*given) for name, method in compared.items()}
         truth = clip.judged or clip
         wanted, size = metrics.measurable(truth.frames, truth.tracks), truth.frames.shape[2:0:-1]
         figures[clip.name] = {

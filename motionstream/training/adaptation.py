@@ -44,16 +44,17 @@ def trajectory_records(teacher: Network, clips: Clips, recipe: Recipe, seed: int
     path, count = clips.shards[number % len(clips.shards)]
     device, chosen = teacher.world.device, kept_steps(recipe.ode_steps, teacher.preset)
     rows = np.random.default_rng([seed, 5, number]).choice(count, min(SHARD, count), replace=False)
-    for start in range(0, len(rows), recipe.batch):
-        places = list(range(start, min(start + recipe.batch, len(rows))))
+    for start in range(0, len(rows), recipe.sampled):
+        places = list(range(start, min(start + recipe.sampled, len(rows))))
         batch = clips.read(path, rows[places], Draws(seed, number, places)).to(device)
         with torch.no_grad():
             predict = guided(teacher, batch, range(recipe.chunks), recipe.guidance)
             noise = batch.draws.normal(*batch.latents.shape[1:])
-            steps = sample_ode(predict, noise, sampling_timesteps(recipe.ode_steps, teacher.preset.shift))
-        z = torch.stack([steps[i] for i in chosen], dim=1)
+            way = sample_ode(predict, noise, sampling_timesteps(recipe.ode_steps, teacher.preset.shift))
+            *kept, end = (z for i, z in enumerate(way) if i in (*chosen, recipe.ode_steps))  # all would fill a GPU
+        trajectories = torch.stack(kept, dim=1)
         for n, record in enumerate(batch.records()):
-            record |= {"trajectory": z[n].cpu(), "endpoint": steps[-1][n].cpu()}
+            record |= {"trajectory": trajectories[n].cpu(), "endpoint": end[n].cpu()}
             yield record | padded(batch.tracks[n], clips.most_tracks(path))
 
 

@@ -15,6 +15,7 @@ import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -230,7 +231,9 @@ def folder_records(
     """The records of all pieces of this process's share of real clips, with CoTracker3's tracks where to be had."""
     length = chunk_bounds(encoders.preset, chunks)[-1][1]
     for path, start, frames in clips.pieces(length, clips.paths[world.rank :: world.size]):
-        tracks = cached_tracks(cache, path, start, frames, lambda seeds: open_tracker(tracker, seeds, live=False))
+        # All frames together: a point that is hidden for a while is to have one ID, not two.
+        opened = partial(open_tracker, tracker, live=False, window=length + 1)
+        tracks = cached_tracks(cache, path, start, frames, tracker, opened)
         yield encoders.record(frames, tracks, caption(path), world, MAX_GRID**2)
 
 

@@ -338,8 +338,10 @@ def _recipe(args: argparse.Namespace, stage: str) -> Recipe:
     recipe = RECIPES[args.preset][stage]
     if getattr(args, "guidance", None):
         recipe = replace(recipe, guidance=Guidance(*args.guidance))
-    names = ("batch", "rate", "steps", "chunks", "ode_steps", "adversarial")
+    names = ("batch", "rate", "steps", "chunks", "ode_steps", "sampled", "adversarial")
     given = {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
+    if recipe.adversarial and recipe.steps and given.get("adversarial") == 0:
+        recipe = replace(recipe, steps=recipe.steps // 2)  # the discriminator's are not needed
     if getattr(args, "minutes", None):
         given["steps"] = None
     if recipe.muon:
@@ -433,7 +435,7 @@ def _parser() -> argparse.ArgumentParser:
     trajectories = stages.add_parser("trajectories", help="write the guided teacher's ODE trajectories")
     trajectories.add_argument("--count", type=positive, default=4000)
     trajectories.add_argument("--chunks", type=positive)
-    trajectories.add_argument("--batch", type=positive, help="clips at once")
+    trajectories.add_argument("--batch", type=positive, dest="sampled", help="clips at once")
     trajectories.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of shards")
     trajectories.set_defaults(run=write_trajectories, needs=("model", "data", "out"))
     adapt = stages.add_parser("adapt", help="causal regression on trajectories or clips")

@@ -1,10 +1,12 @@
 """Folders of real clips: their frames, captions and tracks. A bad clip is named and skipped, never fatal.
 
 A clip is a video file or a sub-folder of pictures (at the preset's frame rate). `NAME.txt` beside it is its caption;
-its tracks, of a grid over frame 0, are cached in `NAME.FIRST-LAST.WxH.tracks.npz` in the cache folder, so that the
-tracker runs once. Longer clips are taken in pieces of the length that is asked for, and read piece by piece.
+its tracks, of a grid over frame 0, are cached in `NAME.FIRST-LAST.TRACKER.DIGEST.tracks.npz` in the cache folder, so
+that a tracker runs once; the digest is of the frames, since another clip may have the name. Longer clips are taken in
+pieces of the length that is asked for, and read piece by piece.
 """
 
+import hashlib
 import itertools
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -110,11 +112,14 @@ def caption(path: Path) -> str:
 
 
 def cached_tracks(
-    cache: Path, path: Path, start: int, frames: np.ndarray, tracker: Callable[[Seeds], Tracker]
+    cache: Path, path: Path, start: int, frames: np.ndarray, name: str, tracker: Callable[[Seeds], Tracker]
 ) -> Tracks:
-    """Tracks of a piece of a clip, from the cache if they are there. A cache that cannot be read is made anew."""
-    height, width = frames.shape[1:3]
-    file = cache / f"{path.name}.{start}-{start + len(frames) - 1}.{width}x{height}.tracks.npz"
+    """Tracks of a piece of a clip, from the cache if they are there. A cache that cannot be read is made anew.
+
+    name: of the tracker, as it was asked for; tracker: makes it.
+    """
+    digest = hashlib.blake2b(np.ascontiguousarray(frames), digest_size=8).hexdigest()
+    file = cache / f"{path.name}.{start}-{start + len(frames) - 1}.{name}.{digest}.tracks.npz"
     try:
         with np.load(file, allow_pickle=False) as saved:
             return Tracks(saved["points"], saved["visible"], saved["ids"])

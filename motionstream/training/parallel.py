@@ -10,6 +10,7 @@ gathered on the first process, so a run may be resumed on another number of proc
 
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,7 @@ from motionstream.errors import InputError
 if TYPE_CHECKING:
     from motionstream.training.trainer import Schedule
 
+PATIENCE = timedelta(hours=1)  # with the first process: while it writes a checkpoint of 150 GB, the others wait
 CROSS = ("to_k", "to_v", "norm_k", "add_k_proj", "add_v_proj", "norm_added_k")  # what `encode_context` uses of a block
 
 
@@ -78,7 +80,7 @@ class World:
 
     def last_to_say(self, what: str) -> bool:
         """Whether with this process all have said so. None waits for another: a process group gives that up after
-        minutes, and shares of work may differ by hours."""
+        an hour, and shares of work may differ by more."""
         return self.size == 1 or _get_default_store().add(what, 1) == self.size
 
     def autocast(self) -> torch.autocast:
@@ -98,7 +100,7 @@ def join_world(device: str, dtype: torch.dtype) -> World:
     place = torch.device(device, int(os.environ["LOCAL_RANK"])) if device == "cuda" else torch.device(device)
     if place.type == "cuda":
         torch.cuda.set_device(place)
-    dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
+    dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=PATIENCE)
     return World(dist.get_rank(), size, place, dtype)
 
 
@@ -149,7 +151,9 @@ def full_state(module: nn.Module, optimisers: list[torch.optim.Optimizer]) -> tu
     """Whole tensors on the CPU (empty on all processes but the first, where there are several), by weights' names."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     return _own(get_model_state_dict(module, options=options)), [
-        _own(get_optimizer_state_dict(module, optimiser, options=options)) for optimiser in optimisers
+        # Of one that has not stepped there is none: PyTorch would make it do so.
+        _own(get_optimizer_state_dict(module, optimiser, options=options)) if optimiser.state else {}
+        for optimiser in optimisers
     ]
 
 
@@ -165,7 +169,8 @@ def load_full_state(
     options = StateDictOptions(full_state_dict=is_sharded(module))  # "full" asks for a process group
     set_model_state_dict(module, weights, options=options)
     for optimiser, state in zip(optimisers, states, strict=True):
-        set_optimizer_state_dict(module, optimiser, state, options=options)
+        if state:
+            set_optimizer_state_dict(module, optimiser, state, options=options)
 
 
 def _own(value):

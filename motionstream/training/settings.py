@@ -20,7 +20,8 @@ class Recipe:
     are trained with Muon instead of AdamW. warmup, floor, ema: see `Schedule`.
     chunks: length of the clips; tracks: fewest and most drawn of a clip's (None: all). drop_text, drop_tracks: shares
     of the clips that are told nothing, for guidance; hide: probability p_mask of a mid-clip chunk without tracks.
-    frozen_head: whether the track head stays as it is. guidance, ode_steps: how the teacher is sampled.
+    frozen_head: whether the track head stays as it is. guidance, ode_steps: how the teacher is sampled; sampled: clips
+    that it makes at once for trajectories.
     sinks, windows: from which the causal masks are drawn, chunks. critic_rate, critic_turns: of the distillation;
     anchor: how much regression to the clip counts in it, beside the distribution's gradient.
     adversarial: how much the patch discriminator counts in the tiny VAE's loss; it then trains every other update.
@@ -42,6 +43,7 @@ class Recipe:
     frozen_head: bool = False
     guidance: Guidance = Guidance()
     ode_steps: int = 48
+    sampled: int = 1
     sinks: tuple[int, ...] = (0, 1, 2)
     windows: tuple[int, ...] = (1, 2, 3, 4, 5, 6)
     critic_rate: float = 4e-7
@@ -66,7 +68,7 @@ def _paper(chunks: int, second_steps: int) -> dict[str, Recipe]:
 # paper's text weight multiplies what so small a teacher gets wrong. A distilled student must not outrun its critic: at
 # 5e-5 its light swings, too dark and then too bright.
 _SMALL = dict(floor=0.02, ema=0.995, chunks=3, tracks=None, drop_text=0.05, guidance=Guidance(0.5, 1.0), ode_steps=6,
-              checkpointing=False)  # fmt: skip
+              sampled=32, checkpointing=False)  # fmt: skip
 RECIPES = {
     "embedded": {
         "teacher-a": Recipe(batch=8, rate=2e-3, muon=3e-3, **_SMALL),

@@ -12,8 +12,9 @@ what noise was added; so for a network that predicts x0 the weight w(t) is (t / 
 everywhere for one that predicts the velocity.
 """
 
+import collections
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -82,24 +83,27 @@ def guided(network: Network, batch: ClipBatch, chunks: range, weights: Guidance)
 
 
 @torch.no_grad()
-def sample_ode(predict: Callable[[Tensor, Tensor], Tensor], noise: Tensor, timesteps: list[float]) -> list[Tensor]:
+def sample_ode(
+    predict: Callable[[Tensor, Tensor], Tensor], noise: Tensor, timesteps: list[float]
+) -> Iterator[Tensor]:
     """Euler steps along the velocity (z - x0) / t from noise at t = 1 -> z at every timestep, and at last the clean z.
 
     predict(z, t [B]) -> x0.
     """
-    path = [noise]
+    z = noise
+    yield z
     for t, following in itertools.pairwise([*timesteps, 0.0]):
-        z = path[-1]
         x0 = predict(z, torch.full((len(z),), t, device=z.device))
-        path.append(x0 + following / t * (z - x0))
-    return path
+        z = x0 + following / t * (z - x0)
+        yield z
 
 
 def sample_teacher(network: Network, batch: ClipBatch, recipe: Recipe, weights: Guidance | None = None) -> Tensor:
     """Latents of whole clips by the guided teacher; noise from the batch's draws."""
     predict = guided(network, batch, range(recipe.chunks), weights or recipe.guidance)
     noise = batch.draws.normal(*batch.latents.shape[1:])
-    return sample_ode(predict, noise, sampling_timesteps(recipe.ode_steps, network.preset.shift))[-1]
+    path = sample_ode(predict, noise, sampling_timesteps(recipe.ode_steps, network.preset.shift))
+    return collections.deque(path, maxlen=1).pop()
 
 
 @torch.no_grad()

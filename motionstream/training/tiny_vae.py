@@ -6,8 +6,8 @@
 Loss: L1 on pixels, on their gradients and at two coarser scales, plus LPIPS (`--lpips`: AlexNet and linear heads v0.1,
 see evaluation/lpips.py) and a patch discriminator that judges every frame (`--adversarial`, hinge loss; by default for
 Wan). For Wan it learns on the latents of the full VAE, which stays as it is. The embedded autoencoder learns its
-encoder as well; it starts from a whitened PCA of 8x8x4 pixel blocks, and a little noise on the latents teaches its
-decoder to forgive.
+encoder as well; it starts from a whitened PCA of 8x8x4 pixel blocks. A little noise on the latents teaches decoders to
+forgive what a student gets wrong.
 """
 
 from dataclasses import dataclass

@@ -43,6 +43,7 @@ from motionstream.training.parallel import World, alike, full_state, limit_norm,
 LOG_EVERY = 10  # rounds: one update of every player, in its turns
 CHECKPOINT_SECONDS = 120.0
 SHEET_SECONDS = 600.0
+BESIDE = 0.1  # share of a run's time that checkpoints may take, and sheets: those of the largest models take minutes
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Schedule:
 
     batch: samples an update, over all processes. pieces: that each process takes its share in, one after the other
     (gradient accumulation). The rate warms up over `warmup` updates, then falls along a cosine to the share `floor`.
-    ema: decay of the averaged weights an update; clip_norm: of the gradient.
+    ema: decay of the averaged weights an update, less in the first ones (see `Ema`); clip_norm: of the gradient.
     """
 
     batch: int
@@ -158,7 +159,10 @@ class Stage:
 
 
 class Ema:
-    """Exponential moving average of a module's trained parameters; at first faster, as (1 + n) / (10 + n)."""
+    """Exponential moving average of a module's trained parameters.
+
+    After n updates the decay is (1 + n) / (10 + n), at most `decay`: 0.98 takes 440 updates, 0.999 nearly 9,000.
+    """
 
     def __init__(self, module: nn.Module, decay: float):
         self.decay, self.updates = decay, 0
@@ -278,10 +282,31 @@ def optimisers_for(
 
 
 @dataclass
+class _NowAndThen:
+    """`work` every so many seconds, or less often: see BESIDE."""
+
+    seconds: float
+    work: Callable[[], None]
+    world: World
+
+    def __post_init__(self):
+        self.due = time.monotonic() + self.seconds
+
+    def __call__(self) -> None:
+        if self.world.agreed(time.monotonic() - self.due) <= 0:
+            return
+        begun = time.monotonic()
+        self.work()
+        ended = time.monotonic()
+        self.due = ended + self.seconds * max(1.0, (ended - begun) / (BESIDE * self.seconds))
+
+
+@dataclass
 class Trainer:
     """Trains a stage in `folder` to the end of the schedule, counted over every resumed run.
 
-    Continues from `folder/last.pt` if it is there. checkpoint_seconds, sheet_seconds: how often each is written.
+    Continues from `folder/last.pt` if it is there. checkpoint_seconds, sheet_seconds: how often each is written,
+    or less often if it would take more than the share BESIDE of the time.
     """
 
     stage: Stage
@@ -329,23 +354,20 @@ class Trainer:
         self._shorten_log()
         data = self.stage.data(self.step)
         started, before = time.monotonic(), self.seconds
-        saved = drawn = started
+        draw = _NowAndThen(self.sheet_seconds, self._draw, self.world)
+        save_all = _NowAndThen(self.checkpoint_seconds, self._save, self.world)
         with tqdm(total=self.schedule.steps, initial=self.step, unit="step", disable=None) as bar:
-            while self.world.agreed(self.schedule.gone(self.step, self.seconds)) < 1:
+            while self.schedule.gone(self.step, self.seconds) < 1:
                 player = self.stage.turn(self.step)
                 terms = self._update(player, self._pieces(data))
                 self.step += 1
-                now = time.monotonic()
-                self.seconds = before + now - started
+                # The learning rate may follow it: one clock for all.
+                self.seconds = self.world.agreed(before + time.monotonic() - started)
                 self._note(player, terms)
                 bar.update()
                 bar.set_postfix_str(f"{player.name} {terms['loss']:.4f}", refresh=False)
-                if self.world.agreed(now - drawn) > self.sheet_seconds:
-                    self._draw()
-                    drawn = time.monotonic()
-                if self.world.agreed(now - saved) > self.checkpoint_seconds:
-                    self._save()
-                    saved = time.monotonic()
+                draw()
+                save_all()
         if self.saved_step != self.step:
             self._save()
         if save is not None:  # before the drawing, which may want more memory than there is
@@ -387,7 +409,8 @@ class Trainer:
             for group, base in zip(optimiser.param_groups, rates, strict=True):
                 group["lr"] = base * rate
             optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
+        for each in self.stage.players:  # a loss may have gone through another player, who is not to learn from it
+            each.module.zero_grad(set_to_none=True)
         self.averages[player.name].update()
         return means
 

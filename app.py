@@ -134,7 +134,11 @@ def serve(demo: gr.Blocks, live: Live, port: int | None = None, share: bool = Fa
     """Starts serving in the background -> the address. `InputError` if the port cannot be had."""
     font = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
     mono = ["ui-monospace", "monospace"]
-    theme = gr.themes.Base(primary_hue="emerald", neutral_hue="slate", font=font, font_mono=mono)
+    # Text and buttons that can be read: a contrast of 4.5 at least, where Gradio's own shades have 2.5.
+    shades = {"color_accent": "*primary_600", "body_text_color_subdued": "*neutral_500"}
+    for name, shade in (("", "*primary_700"), ("_hover", "*primary_800")):
+        shades |= {f"button_primary_background_fill{name}{mode}": shade for mode in ("", "_dark")}
+    theme = gr.themes.Base(primary_hue="emerald", neutral_hue="slate", font=font, font_mono=mono).set(**shades)
     try:
         _, local, public = demo.launch(
             server_port=port,

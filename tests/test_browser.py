@@ -14,6 +14,8 @@ from conftest import Site, Visitor, wait_for
 from PIL import Image
 from playwright.sync_api import Page, expect
 
+from motionstream.controls import drag as drag_module
+from motionstream.controls.drag import MAX_CONTROLS
 from motionstream.ui.drag import DragTab
 from motionstream.ui.live import Seat
 
@@ -372,6 +374,49 @@ def test_bad_upload_is_explained_on_the_canvas(page, site, tmp_path, name, data,
     expect(part(page, "message")).to_contain_text(sentence)
     expect(part(page, "strip")).to_have_attribute("data-tone", "error")
     start(page)
+
+
+def test_a_photo_larger_than_the_server_takes_is_shrunk_first(page, site, tmp_path):
+    open_page(page, site)
+    photo(tmp_path / "camera.jpg", 6000, 3600)
+    part(page, "file").set_input_files(tmp_path / "camera.jpg")
+    wait_for(lambda: page.wait_for_timeout(50) or "name" not in newest_seat(site).shown[0], "the photo", 20)
+    assert np.allclose(disc_at(newest_seat(site).picture), (0.4, 0.5), atol=0.02)
+
+
+def test_more_controls_than_there_can_be_are_refused_at_once(page, site):
+    open_page(page, site)
+    part(page, "clear").click()
+    page.locator("[data-tool=pin]").click()
+    box = part(page, "picture").bounding_box()
+    for n in range(MAX_CONTROLS):
+        page.mouse.click(box["x"] + 20 + 5 * (n % 50), box["y"] + 20 + 9 * (n // 50))
+    assert part(page, "strip").get_attribute("data-tone") == "hint"
+    page.mouse.click(*at(page, 0.5, 0.5))
+    expect(part(page, "message")).to_contain_text("100 pins, paths and held drags, the most there can be")
+    part(page, "undo").click()
+    assert part(page, "strip").get_attribute("data-tone") == "hint"  # what was wrong is over
+    start(page)
+    assert newest_seat(site).streaming
+
+
+def test_what_was_refused_with_the_start_is_not_painted_over(page, site, monkeypatch):
+    open_page(page, site)
+    monkeypatch.setattr(drag_module, "MAX_CONTROLS", 1)
+    start(page)
+    reach_frame(page, 5)
+    expect(part(page, "message")).to_contain_text("1 controls are live")
+    drag(page, (0.5, 0.5), (0.6, 0.5), seconds=0.1)
+
+
+def test_undo_after_a_stream_shows_what_it_took_back(page, site):
+    open_page(page, site)
+    start(page)
+    page.keyboard.press("Enter")
+    in_state(page, "idle")
+    expect(part(page, "poster")).to_be_hidden()
+    part(page, "undo").click()
+    expect(part(page, "poster")).to_be_visible()
 
 
 def test_long_prompt_is_explained_on_the_canvas(page, site):

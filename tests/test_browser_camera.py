@@ -394,6 +394,19 @@ def test_files_in_and_out(page, site, tmp_path):
     expect(part(page, "message")).to_contain_text("no camera file")
 
 
+def test_latency_is_of_what_a_visitor_does(page, site):
+    open_camera(page, site)
+    part(page, "start").click()
+    in_state(page, "live")
+    reach_chunks(page, site, 4)
+    expect(part(page, "latency")).to_have_text("–")
+    page.keyboard.down("d")
+    expect(part(page, "latency")).to_contain_text("s", timeout=20_000)
+    page.keyboard.up("d")
+    page.keyboard.press("Enter")
+    in_state(page, "idle")
+
+
 def test_a_finger_on_the_stick_steers(chromium, site):
     with chromium.new_context(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True) as context:
         page = context.new_page()

@@ -1,5 +1,7 @@
 """The Motion transfer tab in Chromium, and its server's side without a browser."""
 
+import base64
+import re
 import threading
 import time
 from contextlib import contextmanager
@@ -60,7 +62,7 @@ def test_a_clip_moves_its_first_frame_and_drags_lie_on_top(page, site, clip):
     expect(part(page, "message")).to_contain_text("Choose a video first")
     upload(page, clip)
     expect(part(page, "message")).to_contain_text("the clip moves the picture", timeout=20_000)
-    expect(page.locator("button[data-image=clip]")).to_have_attribute("aria-checked", "true")
+    expect(page.locator("button[data-image=clip]")).to_have_attribute("aria-pressed", "true")
     expect(part(page, "tracker-note")).to_contain_text("Lucas-Kanade")
     corners = (0.2, 0.2), (0.5, 0.15), (0.8, 0.2), (0.85, 0.5), (0.8, 0.8), (0.5, 0.85), (0.2, 0.8), (0.15, 0.5)
     draw(page, "clip", *corners)
@@ -99,7 +101,7 @@ def test_two_points_are_aligned_by_their_handles(page, site, clip):
     in_state(page, "idle")
 
 
-@pytest.mark.parametrize("data, sentence", [(b"not a video", "cannot be read"), (b"", "at most 200 MB")])
+@pytest.mark.parametrize("data, sentence", [(b"not a video", "cannot be read"), (b"", "empty file")])
 def test_a_bad_clip_is_explained(page, site, tmp_path, data, sentence):
     (tmp_path / "bad.mp4").write_bytes(data)
     open_tab(page, site)
@@ -162,6 +164,62 @@ def test_nothing_gets_into_a_clip_that_is_being_uploaded(page, site, clip, tmp_p
     seen.set()
     expect(part(page, "message")).to_contain_text("lost during the upload", timeout=10_000)
     expect(part(page, "progress")).to_be_hidden()
+
+
+def test_a_photo_that_was_brought_is_what_a_clip_moves(page, site, clip, tmp_path):
+    open_tab(page, site)
+    cv2.imwrite(str(tmp_path / "photo.png"), np.full((300, 300, 3), 99, np.uint8))
+    part(page, "file").set_input_files(tmp_path / "photo.png")
+    square = re.compile(r"picture (\d+) × \1\b")
+    expect(part(page, "facts")).to_have_text(square)
+    upload(page, clip)
+    expect(part(page, "message")).to_contain_text("the clip moves the picture", timeout=20_000)
+    own, first = (page.locator(f"button[data-image={name}]") for name in ("own", "clip"))
+    expect(own).to_have_attribute("aria-pressed", "true")
+    expect(part(page, "facts")).to_have_text(square)
+    first.click()
+    expect(part(page, "facts")).not_to_have_text(square)
+    expect(part(page, "start")).to_be_enabled()
+    own.click()
+    expect(part(page, "facts")).to_have_text(square)
+    part(page, "start").click()
+    in_state(page, "live")
+    assert np.ptp(site.paste.chunks[0].frames.shape[1:3]) == 0
+    for name in ("reverse", "loop", "clip-grid", "tracker"):  # what a running stream does not hear
+        expect(part(page, name)).to_be_disabled()
+    expect(first).to_be_disabled()
+    page.keyboard.press("Enter")
+    in_state(page, "idle")
+    expect(first).to_be_enabled()
+
+
+def test_a_video_is_dropped_beside_the_picture_and_a_photo_is_no_video(page, site, clip, tmp_path):
+    open_tab(page, site)
+    expect(part(page, "message")).to_contain_text("Choose a video")
+    cv2.imwrite(str(tmp_path / "photo.jpg"), FRAMES[0])
+    upload(page, tmp_path / "photo.jpg")
+    expect(part(page, "message")).to_contain_text("That is a picture")
+    files = page.evaluate_handle(
+        """data => { const files = new DataTransfer(), bytes = Uint8Array.from(atob(data), c => c.charCodeAt(0));
+                     files.items.add(new File([bytes], 'pan.mp4', { type: 'video/mp4' })); return files; }""",
+        base64.b64encode(clip.read_bytes()).decode(),
+    )
+    frame, over = part(page, "clip-upload"), "{ bubbles: true, cancelable: true, dataTransfer: files }"
+    # Cancelled: else the browser would open the file in this page's place.
+    assert not frame.evaluate(f"(at, files) => at.dispatchEvent(new DragEvent('dragover', {over}))", files)
+    frame.dispatch_event("drop", {"dataTransfer": files})
+    expect(part(page, "message")).to_contain_text("the clip moves the picture", timeout=20_000)
+
+
+def test_a_clip_with_nothing_to_follow_is_explained_in_reverse_too(page, site, tmp_path):
+    flat = write(tmp_path / "flat.mp4", np.full((20, 96, 160, 3), 128, np.uint8))
+    open_tab(page, site)
+    part(page, "reverse").click()
+    upload(page, flat)
+    expect(part(page, "message")).to_contain_text("nothing to follow", timeout=20_000)
+    page.wait_for_timeout(500)
+    expect(part(page, "message")).to_contain_text("nothing to follow")
+    assert part(page, "strip").get_attribute("data-tone") == "error"
 
 
 @pytest.mark.parametrize("width, height", [(1280, 900), (390, 844)])

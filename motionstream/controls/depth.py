@@ -188,7 +188,7 @@ def read_depth(data: bytes) -> np.ndarray:
     else:
         raise InputError("this is no depth map of a known kind: choose a PNG of 8 or 16 bits, an NPY or an EXR file")
     values = values.astype(np.float64)
-    return np.where(np.isfinite(values), values, np.nan)
+    return np.where(np.abs(values) <= np.finfo(np.float32).max, values, np.nan)  # more is no depth, and overflows
 
 
 def is_depth_file(data: bytes) -> bool:
@@ -279,7 +279,7 @@ def _read_npy(data: bytes) -> np.ndarray:
     except InputError:
         raise
     except (ValueError, EOFError, OSError, SyntaxError, TokenError) as error:
-        raise InputError(f"the depth map is damaged and cannot be read: {error}") from error
+        raise InputError("the NPY file is damaged and cannot be read: choose another one") from error
 
 
 def _read_exr(data: bytes) -> np.ndarray:
@@ -290,7 +290,10 @@ def _read_exr(data: bytes) -> np.ndarray:
     try:
         frames = decoder.decode(av.Packet(data)) + decoder.decode(None)
     except (av.error.FFmpegError, ValueError) as error:
-        raise InputError(f"the EXR file is damaged, or too large: {error}") from error
+        raise InputError(
+            f"the EXR file is damaged, of a rare kind, or larger than {MAX_SIDE} pixels a side: save it uncompressed or"
+            " with ZIP, or choose a PNG or NPY file"
+        ) from error
     if not frames:
         raise InputError("the EXR file has no picture in it: choose another one")
     _check_size(frames[0].width, frames[0].height)

@@ -54,7 +54,7 @@ function askFan() {
 function showPlan() {
   part('speed-value').textContent = `${number('speed').toFixed(2)} ×`;
   part('focal-value').textContent = `${number('focal')} mm`;
-  mark('button[data-ends]', 'aria-checked', button => button.dataset.ends === ends);
+  mark('button[data-ends]', 'aria-pressed', button => button.dataset.ends === ends);
 }
 
 function showDepth(header, blob) {
@@ -70,10 +70,12 @@ function showDepth(header, blob) {
   part('bright').setAttribute('aria-pressed', String(bright));
   part('depth-note').textContent = NOTES[method] ?? '';
   dirty = true;
+  calm();
   askFan();
 }
 
 function showKeyframes({ count }) {
+  calm();
   part('route').querySelector(`[value="${KEYFRAMES}"]`)?.remove();
   if (!count) return;
   part('route').append(option(KEYFRAMES, `Camera file, ${count} keyframes`));
@@ -170,6 +172,8 @@ function wanted() {
   return { kind: 'steer', move, turn, zoom: zoom[0] };
 }
 
+const REST = JSON.stringify(wanted());   // what every stream begins with
+
 function steer(now) {                    // one message when what is asked for has changed
   const message = wanted(), text = JSON.stringify(message);
   if (text === steered || !running()) return;
@@ -242,7 +246,7 @@ panel.see = (header, blob) => { if (header.kind === 'depth') showDepth(header, b
 panel.shown = () => { lines = []; };
 panel.entered = now => {
   for (const name of ['focal', 'method', 'depth-load', 'cameras-load', 'bright']) part(name).disabled = now !== 'idle';
-  if (now === 'starting') steered = '';
+  if (now === 'starting') steered = REST;
   if (now === 'idle') { release(); askFan(); takeOffer(); }
 };
 panel.starting = plan;

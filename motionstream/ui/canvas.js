@@ -12,6 +12,7 @@ const JITTER_MS = 30;                    // first frame after a gap waits this l
 const TRAIL_MS = 900;                    // a drag's visible tail
 const RECONNECT_MS = 1500;
 const HIDDEN_MS = 15000;                 // a page out of sight for so long makes room for others
+const SHRUNK_SIDE = 2048;               // pixels of a photo that is larger than the server takes
 const STALE_PAGE = 4401;                 // WebSocket close code: the server does not know this page's token
 const HINTS = {
   offline: '',
@@ -101,6 +102,7 @@ class Player {
 const panel = {
   starting: () => ({}),                  // goes with the start, as JSON; null refuses it (and says why itself)
   entered: state => {},                  // after each change of state: idle, starting, live, paused, ...
+  idle: () => '',                        // what to do first, if not to press Start
   hear: message => {},                   // a JSON message of the server that is none of the canvas's own
   see: (header, blob) => {},             // a picture message of the server that is none of the canvas's own
   welcomed: facts => {},                 // connected, maybe again
@@ -132,13 +134,14 @@ const running = () => state === 'starting' || state === 'live' || state === 'pau
 const grid = () => ({ spacing: Number(part('spacing').value), size: Number(part('size').value) });
 
 function enter(next) {
+  const refused = state === 'starting' && next === 'live' && wrong();   // some of what came with the start
   state = root.dataset.state = next;
   part('badge').textContent = BADGES[next];
   part('start').textContent = running() ? 'Stop' : 'Start';
   showStart();
   part('pause').textContent = next === 'paused' ? 'Resume' : 'Pause';
   part('pause').disabled = next !== 'live' && next !== 'paused';
-  say(HINTS[next]);
+  if (!refused) say(hint());
   dirty = true;
   panel.entered(next);
 }
@@ -161,6 +164,17 @@ function showStart() {
 function say(text, tone = 'hint') {
   part('message').textContent = text && text[0].toUpperCase() + text.slice(1);
   part('strip').dataset.tone = tone;
+}
+
+const hint = () => state === 'idle' && panel.idle() || HINTS[state];
+const wrong = () => part('strip').dataset.tone === 'error';
+
+function calm() {                        // what went wrong is over with the next thing that is done
+  if (wrong()) say(hint());
+}
+
+function showStill() {                   // a new stream starts from the picture, so show the picture
+  if (state === 'idle') poster.hidden = !poster.src;
 }
 
 const player = new Player(picture.getContext('2d'), painted, chunk => link.send({ kind: 'ack', chunk }));
@@ -257,6 +271,8 @@ function sample(event) {
 }
 
 function add(control) {
+  if (control.kind !== 'hold' && controls.length >= facts.max_controls)
+    return say(`There are ${controls.length} pins, paths and held drags, the most there can be: remove some`, 'error');
   controls.push(control);
   control.id ??= nextId++;
   control.grid ??= grid();
@@ -269,7 +285,8 @@ function press(event) {
   if (event.button !== 0 || state === 'offline' || state === 'stopping') return;
   event.preventDefault();
   picture.focus({ preventScroll: true });
-  if (state === 'idle') poster.hidden = !poster.src;   // a new stream starts from the picture, so show the picture
+  calm();
+  showStill();
   const first = sample(event);
   if (panel.press(first, event)) {
     picture.setPointerCapture(event.pointerId);
@@ -374,6 +391,8 @@ function flushDrags() {                  // one message a drag and animation fra
 function undo() {
   const control = controls.pop();
   dirty = true;
+  calm();
+  showStill();
   if (!control) return say('Nothing to undo');
   if (running()) link.send({ kind: 'remove', id: control.id });
 }
@@ -382,6 +401,8 @@ function clear() {
   controls = [];
   drags.clear();
   dirty = true;
+  calm();
+  showStill();
   if (running()) link.send({ kind: 'clear' });
 }
 
@@ -476,7 +497,10 @@ const link = {
     const url = `${base.replace(/^http/, 'ws').replace(/\/$/, '')}/motionstream/live/${props.seat}`;
     const socket = this.socket = new WebSocket(url, ['motionstream', token]);   // in a header: URLs end up in logs
     socket.binaryType = 'arraybuffer';
-    socket.onmessage = event => typeof event.data === 'string' ? hear(JSON.parse(event.data)) : see(event.data);
+    let last = Promise.resolve();        // one message after the other, though a picture takes time to decode
+    socket.onmessage = ({ data }) => {
+      last = last.then(() => typeof data === 'string' ? hear(JSON.parse(data)) : see(data)).catch(reportError);
+    };
     socket.onclose = event => {
       if (socket !== this.socket || closing.signal.aborted) return;
       const wasRunning = running() || state === 'stopping';
@@ -613,12 +637,31 @@ function showGrid() {
   dirty = true;
 }
 
-function offerFile(file) {
+async function offerFile(file) {
   if (!file || panel.file(file)) return;
-  const [size, limit] = [Math.ceil(file.size / 2 ** 20), Math.floor(facts.max_bytes / 2 ** 20)];
-  if (file.size > facts.max_bytes)
+  const photo = await shrunk(file);
+  const [size, limit] = [Math.ceil(photo.size / 2 ** 20), Math.floor(facts.max_bytes / 2 ** 20)];
+  if (photo.size > facts.max_bytes)
     return say(`The file has ${size} MB; at most ${limit} MB: resize the picture`, 'error');
-  whenStopped(() => ask(() => { say('Reading the picture …'); link.socket.send(file); }));
+  whenStopped(() => ask(() => { say('Reading the picture …'); link.socket.send(photo); }));
+}
+
+async function shrunk(file) {            // cameras make larger photos than the server takes
+  let bitmap;
+  try {
+    bitmap = await createImageBitmap(file);
+  } catch {
+    return file;                         // the server says what is wrong with it
+  }
+  const { width, height } = bitmap, side = Math.max(width, height), scale = Math.min(1, SHRUNK_SIDE / side);
+  if (side <= facts.max_side && file.size <= facts.max_bytes) return file;
+  const [columns, rows] = [width, height].map(pixels => Math.max(1, Math.round(scale * pixels)));
+  const small = new OffscreenCanvas(columns, rows), context = small.getContext('2d');
+  Object.assign(context, { fillStyle: '#fff', imageSmoothingQuality: 'high' });
+  context.fillRect(0, 0, columns, rows);   // under what is transparent
+  context.drawImage(bitmap, 0, 0, columns, rows);
+  bitmap.close();
+  return small.convertToBlob({ type: 'image/jpeg', quality: 0.92 });
 }
 
 function mark(selector, attribute, test) {
@@ -631,13 +674,13 @@ function onEach(selector, action) {
 
 function setTool(value) {
   tool = root.dataset.tool = value;
-  mark('button[data-tool]', 'aria-checked', button => button.dataset.tool === value);
+  mark('button[data-tool]', 'aria-pressed', button => button.dataset.tool === value);
   dirty = true;
 }
 
 function setRelease(value) {
   release = value;
-  mark('button[data-release]', 'aria-checked', button => button.dataset.release === value);
+  mark('button[data-release]', 'aria-pressed', button => button.dataset.release === value);
   if (running()) link.send({ kind: 'release', mode: value });
 }
 
@@ -687,11 +730,16 @@ function listen() {
     if (event.detail > 0 && event.target.closest('button')) picture.focus({ preventScroll: true });
   });
   const stage = part('stage'), signal = closing.signal;
-  stage.addEventListener('dragover', event => { event.preventDefault(); stage.dataset.drop = ''; });
-  stage.addEventListener('dragleave', () => { delete stage.dataset.drop; });
-  stage.addEventListener('drop', event => {
+  root.addEventListener('dragover', event => {
+    if (!event.dataTransfer.types.includes('Files')) return;   // text, for the prompt
     event.preventDefault();
+    stage.dataset.drop = '';
+  });
+  root.addEventListener('dragleave', () => { delete stage.dataset.drop; });
+  root.addEventListener('drop', event => {
     delete stage.dataset.drop;
+    if (!event.dataTransfer.files.length) return;
+    event.preventDefault();
     offerFile(event.dataTransfer.files[0]);
   });
   document.addEventListener('keydown', keyDown, { signal });

@@ -21,6 +21,7 @@ import gradio as gr
 import numpy as np
 from gradio.data_classes import FileData
 
+from motionstream.controls.drag import MAX_CONTROLS
 from motionstream.controls.layers import SourceRecipe
 from motionstream.errors import InputError
 from motionstream.machine import shown_size
@@ -30,7 +31,7 @@ from motionstream.ui.canvas import CanvasValue, LiveCanvas
 from motionstream.ui.clip import ClipEncoder, jpeg
 from motionstream.ui.engine import Engine, News
 from motionstream.ui.live import Live, Seat
-from motionstream.video import fit_image, read_image
+from motionstream.video import MAX_SIDE, fit_image, read_image
 
 MAX_UPLOAD = 15 * 2**20  # bytes; the server closes a WebSocket that sends a message above 16 MiB
 MAX_STARTING = 1_000  # control messages that may come with a start
@@ -128,8 +129,8 @@ class CanvasTab:
         """What the page needs to know, and the seat's picture: at first the first example."""
         vocabulary = getattr(self.engine.model.text_encoder, "vocabulary", ())
         shown = [{"name": e.name, "title": e.title, "thumbnail": _thumbnail(e.picture)} for e in self.examples.values()]
-        facts = {"text": self.engine.describe(), "fps": self.engine.model.preset.fps, "max_bytes": MAX_UPLOAD}
-        facts |= self.facts()
+        facts = {"text": self.engine.describe(), "fps": self.engine.model.preset.fps}
+        facts |= {"max_bytes": MAX_UPLOAD, "max_side": MAX_SIDE, "max_controls": MAX_CONTROLS} | self.facts()
         seat.send({"kind": "welcome", "vocabulary": list(vocabulary), "examples": shown, **facts})
         if seat.shown is not None:
             return seat.send(*seat.shown)
@@ -150,7 +151,10 @@ class CanvasTab:
 
     def start(self, event: gr.EventData, request: gr.Request) -> CanvasValue | dict:
         """The Start button's event: streams until the visitor stops or leaves, or it breaks, then returns the clip."""
-        seat = self.live.seat(request.session_hash, self.seat)
+        try:
+            seat = self.live.seat(request.session_hash, self.seat)
+        except InputError as error:
+            raise gr.Error(str(error), print_exception=False) from error
         run = event._data.get("run") if isinstance(event._data, dict) else None
         path, text, failed = None, FAILED, True
         try:

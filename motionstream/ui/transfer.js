@@ -13,6 +13,7 @@ const WEBCAM_SIDE = 320;
 const motion = element.querySelector('.ms-motion'), clip = part('clip'), brush = clip.getContext('2d');
 const camera = { stream: null, opening: false, video: document.createElement('video'), sent: 0 };
 let source = 'clip', image = 'clip', fit = 'crop', loaded = null;   // loaded: what the server says of the clip
+let ownPhoto = false;                    // whether the visitor has brought a photo, to be moved by clips
 let frames = [], playing = 0, played = 0;                           // previews; the one shown; when
 let sending = null;                      // the upload that goes on: {file, socket, begun}
 let region = null, drawing = false, held = null, settling = null;
@@ -70,17 +71,17 @@ function opened(message) {
   Object.assign(part('clip-start'), { max: Math.max(0, Math.floor((seconds - 0.5) * 10) / 10), value: 0 });
   part('clip-seconds').max = clamp(Math.ceil(seconds * 10) / 10, 0.5, facts.max_seconds);
   part('clip-seconds').value = Math.min(seconds, 10);
-  image = 'clip';
+  image = ownPhoto ? 'own' : 'clip';
   part('clip-other').hidden = false;
   showSettings();
   track();
 }
 
-function track() {                       // also shows the first frame, where that is to be animated
+function track() {                       // also shows the picture that is to be animated
   clearTimeout(settling);
   if (!loaded || source !== 'clip' || state !== 'idle') return;
   const send = () => link.send({ kind: 'track', settings: settings(), image });
-  if (image === 'clip' && !pressed('reverse')) ask(send); else send();   // in reverse the frame comes once it is tracked
+  if (image === 'clip' && pressed('reverse')) send(); else ask(send);   // in reverse the frame comes once it is tracked
 }
 
 function changed() {
@@ -270,7 +271,7 @@ function playCamera(now) {
 function setSource(value) {
   if (running()) return;
   source = motion.dataset.source = value;
-  mark('button[data-source]', 'aria-checked', button => button.dataset.source === value);
+  mark('button[data-source]', 'aria-pressed', button => button.dataset.source === value);
   part('clip-frame').toggleAttribute('data-empty', value === 'clip' && !loaded);
   part('clip-upload').hidden = value !== 'clip';
   if (value === 'clip') {
@@ -281,7 +282,7 @@ function setSource(value) {
 
 function choose(attribute, value, set) {
   set(value);
-  mark(`button[data-${attribute}]`, 'aria-checked', button => button.dataset[attribute] === value);
+  mark(`button[data-${attribute}]`, 'aria-pressed', button => button.dataset[attribute] === value);
   dirty = true;
 }
 
@@ -298,8 +299,12 @@ function flip(name) {
 }
 
 part('clip-upload').onclick = part('clip-other').onclick = () => part('clip-file').click();
-part('clip-file').onchange = event => { panel.file(event.target.files[0]); event.target.value = ''; };
-part('progress-cancel').onclick = cancel;
+part('clip-file').onchange = event => {
+  const file = event.target.files[0];
+  if (file && !panel.file(file)) say('That is a picture: choose a video, or "Upload a photo" to have it moved', 'error');
+  event.target.value = '';
+};
+part('progress-cancel').onclick = () => { cancel(); calm(); };
 part('region-clear').onclick = () => { region = null; showRegion(); track(); };
 part('reverse').onclick = () => { flip('reverse'); track(); };
 part('loop').onclick = () => flip('loop');
@@ -330,6 +335,12 @@ panel.file = file => {
   whenStopped(() => sendClip(file));
   return true;
 };
+panel.idle = () => source === 'clip' && !loaded ? 'Choose a video: its motion moves the picture' : '';
+panel.entered = now => {
+  const settings = 'input[type=range], select, [data-source], [data-fit], [data-image], [data-ms=reverse], '
+    + '[data-ms=loop], [data-ms=region-clear]';
+  for (const control of motion.querySelectorAll(settings)) control.disabled = now !== 'idle';
+};
 panel.hear = message => {
   if (message.kind === 'send') sendParts(sending);
   if (message.kind === 'clip') opened(message);
@@ -340,6 +351,7 @@ panel.hear = message => {
 };
 panel.see = (header, blob) => { if (header.kind === 'preview') preview(header, blob); };
 panel.shown = header => {
+  if (header.image !== 'clip') ownPhoto = !header.name;
   choose('image', header.image ?? 'own', value => { image = value; });
   if (!sending || sending.socket === link.socket) return;
   sending = null;

@@ -5,7 +5,8 @@ The visitor's thread tracks the piece that was chosen last and sends its frames 
 start meanwhile, then the stream's own source goes on. Commands of the panel:
 
     {"kind": "clip", "bytes": N}       once that is answered by "send", the next N bytes of binary messages are a clip
-    {"kind": "track", "settings": {...}, "image": "clip" | "own"}    see `Settings`; whose first frame is animated
+    {"kind": "track", "settings": {...}, "image": "clip" | "own"}    see `Settings`; what is animated: the clip's first
+                                       frame, or the picture that was there before
     {"kind": "cancel"}                 stop tracking; drop an upload that is not complete
 """
 
@@ -49,6 +50,7 @@ class Desk:
         self.clip: Clip | None = None
         self.tracked: tuple[tuple, tuple[Tracks, ...]] | None = None  # `Settings.tracking`, and that piece's blocks
         self.shown: float | None = None  # second of the clip whose frame is the seat's picture, if it is one
+        self.own: tuple | None = None  # the seat's `picture`, `sharp` and `shown` before a clip's frame replaced them
         self.size = 0  # bytes of the clip, also while it comes
         self.missing = 0  # of them still to come
         self.cancelled = threading.Event()  # of the newest job
@@ -108,6 +110,10 @@ class Job:
             self.cancelled.set()
         return self.cancelled.is_set()
 
+    def may_show(self) -> bool:
+        """Whether another picture is still wanted, and the visitor has chosen none. Asked with the desk's lock."""
+        return not self.over() and not self.seat.streaming and self.seat.shown is self.before
+
 
 class TransferTab(CanvasTab):
     """See the module's docstring."""
@@ -138,11 +144,12 @@ class TransferTab(CanvasTab):
     def change_picture(self, seat: Seat, *args) -> None:
         desk = self._desk(seat)
         with desk.lock:
-            shown, desk.shown = desk.shown, None
+            before = desk.shown, desk.own
+            desk.shown = desk.own = None
             try:
                 super().change_picture(seat, *args)
             except InputError:
-                desk.shown = shown
+                desk.shown, desk.own = before
                 raise
 
     def command(self, seat: Seat, message: dict | bytes) -> None:
@@ -189,6 +196,8 @@ class TransferTab(CanvasTab):
 
     def _expect(self, desk: Desk, size: object) -> None:
         """Has the desk expect a clip, if there is room for it."""
+        if size == 0:
+            raise InputError("the clip is an empty file: choose another one")
         if not isinstance(size, int) or isinstance(size, bool) or not 0 < size <= MAX_CLIP:
             raise InputError(f"the clip has {str(size)[:20]} bytes; at most {MAX_CLIP >> 20} MB: cut or shrink it")
         with self._lock:
@@ -226,11 +235,12 @@ class TransferTab(CanvasTab):
             self._run(job)
 
     def _run(self, job: Job) -> None:
-        """Tracks a piece, shows its first frame if wanted, and says how it goes."""
+        """Tracks a piece, shows the picture that is wanted, and says how it goes."""
         seat, desk, settings = job.seat, job.desk, job.settings
         fps = self.engine.model.preset.fps
         try:
-            if job.show and not settings.reverse and not self._show_frame(job, settings.start):
+            last = job.show and settings.reverse  # known once all is tracked
+            if not last and not (self._show_frame(job, settings.start) if job.show else self._show_own(job)):
                 seat.send({"kind": "unchanged"})  # the canvas waits for an answer
             tracked = desk.tracked
             if tracked is None or tracked[0] != settings.tracking:
@@ -241,7 +251,7 @@ class TransferTab(CanvasTab):
                 tracked = desk.tracked = settings.tracking, blocks
             blocks = tracked[1]
             count = sum(block.T for block in blocks)
-            if job.show and settings.reverse:
+            if last:
                 self._show_frame(job, settings.start + (count - 1) / fps)
             points = len(set().union(*(block.ids.tolist() for block in blocks)))
             seat.send({"kind": "tracked", "frames": count, "tracks": points})
@@ -259,10 +269,20 @@ class TransferTab(CanvasTab):
             if frame is None and not job.over():
                 raise InputError(f"the clip has no frame at {time:g} seconds: start earlier")
         with desk.lock:
-            if frame is None or job.over() or job.seat.streaming or job.seat.shown is not job.before:
+            if frame is None or not job.may_show():
                 return False
-            desk.shown = time
+            desk.shown, desk.own = time, desk.own or (job.seat.picture, job.seat.sharp, job.seat.shown)
             self.show(job.seat, frame)
+            return True
+
+    def _show_own(self, job: Job) -> bool:
+        """Shows the visitor's own picture again in the place of the clip's frame; False as in `_show_frame`."""
+        seat, desk = job.seat, job.desk
+        with desk.lock:
+            if desk.own is None or not job.may_show():
+                return False
+            (seat.picture, seat.sharp, seat.shown), desk.shown, desk.own = desk.own, None, None
+            seat.send(*seat.shown)
             return True
 
     def _preview(self, job: Job, fps: float) -> tuple[Tracks, ...] | None:

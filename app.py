@@ -63,7 +63,7 @@ PAGE_CSS = """
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line; the environment gives the defaults that a Space sets."""
     parser = argparse.ArgumentParser(prog="app.py", description="Serve MotionStream to a browser.")
-    parser.add_argument("--model", default=os.environ.get("MOTIONSTREAM_MODEL", "embedded"),
+    parser.add_argument("--model", default=os.environ.get("MOTIONSTREAM_MODEL") or "embedded",
                         help="name, folder or Hub repository (default: $MOTIONSTREAM_MODEL or the embedded student)")
     parser.add_argument("--resolution", metavar="BUDGET|WxH", help="tokens per latent frame, or a fixed size in pixels"
                         " (default: the largest trained size that this machine plays in real time)")

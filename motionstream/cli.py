@@ -7,6 +7,7 @@
     python -m motionstream train teacher --data SHARDS --out RUN  # see motionstream/training/command.py
     python -m motionstream eval drags examples --json           # see motionstream/evaluation/motion.py
     python -m motionstream eval camera LLFF_DIR --json          # see motionstream/evaluation/camera.py
+    python -m motionstream eval ablations CLIPS --json          # see motionstream/evaluation/ablations.py
 
 Exit codes: 0 done; 2 bad input, named in a sentence on stderr; 130 stopped by Ctrl-C. With --json the last line on
 stdout is one JSON object. An output file is complete or not there. Each command imports what it needs when it runs, so
@@ -222,7 +223,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--tracks", type=Path, metavar="FILE.json", help="point tracks, see motionstream/trajectories.py")
     one.add_argument("--prompt", default="", metavar="TEXT")
     one.add_argument("--seconds", type=_seconds, metavar="S", help="length (default: that of the tracks, else 5)")
-    one.add_argument("--seed", type=_seed, default=0, metavar="N")
+    one.add_argument("--seed", type=parse_seed, default=0, metavar="N")
     one.add_argument("--resolution", metavar="BUDGET|WxH", help="what the student works at: tokens per latent"
                      " frame, or a size in pixels; a composite shows frames sharper, see the README")
     two = commands.add_parser("bench", help="measure how fast the model streams on this machine")
@@ -279,7 +280,8 @@ def _fps(text: str) -> float:
     return value
 
 
-def _seed(text: str) -> int:
+def parse_seed(text: str) -> int:
+    """For argparse, of every command."""
     value = int(text)
     if not 0 <= value <= MAX_SEED:
         raise argparse.ArgumentTypeError(f"{text} is not from 0 to {MAX_SEED}")

@@ -13,7 +13,7 @@ import struct
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
@@ -25,7 +25,7 @@ import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image, ImageOps
 
-from motionstream.errors import InputError
+from motionstream.errors import InputError, writing
 
 MAX_SIDE = 4096  # pixels
 MAX_IMAGE_BYTES = 64 * 2**20
@@ -87,7 +87,7 @@ class Mp4Writer:
     width, height: of the frames; an odd side is made even by repeating the last row or column. recipe: JSON for the
     file's comment, may be set until `close`; that frames are generated is always noted in the description. The file
     appears under its name when it is complete; until then, and after an error in a `with` block, there is nothing.
-    Raises `InputError` if the folder cannot be written to.
+    Raises `InputError` if the folder cannot be written to, or the disk is full.
     """
 
     def __init__(self, path: str | Path, width: int, height: int, fps: float, recipe: dict | None = None):
@@ -117,7 +117,8 @@ class Mp4Writer:
             frame = av.VideoFrame.from_ndarray(array, "rgb24").reformat(
                 format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
             )
-            self._container.mux(self._stream.encode(frame))
+            with writing(self.path):
+                self._container.mux(self._stream.encode(frame))
         self.frames += len(frames)
 
     def close(self) -> None:
@@ -125,16 +126,20 @@ class Mp4Writer:
         if not self.frames:
             self.discard()
             raise InputError("there are no frames to save: generate some first")
-        self._container.mux(self._stream.encode())
-        self._container.close()
-        finished = Path(self._folder.name, "finished.mp4")
-        _finish(self._container.name, finished, self.recipe)
-        finished.replace(self.path)
-        self._folder.cleanup()
+        try:
+            with writing(self.path):
+                self._container.mux(self._stream.encode())
+                self._container.close()
+                finished = Path(self._folder.name, "finished.mp4")
+                _finish(self._container.name, finished, self.recipe)
+                finished.replace(self.path)
+        finally:
+            self._folder.cleanup()
 
     def discard(self) -> None:
         """Leaves nothing behind."""
-        self._container.close()
+        with suppress(OSError):  # a full disk: the file cannot be completed, nor is it wanted
+            self._container.close()
         self._folder.cleanup()
 
     def __enter__(self) -> Mp4Writer:

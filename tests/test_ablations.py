@@ -126,6 +126,8 @@ def test_plots_show_every_curve():
         assert (picture == colour).all(-1).sum() > 50
     assert (empty == 255).all()
     line_plot({"a": [(0, 0.0), (0, 0.0)]}, "x", log=True)  # nothing to take a logarithm of
+    single = line_plot({"a": [(3, 0.5)]}, "x", log=True)[:, : 860 - 210]  # without the names
+    assert (single == (31, 119, 180)).all(-1).sum() > 20
 
 
 def test_one_run_writes_tables_plot_and_sheets(model, tmp_path, monkeypatch, capsys):
@@ -181,3 +183,21 @@ def test_what_cannot_work_is_refused_before_the_work(argv, message, model, tmp_p
     monkeypatch.setattr(ablations, "context_table", lambda *_: pytest.fail("work has begun"))
     with pytest.raises(InputError, match=message):
         ablations.main([*argv, "--out", str(tmp_path)])
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot write .*file: .*name another folder with --out"):
+        ablations.main(["folder", "--out", str(tmp_path / "file")])
+
+
+def test_tables_are_told_before_pictures_are_written(model, tmp_path, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    context = {"noise": {"c3s1w1": {"epe": 2.0}}}, {"c3s1w1": [(0, 1.0)]}, [("noise", 3 * [np.zeros((4, 4, 3), "u1")])]
+    monkeypatch.setattr(ablations, "load_model", lambda *_: model)
+    monkeypatch.setattr(ablations, "real_clips", lambda folder, frames, *_: iter([clip(20)]))
+    monkeypatch.setattr(ablations, "context_table", lambda *_: context)
+    monkeypatch.setattr(ablations, "tracks_table", lambda *_: {})
+    monkeypatch.setattr(ablations, "save_png", full)
+    with pytest.raises(InputError, match="ablations.png: No space left on device"):
+        ablations.main(["folder", "--out", str(tmp_path), "--json"])
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["context"] == {"c3s1w1": {"epe": 2.0}}

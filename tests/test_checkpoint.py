@@ -185,7 +185,7 @@ def test_a_hub_repository(folder, model, monkeypatch):
     assert asked["someone/some-model"]["allow_patterns"] == ["*.json", "*.safetensors"]
 
     def missing(name, **_):
-        raise OSError("no network")
+        raise OSError("no network\n\n" + "Please make sure of this. " * 20)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", missing)
-    refused("someone/some-model", "someone/some-model is no folder here, and the Hub does not give it: no network")
+    refused("someone/some-model", "some-model is no folder here, and the Hub does not give it: no network Ple.{,200}$")

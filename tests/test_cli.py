@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+import app
 import motionstream.evaluation.speed
 import motionstream.streaming
 from motionstream.cli import main
@@ -214,6 +215,12 @@ def test_what_cannot_be_measured_is_one_sentence(folder, arguments, message, mon
     assert main([*arguments, "--model", str(folder / "model")]) == 2
     err = capsys.readouterr().err
     assert message in err and err.startswith("motionstream: ") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("given", "model"), [("", "embedded"), ("owner/name", "owner/name")])
+def test_an_empty_name_in_the_environment_is_none(given, model, monkeypatch):
+    monkeypatch.setenv("MOTIONSTREAM_MODEL", given)
+    assert app.parse_arguments([]).model == model
 
 
 def test_help_is_instant():

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch.nn import functional as F
@@ -122,6 +123,8 @@ def converted(hub, tmp_path_factory):
 def test_a_diffusers_folder_becomes_a_model_that_streams(hub, converted):
     out, report = converted
     assert report.dropped == [] and [name.split(":")[0] for name in report.made] == ["track_head"] * 2
+    modes = {file.stat().st_mode for part in ("transformer", "text_encoder") for file in (out / part).iterdir()}
+    assert len(modes) == 1  # whoever may read the settings may read the weights
     model = load_model(str(out))
     assert model.preset == hub[0] and model.tiny_vae is None
     image = np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)
@@ -495,6 +498,17 @@ def test_a_part_that_does_not_fit_leaves_nothing_behind(hub, tmp_path):
     refused([folder], tmp_path / "file", "is there already", preset)
 
 
+def test_a_full_disk_leaves_nothing_behind(hub, tmp_path, monkeypatch):
+    def full(*_):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device")
+
+    preset, folder = hub
+    refused([folder], "/proc/nowhere", "cannot write /proc/nowhere: No such file", preset)
+    monkeypatch.setattr(module, "save_file", full)
+    refused([folder], tmp_path / "out", "cannot write .*out: .*No space left on device; make room", preset)
+    assert not list(tmp_path.iterdir())
+
+
 class Trap:
     def __reduce__(self):
         return print, ("this must never run",)
@@ -502,10 +516,12 @@ class Trap:
 
 def test_a_checkpoint_that_holds_code_is_not_opened(tmp_path, capsys):
     torch.save({"generator": Trap()}, tmp_path / "trap.pt")
-    refused([tmp_path / "trap.pt"], tmp_path / "out", "trap.pt is no checkpoint that holds tensors alone")
+    with pytest.raises(InputError, match="trap.pt holds more than tensors, or is no file of PyTorch's") as told:
+        convert([tmp_path / "trap.pt"], tmp_path / "out")
+    assert "\n" not in str(told.value) and "weights_only" not in str(told.value)
     assert "never" not in capsys.readouterr().out
     (tmp_path / "text.pt").write_text("hello")
-    refused([tmp_path / "text.pt"], tmp_path / "out", "text.pt is no checkpoint")
+    refused([tmp_path / "text.pt"], tmp_path / "out", "text.pt holds more than tensors, or is no file")
     torch.save({"generator": {"step": 3}}, tmp_path / "empty.pt")
     refused([tmp_path / "empty.pt"], tmp_path / "out", "holds no tensors under names")
 

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import math
+import resource
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -423,6 +425,8 @@ def test_nothing_to_evaluate_is_said(tmp_path):
         motion.main(["drags", str(tmp_path), "--model", "none"])
     with pytest.raises(InputError, match="--library"):
         motion.main(["motion", "--synthetic", "2", "--model", "none"])
+    with pytest.raises(InputError, match="no photos in .*missing: run"):
+        motion.main(["motion", "--synthetic", "2", "--model", "none", "--library", str(tmp_path / "missing")])
 
 
 @pytest.mark.parametrize(
@@ -443,6 +447,52 @@ def test_clips_that_cannot_be_are_refused(options, message, tmp_path):
         sheets.save_png(tmp_path / f"{t}.png", frame)
     with pytest.raises(InputError, match=message):
         motion.main(["motion", str(tmp_path), "--model", "none", "--resolution", "96x64", *options])
+
+
+@pytest.mark.parametrize("sheet", ["nowhere/sheet.png", ""])
+def test_a_sheet_that_cannot_be_written_is_told_before_the_work(sheet, tmp_path, monkeypatch):
+    monkeypatch.setattr(motion, "load_model", lambda *_: pytest.fail("work has begun"))
+    for kind in ("motion", "drags"):
+        with pytest.raises(InputError, match=f"cannot write {tmp_path / sheet}: .*name another place"):
+            motion.main([kind, str(tmp_path), "--sheet", str(tmp_path / sheet)])
+
+
+def test_figures_are_told_before_the_sheet_is_written(tmp_path, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(motion, "save_png", full)
+    args = SimpleNamespace(sheet=str(tmp_path / "sheet.png"), json=True, table="drags", model="none")
+    figures = {"one": {"warp": {"off": 3.0}}}
+    with pytest.raises(InputError, match="sheet.png: No space left on device"):
+        motion.report(args, ["input"], [("one", [texture()])], figures, motion.mean_over(figures))
+    table, *_, last = capsys.readouterr().out.split("\n", 2)[1:]
+    assert table.split() == ["warp", "3.000"] and json.loads(last)["methods"] == {"warp": {"off": 3.0}}
+
+
+def test_a_full_disk_leaves_no_half_picture(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, limits[1]))
+    try:
+        with pytest.raises(OSError):  # on closing so small a file, when Pillow would leave it
+            sheets.save_png(tmp_path / "sheet.png", texture(40, 30))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
+
+
+def test_pictures_of_a_clip_are_fitted_to_the_first(tmp_path):
+    for t, size in enumerate(((96, 64), (192, 128), (64, 64))):
+        sheets.save_png(tmp_path / f"{t}.png", texture(*size))
+    (clip,) = motion.real_clips(tmp_path, 3, 16.0, lambda image: (image, None))
+    assert clip.frames.shape == (3, 64, 96, 3)
+
+
+def test_help_names_every_table_and_a_seed_is_from_0_on(capsys):
+    for argv, said in ((["--help"], "ablations"), (["drags", "x", "--seed", "-1"], "-1 is not from 0 to")):
+        with pytest.raises(SystemExit):
+            motion.main(argv)
+        assert said in "".join(capsys.readouterr())
 
 
 def test_a_clip_of_one_frame_is_named(tmp_path):

@@ -119,6 +119,8 @@ def test_the_table_from_end_to_end(scene, tmp_path, capsys, monkeypatch):
     assert warp["psnr"] > motionless["psnr"] + 3 and warp["ssim"] > motionless["ssim"] + 0.1
     assert lines[0].split() == ["psnr", "ssim"] and lines[1].startswith("warp")
     assert Image.open(sheet).size[0] > 4 * 256
+    assert main([*arguments, "--sheet", str(tmp_path / "nowhere" / "sheet.png")]) == 2
+    assert capsys.readouterr().out == ""  # told before the work
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from training_kit import ALONE, PLAIN, RECIPE, TINY, clip_batch, falls, network
 from motionstream.errors import InputError
 from motionstream.model.vae import EmbeddedVAE
 from motionstream.streaming import Condition, add_noise, sampling_timesteps, shift_timestep
+from motionstream.training import teacher
 from motionstream.training.guidance import Guidance, joint_guidance
 from motionstream.training.network import hide_chunks, new_network, skipped
 from motionstream.training.parallel import World
@@ -219,14 +220,17 @@ def test_the_teacher_learns_a_batch(preset, skip):
     assert falls(lambda: flow_loss(net, clip_batch(preset), recipe)["loss"], net)
 
 
-def test_sheets_decode_a_latent_frame_at_a_time_in_the_runs_precision():
+def test_sheets_decode_a_latent_frame_at_a_time_in_the_runs_precision(monkeypatch):
     torch.manual_seed(0)
     vae = EmbeddedVAE(8, encoder_width=8, decoder_width=8, decoder_fine_width=8, decoder_depth=1)
     latents, seen = clip_batch(clips=2).latents, []
     expected = ((vae.decode(latents) + 1) * 127.5).clamp(0, 255).movedim(1, -1)
     vae.decoder.register_forward_hook(lambda _, given, made: seen.append((given[0].shape[:2], made[0].dtype)))
     assert np.abs(to_frames(vae, latents) - expected.detach().numpy()).max() <= 0.51
-    clip_sheet(vae, clip_batch(clips=2), TINY, {}, World(dtype=torch.bfloat16))
+    drawn = []
+    monkeypatch.setattr(teacher, "contact_sheet", lambda columns, rows: drawn.extend(caption for caption, _ in rows))
+    clip_sheet(vae, clip_batch(clips=2), {}, World(dtype=torch.bfloat16))
+    assert drawn == ["clip 0, frame 16", "clip 0, frame 32", "clip 1, frame 16", "clip 1, frame 32"]
     assert {shape for shape, _ in seen} == {(1, 1)} and seen[0][1] == torch.float32 and seen[-1][1] == torch.bfloat16
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from motionstream.errors import InputError
 from motionstream.training import photos
 
 COPYRIGHT = """Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/
@@ -153,7 +154,7 @@ def test_texture_holds_no_things():
 
 
 def test_a_missing_library_says_how_to_make_one(tmp_path):
-    with pytest.raises(FileNotFoundError, match="--out"):
+    with pytest.raises(InputError, match="--out"):
         photos.load_library(tmp_path / "nothing")
 
 
@@ -182,6 +183,15 @@ def test_the_command_without_apt_ends_with_one_sentence(tmp_path, monkeypatch, c
     with pytest.raises(SystemExit) as stopped:
         photos.main()
     assert stopped.value.code == 2 and "run this tool on Debian" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_ends_the_command_with_one_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(photos, "unpack", lambda *_: pytest.fail("work has begun"))
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(sys, "argv", ["photos", "--out", str(tmp_path / "file")])
+    with pytest.raises(SystemExit) as stopped:
+        photos.main()
+    assert stopped.value.code == 2 and f"cannot write {tmp_path / 'file'}: " in capsys.readouterr().err
 
 
 def test_pictures_are_read_out_of_qt_resource_files():

@@ -1,5 +1,6 @@
 """Training data and stages: scenes whose tracks are true, effects, shards, real clips, autoencoder and motion prior."""
 
+import os
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -432,6 +433,33 @@ def test_a_full_disk_leaves_no_half_shard(record, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_shard_may_be_read_by_whom_the_umask_lets(record, tmp_path):
+    before = os.umask(0o027)
+    try:
+        write_shard(tmp_path / "00-00000.safetensors", [record])
+    finally:
+        os.umask(before)
+    assert (tmp_path / "00-00000.safetensors").stat().st_mode & 0o777 == 0o640
+
+
+def test_a_run_that_fails_at_once_loses_no_earlier_shards(record, tmp_path):
+    def broken():
+        raise InputError("no weights")
+        yield record
+
+    def shards():
+        return {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    write_stream(tmp_path, iter([record] * 33), World())
+    before = shards()
+    for records, why in ((iter(()), "no clip was good enough"), (broken(), "no weights")):
+        with pytest.raises(InputError, match=why):
+            write_stream(tmp_path, records, World())
+        assert len(before) == 2 and shards() == before
+    write_stream(tmp_path, iter([record]), World())
+    assert list(shards()) == ["clips-00-00000.safetensors"] and before != shards()
+
+
 # --- real clips ----------------------------------------------------------------------------------------------------
 
 
@@ -482,6 +510,12 @@ def test_a_clip_of_any_length_is_read_piece_by_piece(tmp_path):
     whole = np.stack(list(Clip.open(tmp_path / "long.mp4").frames(2, (32, 32))))
     np.testing.assert_array_equal(np.concatenate([frames for *_, frames in found]), whole[:132])
     assert clips.crop(np.random.default_rng(0), 16, 140).shape == (140, 16, 16, 3)
+
+
+def test_every_kind_of_clip_that_the_app_takes_is_taken(tmp_path):
+    for name in ("a.ts", "b.GIF", "c.MP4", "notes.txt"):
+        (tmp_path / name).write_bytes(b"")
+    assert [path.name for path in RealClips(tmp_path, (32, 32), 16).paths] == ["a.ts", "b.GIF", "c.MP4"]
 
 
 def test_squares_are_cut_from_good_clips(clip_folder):

@@ -171,6 +171,37 @@ def test_numbers_that_make_no_sense_are_refused(workshop, options, capsys):
     assert stopped.value.code == 2 and "is no whole number from" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--rate nan", "--rate: nan is no number above 0"),
+        ("--rate -1", "--rate: -1 is no number above 0"),
+        ("--seed -1", "--seed: -1 is not from 0 to"),
+        ("--steps 1 --minutes 1", "--minutes: not allowed with argument --steps"),
+    ],
+)
+def test_values_that_make_no_sense_are_refused(workshop, options, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        train(workshop, "teacher", f"--model start --data clips --out junk {options}")
+    assert stopped.value.code == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("stage", "options"),
+    [
+        ("teacher", "--model start --data clips --steps 1"),
+        ("trajectories", "--model start --data clips --count 2"),
+        ("clips", "--model start --library any --count 2"),
+        ("clips", "--model start --folder {}"),
+    ],
+)
+def test_an_output_that_cannot_be_a_folder_is_named(workshop, stage, options, tmp_path, capsys):
+    (tmp_path / "clip.mp4").write_bytes(b"")
+    for out in (tmp_path / "clip.mp4", "/proc/nowhere"):
+        assert train(workshop, stage, f"{options.format(tmp_path)} --out {out}") == 2
+        assert f"cannot write {out}: " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("options", "critics"), [("", 1), ("--adversarial 0", 0)])
 def test_a_recipes_discriminator_takes_turns_unless_it_is_switched_off(workshop, options, critics, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
@@ -192,6 +223,8 @@ def test_the_embedded_models_own_stages(workshop):
         train(workshop, "motion-prior", "--model start --library any --out prior --steps 1 --batch 2 --workers 0") == 0
     )
     load_component(workshop / "prior" / "model" / "motion_prior")
+    written = workshop / "prior" / "model" / "motion_prior"
+    assert len({path.stat().st_mode for path in written.iterdir()}) == 1  # whoever reads the one may read the other
 
 
 @pytest.mark.parametrize(
@@ -203,6 +236,7 @@ def test_the_embedded_models_own_stages(workshop):
         ("teacher", "--model start --data clips --out junk --chunks 4", "clips of 3 chunks; this stage takes 4"),
         ("teacher", "--model start --data clips --out junk --batch 3 --pieces 2", "make it a multiple of 2"),
         ("teacher", "--model start --data clips --out junk --minutes nan", "cannot train for nan minutes"),
+        ("teacher", "--model start --data clips --out junk --minutes 0", "cannot train for 0.0 minutes"),
         ("teacher", "--model start --data clips --out junk --device elsewhere", "no device is called 'elsewhere'"),
         ("teacher", "--model start --out junk", "--data"),
         ("teacher", "--model start --data clips", "--out"),
@@ -370,3 +404,5 @@ def test_saving_keeps_the_other_parts(workshop, tmp_path):
         "model_index.json",
     }
     assert json.loads((tmp_path / "model" / "model_index.json").read_text())["preset"]["name"] == "tiny"
+    modes = {path.stat().st_mode for path in (tmp_path / "model").rglob("*") if path.is_file()}
+    assert len(modes) == 1  # whoever may read the settings may read the weights

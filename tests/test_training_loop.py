@@ -1,6 +1,7 @@
 """The training loop: learns, resumes to the bit, takes turns, and what it says and keeps when something goes wrong."""
 
 import json
+import math
 import multiprocessing
 import os
 import re
@@ -76,6 +77,27 @@ def test_the_loop_learns_and_keeps_log_plot_and_averages(tmp_path):
     with trainer.averages["line"].applied():
         assert abs(line.slope.item() - 3) < 0.5 and line.slope.item() != raw
     assert line.slope.item() == raw
+
+
+def test_the_end_of_a_run_has_a_row_of_its_own_until_the_run_goes_on(tmp_path):
+    Trainer(line_stage(Line()), tmp_path / "cut", replace(FAST, steps=4, floor=1.0), World()).train()
+    (first,) = rows(tmp_path / "cut")
+    assert first["step"] == 4 and math.isfinite(first["loss"]) and (tmp_path / "cut" / "loss.png").exists()
+    for name in ("cut", "whole"):
+        Trainer(line_stage(Line()), tmp_path / name, replace(FAST, steps=24, floor=1.0), World()).train()
+    cut, whole = ([(row["step"], row["loss"]) for row in rows(tmp_path / name)] for name in ("cut", "whole"))
+    assert cut == whole and [step for step, _ in cut] == [10, 20, 24]
+
+
+def test_the_plot_shows_every_term_whoever_had_the_last_turn(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(trainer_module, "line_plot", lambda curves, *_, **__: drawn.append(curves) or np.zeros((1, 1)))
+    monkeypatch.setattr(trainer_module, "save_png", lambda *_: None)
+    Trainer(rivals(False), tmp_path, replace(FAST, steps=21), World()).train()
+    assert {name: [step for step, _ in curve] for name, curve in drawn[-1].items()} == {
+        "judge.loss": [20, 21],
+        "maker.loss": [20],
+    }
 
 
 def test_the_average_is_what_its_name_says():
@@ -433,6 +455,9 @@ def test_a_checkpoint_is_read_as_far_as_it_is_used(tmp_path):
 
 
 def test_foreign_checkpoints_are_named(tmp_path):
+    torch.save({"model": Line()}, tmp_path / "last.pt")
+    with pytest.raises(InputError, match="last.pt is no checkpoint of a run: it holds more than tensors and numbers$"):
+        Trainer(line_stage(Line()), tmp_path, FAST, World()).train()
     torch.save({"model": {}}, tmp_path / "last.pt")
     with pytest.raises(InputError, match="last.pt is no checkpoint of a run: it lacks players"):
         Trainer(line_stage(Line()), tmp_path, FAST, World()).train()

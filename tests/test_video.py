@@ -2,6 +2,7 @@
 
 import io
 import json
+import resource
 import struct
 import subprocess
 import sys
@@ -263,6 +264,21 @@ def test_nothing_half_written_is_left(tmp_path):
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(InputError, match="cannot write to .*nowhere: No such file"):
         Mp4Writer(tmp_path / "nowhere" / "out.mp4", 32, 32, fps=16)
+
+
+@pytest.mark.parametrize("count", [1, 40])
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path, count):
+    """With few frames it is full only when the file is completed."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, limits[1]))
+    try:
+        with pytest.raises(InputError, match="cannot write .*out.mp4: .*; make room"):
+            with Mp4Writer(tmp_path / "out.mp4", 192, 192, fps=16) as writer:
+                for _ in range(count):
+                    writer.write(RNG.integers(0, 256, (3, 192, 192, 3), dtype=np.uint8))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_name_that_no_file_can_have_is_refused_at_once(tmp_path):

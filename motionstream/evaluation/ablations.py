@@ -34,12 +34,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from motionstream.errors import InputError
+from motionstream.cli import parse_seed
+from motionstream.errors import InputError, make_folder, writing
 from motionstream.evaluation import metrics
 from motionstream.evaluation.lpips import Lpips
 from motionstream.evaluation.motion import Clip, Fit, check_clip_options, mean_over, real_clips, synthetic_clips
 from motionstream.evaluation.plot import line_plot
-from motionstream.evaluation.sheets import contact_sheet, save_png, table
+from motionstream.evaluation.sheets import check_place, contact_sheet, save_png, table
 from motionstream.machine import Choice, fit_pictures, parse_resolution
 from motionstream.model.checkpoint import Model, load_model
 from motionstream.model.presets import Preset
@@ -314,13 +315,14 @@ def long_streams(model: Model, clip: Clip, frames: int, seed: int) -> tuple[dict
 
 
 def main(argv: list[str]) -> int:
-    """`motionstream eval ablations ...`: prints tables, writes sheets and a plot; with --json a JSON line last."""
+    """`motionstream eval ablations ...`: prints tables, with --json a JSON line last; writes sheets and a plot."""
     args = _parser().parse_args(argv)
     check_clip_options(args, LEAST_FRAMES)
+    make_folder(args.out)
+    check_place(args.out / "ablations.png")
     model = load_model(args.model, args.device)
     if args.long and args.long < round(model.preset.fps):
         raise InputError(f"--long {args.long} is less than a second; at least {model.preset.fps:g} frames")
-    args.out.mkdir(parents=True, exist_ok=True)
     lpips = Lpips.load(args.lpips) if args.lpips else None
     choice = parse_resolution(args.resolution, model.preset) if args.resolution else Choice(max(model.preset.budgets))
     fit = partial(fit_pictures, model.preset, choice)
@@ -330,24 +332,26 @@ def main(argv: list[str]) -> int:
         length = teacher_frames(model.preset)
         short = _at_least(length, _clips(args, length, fit))
     result: dict[str, dict] = {}
+    pictures: dict[str, np.ndarray] = {}  # written when the tables have been told
     figures, curves, rows = context_table(model, iter(clips), args.seed, lpips)
     result["context"] = mean_over(figures)
-    save_png(args.out / "ablations.png", contact_sheet(["image", "clip", *result["context"]], rows))
-    save_png(
-        args.out / "ablations-drift.png", line_plot(curves, "second of the stream: sharpness over the first frame's")
-    )
+    pictures["ablations.png"] = contact_sheet(["image", "clip", *result["context"]], rows)
+    pictures["ablations-drift.png"] = line_plot(curves, "second of the stream: sharpness over the first frame's")
     if args.teacher is not None:
         lit = under_light(short) if args.synthetic else short
         figures, rows = guidance_table(model, args.teacher, lit, args.seed, lpips)
         result["guidance"] = mean_over(figures)
-        save_png(args.out / "ablations-guidance.png", contact_sheet(["image", "clip", *result["guidance"]], rows))
+        pictures["ablations-guidance.png"] = contact_sheet(["image", "clip", *result["guidance"]], rows)
     teachers = {HEAD: args.teacher, RGB: args.rgb_teacher}
     result |= {"tracks": tracks_table(model, short, teachers, args.seed), "decoders": decoder_table(model, clips[0])}
     if args.long:
         result["long"], rows = long_streams(model, clips[0], args.long, args.seed)
         captions = [f"frame {round(share * (args.long - 1))}" for share in MOMENTS]
-        save_png(args.out / "ablations-long.png", contact_sheet(captions, rows))
+        pictures["ablations-long.png"] = contact_sheet(captions, rows)
     _tell(result, args.json)
+    for name, picture in pictures.items():
+        with writing(args.out / name):
+            save_png(args.out / name, picture)
     return 0
 
 
@@ -390,7 +394,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", default="embedded", help="name or folder (default: %(default)s)")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--resolution", help="WIDTHxHEIGHT, or tokens per latent frame (default: the largest)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=parse_seed, default=0)
     parser.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="folder for the pictures")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     return parser

@@ -30,8 +30,8 @@ from motionstream.controls.planes import guess_planes
 from motionstream.errors import InputError
 from motionstream.evaluation import baselines, metrics
 from motionstream.evaluation.lpips import Lpips
-from motionstream.evaluation.motion import PICTURE, add_common, mean_over, report, resized, student
-from motionstream.evaluation.sheets import draw_tracks
+from motionstream.evaluation.motion import PICTURE, add_common, mean_over, report, resized, sheet_place, student
+from motionstream.evaluation.sheets import check_place, draw_tracks
 from motionstream.machine import Choice, parse_resolution, size_for
 from motionstream.model.checkpoint import Model, load_model
 from motionstream.model.presets import sharp_times
@@ -211,6 +211,7 @@ def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     if args.frames < 2 or args.tracks < 1:
         raise InputError(f"{args.frames} frames of {args.tracks} tracks; at least 2 of 1 are needed")
+    check_place(sheet_place(args))
     model = None if args.model == "none" else load_model(args.model, args.device)
     lpips = Lpips.load(args.lpips) if args.lpips else None
     size, figures, rows = SIZE, {}, []

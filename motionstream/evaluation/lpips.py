@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from motionstream.errors import InputError
+from motionstream.errors import InputError, one_line
 
 LAYERS = ((64, 11, 4, 2), (192, 5, 1, 2), (384, 3, 1, 1), (256, 3, 1, 1), (256, 3, 1, 1))  # channels, size, stride, pad
 POOLED = (1, 2)  # layers before which the features are halved
@@ -45,7 +45,7 @@ class Lpips(nn.Module):
             net = cls()
             net.load_state_dict(weights)
         except (OSError, SafetensorError, RuntimeError) as error:
-            raise InputError(f"{path} holds no LPIPS weights (see evaluation/lpips.py): {error}") from error
+            raise InputError(f"{path} holds no LPIPS weights (see evaluation/lpips.py): {one_line(error)}") from error
         return net.eval().requires_grad_(False)
 
     def forward(self, one: Tensor, other: Tensor) -> Tensor:

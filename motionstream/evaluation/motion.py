@@ -34,10 +34,11 @@ import cv2
 import numpy as np
 import torch
 
-from motionstream.errors import InputError
+from motionstream.cli import parse_seed
+from motionstream.errors import InputError, writing
 from motionstream.evaluation import baselines, metrics
 from motionstream.evaluation.lpips import Lpips
-from motionstream.evaluation.sheets import contact_sheet, draw_tracks, save_png, table
+from motionstream.evaluation.sheets import check_place, contact_sheet, draw_tracks, save_png, table
 from motionstream.machine import Choice, fit_pictures, parse_resolution
 from motionstream.model.checkpoint import Model, load_model
 from motionstream.model.presets import PRESETS, Preset
@@ -50,7 +51,7 @@ from motionstream.video import fit_image, read_clip, read_image
 Method = Callable[..., np.ndarray]
 Fit = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]]  # `fit_pictures` for a model and a size
 
-VIDEO = {".mp4", ".mov", ".m4v", ".webm", ".mkv", ".avi", ".gif"}
+VIDEO = set(".3gp .asf .avi .flv .gif .m2ts .m4v .mkv .mov .mp4 .mts .ogv .ts .webm .wmv".split())
 PICTURE = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 FRAMES, COMPARED = 81, (832, 480)  # the paper's: frames a clip, (width, height) in which real clips are compared
 LAST_CHUNK = 20
@@ -274,10 +275,14 @@ def _is_clip(path: Path) -> bool:
 
 
 def _read(path: Path, frames: int) -> np.ndarray:
-    """A clip's frames, sampled evenly to at most `frames`, first and last kept: uint8 [T, H, W, 3]."""
+    """A clip's frames, sampled evenly to at most `frames`, first and last kept: uint8 [T, H, W, 3].
+
+    Pictures are fitted to the size of the first.
+    """
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if file.suffix.lower() in PICTURE)
-        return np.stack([read_image(files[i]) for i in _evenly(len(files), frames)])
+        pictures = [read_image(files[i]) for i in _evenly(len(files), frames)]
+        return np.stack([fit_image(picture, *pictures[0].shape[1::-1]) for picture in pictures])
     video, _ = read_clip(path)
     return video[_evenly(len(video), frames)]
 
@@ -423,6 +428,7 @@ def _mean(values: list, weights: list | None = None) -> float:
 def main(argv: list[str]) -> int:
     """`motionstream eval ...`: prints a table, writes a contact sheet, with --json prints one JSON line last -> 0."""
     args = _parser().parse_args(argv)
+    check_place(sheet_place(args))
     if args.table == "motion":
         check_clip_options(args, 2)
     model = None if args.model == "none" else load_model(args.model, args.device)
@@ -444,12 +450,17 @@ def main(argv: list[str]) -> int:
 
 
 def report(args: argparse.Namespace, columns: list[str], rows: list, figures: dict, means: dict) -> None:
-    """Writes the contact sheet, prints the table, and with --json the figures as one line."""
-    save_png(args.sheet or f"eval-{args.table}.png", contact_sheet(columns, rows))
+    """Prints the table, and with --json the figures as one line; then writes the contact sheet."""
     print(table(means))
     if args.json:
         result = {"table": args.table, "model": args.model, "runs": len(figures), "methods": means, "each": figures}
         print(json.dumps(_without_nan(result)))
+    with writing(sheet_place(args)):
+        save_png(sheet_place(args), contact_sheet(columns, rows))
+
+
+def sheet_place(args: argparse.Namespace) -> str:
+    return args.sheet or f"eval-{args.table}.png"
 
 
 def check_clip_options(args: argparse.Namespace, least: int) -> None:
@@ -487,7 +498,7 @@ def _without_nan(value):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="motionstream eval", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="motionstream eval", description="Tables of a model beside baselines.")
     tables = parser.add_subparsers(dest="table", required=True)
     motion = tables.add_parser("motion", help="clips driven by a dense grid of their own tracks")
     motion.add_argument("folder", type=Path, nargs="?", metavar="CLIP_DIR", help="clips, or folders of frames")
@@ -502,6 +513,7 @@ def _parser() -> argparse.ArgumentParser:
     drags = tables.add_parser("drags", help="photographs driven by one to five drags")
     drags.add_argument("folder", type=Path, metavar="DRAGS_DIR", help="JSON files like those in examples/")
     tables.add_parser("camera", add_help=False, help="photographs of a scene from known places (evaluation/camera.py)")
+    tables.add_parser("ablations", add_help=False, help="the paper's ablations on clips (evaluation/ablations.py)")
     for command in (motion, drags):
         add_common(command)
     return parser
@@ -512,6 +524,6 @@ def add_common(command: argparse.ArgumentParser) -> None:
     command.add_argument("--model", default="embedded", help='name, folder, or "none" for the baselines alone')
     command.add_argument("--device", default="cpu")
     command.add_argument("--resolution", help="WIDTHxHEIGHT, or tokens per latent frame (default: the largest)")
-    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--seed", type=parse_seed, default=0)
     command.add_argument("--sheet", metavar="PNG", help="contact sheet (default: eval-TABLE.png)")
     command.add_argument("--json", action="store_true", help="one JSON object as the last line")

@@ -42,7 +42,9 @@ def line_plot(curves: Mapping[str, Sequence[tuple[float, float]]], x_name: str, 
     _axes(picture, low, high, x_name, log)
     for number, (name, curve) in enumerate(points.items()):
         colour = COLOURS[number % len(COLOURS)]
-        if len(curve):
+        if len(curve) == 1:
+            cv2.circle(picture, place(curve)[0].tolist(), 4, colour, -1, cv2.LINE_AA)
+        elif len(curve):
             cv2.polylines(picture, [place(curve).reshape(-1, 1, 2)], False, colour, 2, cv2.LINE_AA)
         cv2.putText(
             picture,

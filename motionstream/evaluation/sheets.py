@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from motionstream.errors import InputError, writing
 from motionstream.tracks import Tracks
 
 GREEN, RED = (0, 220, 0), (230, 30, 30)
@@ -46,9 +48,22 @@ def contact_sheet(columns: Sequence[str], rows: Sequence[tuple[str, Sequence[np.
     return np.concatenate(body)
 
 
+def check_place(path: str | Path) -> None:
+    """Before the work whose outcome is to be written there: `InputError` if no file of that name can be."""
+    path, remedy = Path(path), "name another place"
+    if path.is_dir():
+        raise InputError(f"cannot write {path}: it is a folder; {remedy}")
+    with writing(path, remedy), tempfile.TemporaryFile(dir=path.parent):
+        pass
+
+
 def save_png(path: str | Path, image: np.ndarray) -> None:
-    """Writes uint8 RGB [H, W, 3]."""
-    Image.fromarray(image).save(path, format="PNG")
+    """Writes uint8 RGB [H, W, 3]; the file is complete or not there."""
+    try:
+        Image.fromarray(image).save(path, format="PNG")
+    except OSError:
+        Path(path).unlink(missing_ok=True)
+        raise
 
 
 def table(rows: Mapping[str, Mapping[str, float | int | str]]) -> str:

@@ -12,6 +12,7 @@ half loaded. Where a tiny VAE is there, it decodes.
 import contextlib
 import importlib
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
@@ -24,7 +25,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from motionstream.errors import InputError
+from motionstream.errors import InputError, one_line
 from motionstream.model.device import usable_device
 from motionstream.model.presets import Preset
 
@@ -195,8 +196,19 @@ def save_model(model: Model, folder: str | Path) -> None:
     folder = Path(folder)
     for name, part in model.components().items():
         part.save_pretrained(folder / name)
+    follow_umask(*folder.glob("*/*.safetensors"))
     index = {"_class_name": INDEX_CLASS, "preset": asdict(model.preset)}
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def follow_umask(*files: Path) -> None:
+    """Weight files for whoever may read any other new file: safetensors writes them for their owner alone."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    for file in files:
+        mode = file.stat().st_mode
+        if lacking := 0o666 & ~mask & ~mode:  # where files have no modes of their own, nothing does
+            file.chmod(mode | lacking)
 
 
 def load_component(folder: Path, dtype: torch.dtype | None = None) -> nn.Module:
@@ -263,7 +275,8 @@ def open_weights(file: Path) -> Iterator[safe_open]:
         with safe_open(file, framework="pt") as stored:
             yield stored
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{file} is no whole .safetensors file ({error}): fetch or write it again") from error
+        why = one_line(error)
+        raise InputError(f"{file} is no whole .safetensors file ({why}): fetch or write it again") from error
 
 
 def read_weights(file: Path) -> tuple[dict[str, torch.Tensor], Mapping[str, str]]:
@@ -297,7 +310,8 @@ def _find(name_or_path: str) -> Path:
     try:
         return Path(snapshot_download(name_or_path, allow_patterns=["*.json", "*.safetensors"]))
     except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise InputError(f"{name_or_path} is no folder here, and the Hub does not give it: {error}") from error
+        why = one_line(error)
+        raise InputError(f"{name_or_path} is no folder here, and the Hub does not give it: {why}") from error
 
 
 def _preset(index: dict[str, Any], folder: Path) -> Preset:

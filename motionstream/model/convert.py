@@ -28,7 +28,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from motionstream.errors import InputError
+from motionstream.errors import InputError, one_line, writing
 from motionstream.model import checkpoint
 from motionstream.model.presets import PRESETS, Preset
 
@@ -139,15 +139,18 @@ def convert(
     unfinished = whole.with_name(whole.name + ".tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
-        for name, (kind, keywords) in _recipes(preset).items():
-            if name in parts or name == "track_head":
-                _write(unfinished / name, kind, keywords, parts.get(name, {}), report, seed)
-            elif name != "tiny_vae":
-                report.remarks.append(f"no {name} in any source: the folder cannot be loaded before one is put into it")
-        _copy_tokenizer(map(Path, sources), unfinished, report)
-        index = {"_class_name": checkpoint.INDEX_CLASS, "preset": asdict(preset)}
-        (unfinished / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-        unfinished.rename(whole)
+        with writing(out):
+            for name, (kind, keywords) in _recipes(preset).items():
+                if name in parts or name == "track_head":
+                    _write(unfinished / name, kind, keywords, parts.get(name, {}), report, seed)
+                elif name != "tiny_vae":
+                    missing = f"no {name} in any source: the folder cannot be loaded before one is put into it"
+                    report.remarks.append(missing)
+            checkpoint.follow_umask(*unfinished.glob("*/*.safetensors"))
+            _copy_tokenizer(map(Path, sources), unfinished, report)
+            index = {"_class_name": checkpoint.INDEX_CLASS, "preset": asdict(preset)}
+            (unfinished / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+            unfinished.rename(whole)
     finally:  # after the last line there is nothing of that name
         shutil.rmtree(unfinished, ignore_errors=True)
     report.dropped.sort()
@@ -193,8 +196,11 @@ def _load(*files: Path) -> Weights:
             continue
         try:
             content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        except (UnpicklingError, OSError, RuntimeError, ValueError, EOFError) as error:
-            raise InputError(f"{file} is no checkpoint that holds tensors alone: {error}") from error
+        except OSError as error:
+            raise InputError(f"cannot read {file}: {one_line(error)}") from error
+        except (UnpicklingError, RuntimeError, ValueError, EOFError) as error:  # PyTorch's advice is to run the code
+            remedy = "it is opened no other way, since it could run code: look for its weights as .safetensors"
+            raise InputError(f"{file} holds more than tensors, or is no file of PyTorch's; {remedy}") from error
         weights |= _unwrap(content, file)
     return {INNER.sub("", PREFIX.sub("", name)): tensor for name, tensor in weights.items()}
 
@@ -412,7 +418,7 @@ def _read_lora(stored: Weights, file: Path) -> Weights:
     try:
         return WanLoraLoaderMixin.lora_state_dict(dict(stored))
     except (ValueError, KeyError, RuntimeError) as error:
-        raise InputError(f"{file} is no LoRA adapter that diffusers can read: {error}") from error
+        raise InputError(f"{file} is no LoRA adapter that diffusers can read: {one_line(error)}") from error
 
 
 def _lora_config(metadata: Mapping[str, str], file: Path) -> dict:

@@ -27,8 +27,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from motionstream.controls.trackers import MAX_GRID, open_tracker
-from motionstream.errors import InputError
-from motionstream.model.checkpoint import load_component
+from motionstream.errors import InputError, make_folder, one_line, writing
+from motionstream.model.checkpoint import follow_umask, load_component
 from motionstream.model.presets import Preset
 from motionstream.model.text import EffectTextEncoder
 from motionstream.streaming import pack_confidence
@@ -240,31 +240,36 @@ def folder_records(
 def write_stream(folder: Path, records: Iterator[Record], world: World) -> None:
     """Shards of this process's records as they come; what is in the folder from an earlier run is replaced.
 
-    Raises `InputError` in the last of the processes to end if none of them had a record.
+    Earlier shards that are not written over stay to the end, so that a run that fails at once loses none. Raises
+    `InputError` in the last of the processes to end if none of them had a record.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("clips-*.safetensors"):
-        if int(old.stem.split("-")[1]) % world.size == world.rank:
-            old.unlink()
+    make_folder(folder)
+    every = folder.glob("clips-*.safetensors")
+    earlier = {path for path in every if int(path.stem.split("-")[1]) % world.size == world.rank}
     number = 0
     while shard := list(itertools.islice(records, SHARD)):
-        write_shard(folder / f"clips-{world.rank:02d}-{number:05d}.safetensors", shard)
+        path = folder / f"clips-{world.rank:02d}-{number:05d}.safetensors"
+        write_shard(path, shard)
+        earlier.discard(path)
         number += 1
     if not number and world.last_to_say(f"no clip for {folder}"):
         raise InputError("no clip was good enough: see what was skipped, and why, above")
+    for path in earlier:
+        path.unlink()
 
 
 def write_shard(path: Path, records: list[Record]) -> None:
     """Writes records of one shape; the file is complete or not there. Raises `InputError` on a full disk."""
+    columns = {name: torch.stack([_stored(record[name], name) for record in records]) for name in records[0]}
+    columns["null_text"] = columns["null_text"][:1].clone()  # the same for all
     unfinished = path.with_suffix(".tmp")
     try:
-        columns = {name: torch.stack([_stored(record[name], name) for record in records]) for name in records[0]}
-        columns["null_text"] = columns["null_text"][:1].clone()  # the same for all
-        save_file(columns, unfinished)
-        unfinished.replace(path)
-    except (OSError, SafetensorError) as error:
+        with writing(path, "make room and run the same command again"):
+            save_file(columns, unfinished)
+            follow_umask(unfinished)
+            unfinished.replace(path)
+    finally:  # after the last line there is nothing of that name
         unfinished.unlink(missing_ok=True)
-        raise InputError(f"cannot write {path}: {error}; make room and run the same command again") from error
 
 
 def _stored(value: Tensor, name: str) -> Tensor:
@@ -285,7 +290,7 @@ def claim_shards(folder: Path, settings: dict[str, Any], world: World) -> None:
                     "another folder"
                 )
     elif world.leads:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         write_whole(note, lambda file: file.write(json.dumps(settings, indent=1).encode()), "before the first shard")
 
 
@@ -301,7 +306,7 @@ def write_shards(
 
     Every process writes its share.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     for number in range(world.rank, -(-count // SHARD), world.size):
         path = folder / f"{seed:02d}-{number:05d}.safetensors"
         if not path.exists():
@@ -492,4 +497,4 @@ def _shapes(path: Path) -> dict[str, list[int]]:
         with safe_open(path, framework="pt") as shard:
             return {name: shard.get_slice(name).get_shape() for name in shard.keys()}
     except (OSError, SafetensorError) as error:
-        raise InputError(f"{path} is no shard: {error}; remove it and write it again") from error
+        raise InputError(f"{path} is no shard: {one_line(error)}; remove it and write it again") from error

@@ -14,6 +14,7 @@ Under `torchrun` the same command trains on many processes. Exit codes as in `mo
 
 import argparse
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,10 +26,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from motionstream.cli import parse_seed
 from motionstream.controls.trackers import TRACKERS
-from motionstream.errors import InputError
+from motionstream.errors import InputError, make_folder
 from motionstream.machine import keep_memory, parse_resolution, pick_device, pick_dtype, size_for
-from motionstream.model.checkpoint import load_component
+from motionstream.model.checkpoint import follow_umask, load_component
 from motionstream.model.device import usable_device
 from motionstream.model.motion_prior import MotionPrior
 from motionstream.model.presets import PRESETS, Preset
@@ -208,7 +210,8 @@ def train_tiny_vae(args: argparse.Namespace, world: World) -> None:
         if not args.model:
             start_from_pca(vae, few)
     else:
-        full = load_component(model_folder(args.model, preset) / "vae").to(world.device).eval().requires_grad_(False)
+        folder = model_folder(args.model or preset.name, preset)
+        full = load_component(folder / "vae").to(world.device).eval().requires_grad_(False)
         trained = TinyVAE(**preset.configs["tiny_vae"])
         vae = LatentDecoder(full, trained)
     vae.to(world.device)
@@ -243,15 +246,13 @@ def train_motion_prior(args: argparse.Namespace, world: World) -> None:
 def save_part(part: torch.nn.Module, folder: Path, world: World) -> None:
     if world.leads:
         part.save_pretrained(folder)
+        follow_umask(*folder.glob("*.safetensors"))
 
 
 def _library(args: argparse.Namespace) -> Library:
     if args.library is None:
         raise InputError("name a folder of photographs with --library (training/photos.py makes one)")
-    try:
-        return load_library(args.library)
-    except FileNotFoundError as error:
-        raise InputError(str(error)) from error
+    return load_library(args.library)
 
 
 def claim(args: argparse.Namespace, world: World, **settings: Any) -> None:
@@ -315,14 +316,14 @@ def sheet_maker(
     network: Network, folder: Path, clips: Clips, seed: int, samplers: dict[str, Sampler]
 ) -> Callable[[], np.ndarray]:
     """Draws the same clips every time."""
-    world, preset = network.world, network.preset
+    world = network.world
     vae = load_component(folder / "vae").to(world.device).eval()
     path, count = clips.shards[-1]
 
     def draw() -> np.ndarray:
         rows = np.arange(min(SHEET_CLIPS, count))
         batch = clips.read(path, rows, Draws(seed, 0, rows.tolist())).to(world.device)
-        return clip_sheet(vae, batch, preset, samplers, world)
+        return clip_sheet(vae, batch, samplers, world)
 
     return draw
 
@@ -342,7 +343,7 @@ def _recipe(args: argparse.Namespace, stage: str) -> Recipe:
     given = {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
     if recipe.adversarial and recipe.steps and given.get("adversarial") == 0:
         recipe = replace(recipe, steps=recipe.steps // 2)  # the discriminator's are not needed
-    if getattr(args, "minutes", None):
+    if getattr(args, "minutes", None) is not None:
         given["steps"] = None
     if recipe.muon:
         given["muon"] = recipe.muon * given.get("rate", recipe.rate) / recipe.rate
@@ -366,7 +367,7 @@ def _claim(args: argparse.Namespace, world: World) -> None:
         raise InputError(f"{args.out} holds a run: continue it with --resume {args.out}, or name another folder")
     if not world.leads:
         return
-    args.out.mkdir(parents=True, exist_ok=True)
+    make_folder(args.out)
     write_whole(
         args.out / SETTINGS, lambda file: file.write(json.dumps(settings, indent=1).encode()), "before the start"
     )
@@ -411,6 +412,13 @@ def _at_least(text: str, least: int) -> int:
     if not text.isdecimal() or int(text) < least:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} on")
     return int(text)
+
+
+def rate(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no number above 0")
+    return value
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -460,14 +468,21 @@ def _parser() -> argparse.ArgumentParser:
     for command in (teacher, adapt, distil, vae, motion):
         _run_options(command)
     for command in (teacher, trajectories, distil):
-        command.add_argument("--guidance", type=float, nargs=2, metavar=("TEXT", "MOTION"), help="default: 3.0 1.5")
+        names = ("TEXT", "MOTION")
+        command.add_argument("--guidance", type=float, nargs=2, metavar=names, help="default: the preset's")
     for command in (teacher, trajectories):
         command.add_argument("--ode-steps", type=positive, metavar="N", help="of the sampler; a multiple of 3")
+    starts = {
+        trajectories: "the teacher's",
+        vae: "default: weights/PRESET; the embedded presets' autoencoders begin anew",
+        motion: "default: begins anew",
+    }
     for command in stages.choices.values():
         command.add_argument("--preset", choices=PRESETS, default="embedded")
-        command.add_argument("--model", metavar="DIR", help="model folder (default: weights/PRESET)")
+        begin = starts.get(command, "default: weights/PRESET")
+        command.add_argument("--model", metavar="DIR", help=f"model folder ({begin})")
         command.add_argument("--out", type=Path, metavar="DIR", help="folder to write")
-        command.add_argument("--seed", type=int, default=0)
+        command.add_argument("--seed", type=parse_seed, default=0)
         alone = dict(default="cpu", choices=("cpu",)) if command is motion else {}  # see `MotionPrior.stays_on_cpu`
         command.add_argument("--device", **alone, help="cpu or cuda (default: what is there)")
         command.add_argument("--precision", choices=("bf16", "fp32"), help="default: the faster one on this machine")
@@ -486,9 +501,10 @@ def _start_options(command: argparse.ArgumentParser) -> None:
 def _run_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--data", type=Path, metavar="DIR", help="folder of shards")
     command.add_argument("--resume", type=Path, metavar="RUN", help="continue the run in this folder")
-    command.add_argument("--steps", type=positive, help="updates in all (default: the preset's)")
-    command.add_argument("--minutes", type=float, help="minutes of training in all, instead of steps")
+    length = command.add_mutually_exclusive_group()
+    length.add_argument("--steps", type=positive, help="updates in all (default: the preset's, if it has a number)")
+    length.add_argument("--minutes", type=float, help="minutes of training in all, instead of steps")
     command.add_argument("--batch", type=positive)
     command.add_argument("--pieces", type=positive, default=1, help="gradient accumulation")
-    command.add_argument("--rate", type=float, help="learning rate; Muon's goes along")
+    command.add_argument("--rate", type=rate, help="learning rate; Muon's goes along")
     command.add_argument("--chunks", type=positive, help="chunks a clip")

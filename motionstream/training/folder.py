@@ -18,13 +18,11 @@ import torch
 from tqdm import tqdm
 
 from motionstream.controls.trackers import Seeds, Tracker
-from motionstream.errors import InputError
+from motionstream.errors import InputError, writing
+from motionstream.evaluation.motion import PICTURE, VIDEO
 from motionstream.tracks import Tracks, join
-from motionstream.training.trainer import writing
 from motionstream.video import Clip, fit_image, read_image
 
-VIDEO = {".mp4", ".mov", ".m4v", ".webm", ".mkv", ".avi"}
-PICTURE = {".png", ".jpg", ".jpeg", ".webp"}
 MAX_CAPTION = 4_000  # characters
 GRID = 50  # columns and rows: the paper's
 CROP_FRAMES = 2_000  # the first ones of a clip, of which crops are cut
@@ -128,9 +126,10 @@ def cached_tracks(
     following = tracker(Seeds(GRID, rows=GRID))
     with torch.inference_mode():
         tracks = join([following.follow(frames), following.finish()])
-    cache.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_suffix(".tmp")
-    with writing(file, f"at frame {start} of {path}"), open(unfinished, "wb") as out:
-        np.savez_compressed(out, points=tracks.points, visible=tracks.visible, ids=tracks.ids)
-    unfinished.replace(file)
+    with writing(file, "make room and run the same command again, or name another --cache"):
+        cache.mkdir(parents=True, exist_ok=True)
+        with open(unfinished, "wb") as out:
+            np.savez_compressed(out, points=tracks.points, visible=tracks.visible, ids=tracks.ids)
+        unfinished.replace(file)
     return tracks

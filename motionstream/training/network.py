@@ -25,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 
 from motionstream.errors import InputError
 from motionstream.model.cache import RollingCache
-from motionstream.model.checkpoint import INDEX_CLASS, WEIGHTS, load_component, read_weights
+from motionstream.model.checkpoint import INDEX_CLASS, WEIGHTS, follow_umask, load_component, read_weights
 from motionstream.model.presets import Preset
 from motionstream.model.text import EffectTextEncoder
 from motionstream.model.track_head import TrackHead, track_maps
@@ -292,6 +292,7 @@ def save_network(network: Network, source: Path, folder: Path, dtype: torch.dtyp
         needless = {"motion_prior": not network.preset.motion_prior, "track_head": rgb}
         if other.is_dir() and not needless.get(other.name) and not (unfinished / other.name).exists():
             shutil.copytree(other, unfinished / other.name)
+    follow_umask(*unfinished.glob("*/*.safetensors"))
     index = {"_class_name": INDEX_CLASS, "preset": asdict(network.preset)}
     (unfinished / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
     shutil.rmtree(folder, ignore_errors=True)

@@ -22,6 +22,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from motionstream.errors import InputError, make_folder, writing
+
 PHOTO_SIDE = 512  # longest short side of a stored photo, pixels
 CUTOUT_SIDE = 256  # longest long side of a stored cut-out, pixels
 MIN_PHOTO_SIDE, MIN_CUTOUT_SIDE = 200, 40
@@ -333,14 +335,30 @@ class PhotoLibrary:
 
 
 def load_library(folder: str | Path) -> PhotoLibrary:
-    """Read a folder written by this tool. FileNotFoundError when it has no photos."""
+    """Read a folder written by this tool. `InputError` when it has no photos."""
     photos, cutouts, objects = (
         sorted(Path(folder).glob(names)) for names in ("photos/*.jpg", "cutouts/*.png", "objects/*.png"))
     if not photos:
-        raise FileNotFoundError(f"no photos in {folder}: run python -m motionstream.training.photos --out {folder}")
+        raise InputError(f"no photos in {folder}: run python -m motionstream.training.photos --out {folder}")
     index = {path.stem: number for number, path in enumerate(photos)}
     return PhotoLibrary([read(path, "RGB") for path in photos], [read(path, "RGBA") for path in cutouts],
                         [(index[path.stem.rpartition("-")[0]], read(path, "RGBA")[..., 3]) for path in objects])
+
+
+def write_library(folder: Path, packages: list[Package]) -> tuple[int, int]:
+    """Numbers of pictures and objects. `InputError` if no package could be had."""
+    manifest, marks = {}, []
+    for package in packages:
+        try:
+            root = unpack(package.name, folder / "unpacked")
+        except RuntimeError as error:
+            print(f"left out: {error}", file=sys.stderr)
+            continue
+        manifest |= collect(root, package, folder, marks)
+    if not manifest:
+        raise InputError("no package could be had: see above")
+    (folder / "LICENCES.json").write_text(json.dumps(manifest, indent=1, sort_keys=True))
+    return len(manifest), write_objects(folder)
 
 
 def main() -> None:
@@ -348,18 +366,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the library folder to write")
     parser.add_argument("--packages", nargs="+", choices=[p.name for p in PACKAGES], default=[p.name for p in PACKAGES])
     args = parser.parse_args()
-    manifest, marks = {}, []
-    for package in (p for p in PACKAGES if p.name in args.packages):
-        try:
-            root = unpack(package.name, args.out / "unpacked")
-        except RuntimeError as error:
-            print(f"left out: {error}", file=sys.stderr)
-            continue
-        manifest |= collect(root, package, args.out, marks)
-    if not manifest:
-        parser.error("no package could be had: see above")
-    (args.out / "LICENCES.json").write_text(json.dumps(manifest, indent=1, sort_keys=True))
-    print(f"{len(manifest)} pictures and {write_objects(args.out)} objects in {args.out}")
+    try:
+        make_folder(args.out)
+        with writing(args.out):
+            pictures, objects = write_library(args.out, [p for p in PACKAGES if p.name in args.packages])
+    except InputError as error:
+        parser.error(str(error))
+    print(f"{pictures} pictures and {objects} objects in {args.out}")
 
 
 if __name__ == "__main__":

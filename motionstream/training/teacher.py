@@ -23,7 +23,7 @@ from torch import Tensor
 from motionstream.evaluation.sheets import contact_sheet, draw_tracks
 from motionstream.model.presets import Preset
 from motionstream.streaming import add_noise, quantised, sampling_timesteps, shift_timestep
-from motionstream.training.clips import ClipBatch, chunk_bounds
+from motionstream.training.clips import ClipBatch
 from motionstream.training.guidance import Guidance, joint_guidance
 from motionstream.training.network import Network, hide_chunks
 from motionstream.training.parallel import World
@@ -108,7 +108,7 @@ def sample_teacher(network: Network, batch: ClipBatch, recipe: Recipe, weights: 
 
 @torch.no_grad()
 def clip_sheet(
-    vae: torch.nn.Module, batch: ClipBatch, preset: Preset, samplers: dict[str, Sampler], world: World
+    vae: torch.nn.Module, batch: ClipBatch, samplers: dict[str, Sampler], world: World
 ) -> np.ndarray:
     """What samplers make of a batch's images, tracks and prompts, beside the clips; middle and last frame of each."""
     videos = {"clip": batch.latents}
@@ -117,13 +117,11 @@ def clip_sheet(
     videos |= {name: make(batch) for name, make in samplers.items()}
     with world.autocast():
         frames = {name: to_frames(vae, latents) for name, latents in videos.items()}
-    rows = []
+    rows, last = [], frames["clip"].shape[1] - 1
     for n, tracks in enumerate(batch.tracks):
         first = draw_tracks(frames["clip"][n, 0], tracks)
-        for t in (chunk_bounds(preset, 2)[-1][1] - 1, -1):
-            rows.append(
-                (f"clip {n}, frame {t % frames['clip'].shape[1]}", [first, *(video[n, t] for video in frames.values())])
-            )
+        for t in (last // 2, last):
+            rows.append((f"clip {n}, frame {t}", [first, *(video[n, t] for video in frames.values())]))
     return contact_sheet(["tracks", *frames], rows)
 
 

@@ -30,12 +30,11 @@ from typing import Any, BinaryIO, Protocol
 import cv2
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from motionstream.errors import InputError
+from motionstream.errors import InputError, one_line, writing
 from motionstream.evaluation.plot import line_plot
 from motionstream.evaluation.sheets import save_png
 from motionstream.training.parallel import World, alike, full_state, limit_norm, load_full_state, share_gradients
@@ -328,7 +327,7 @@ class Trainer:
             player.name: [[group["lr"] for group in optimiser.param_groups] for optimiser in player.optimisers]
             for player in self.stage.players
         }
-        self.round = sum(player.turns for player in self.stage.players)
+        self.apart = LOG_EVERY * sum(player.turns for player in self.stage.players)  # steps from row to row
 
     @property
     def checkpoint(self) -> Path:
@@ -371,8 +370,10 @@ class Trainer:
         if self.saved_step != self.step:
             self._save()
         if save is not None:  # before the drawing, which may want more memory than there is
-            with self._averaged(), writing(self.folder / "model", self.progress):
+            with self._averaged(), saving(self.folder / "model", self.progress):
                 save()
+        if self.sums:  # they stay in the checkpoint: a run that goes on puts a row of its own in this one's place
+            self._log()
         self._draw()
 
     @contextlib.contextmanager
@@ -427,13 +428,16 @@ class Trainer:
         for name, value in terms.items():
             kept = self.sums.setdefault(prefix + name, [0.0, 0])
             kept[0], kept[1] = kept[0] + value, kept[1] + 1
-        if self.step % (LOG_EVERY * self.round):
-            return
+        if self.step % self.apart == 0:
+            self._log()
+            self.sums = {}
+
+    def _log(self) -> None:
+        """A row of the sums' means."""
         means = {name: round(total / count, 6) for name, (total, count) in self.sums.items()}
-        self.sums = {}
         if self.world.leads:
             path = self.folder / "log.jsonl"
-            with writing(path, self.progress), open(path, "a") as log:
+            with saving(path, self.progress), open(path, "a") as log:
                 log.write(json.dumps({"step": self.step, "minutes": round(self.seconds / 60, 2), **means}) + "\n")
 
     def _rows(self) -> list[dict[str, float]]:
@@ -445,10 +449,12 @@ class Trainer:
         return rows
 
     def _shorten_log(self) -> None:
-        """Rows of steps that are gone for want of a checkpoint will come again."""
+        """Rows of steps that are gone for want of a checkpoint will come again. So will the last row of a run that
+        goes on: its values are still in the sums."""
         if self.world.leads and (self.folder / "log.jsonl").exists():
-            kept = [json.dumps(row) + "\n" for row in self._rows() if row["step"] <= self.step]
-            write_whole(self.folder / "log.jsonl", lambda file: file.write("".join(kept).encode()), self.progress)
+            rows = (row for row in self._rows() if row["step"] <= self.step and row["step"] % self.apart == 0)
+            kept = "".join(json.dumps(row) + "\n" for row in rows)
+            write_whole(self.folder / "log.jsonl", lambda file: file.write(kept.encode()), self.progress)
 
     def _draw(self) -> None:
         """The loss plot and the sheet of the averaged weights. All processes take part: weights may be sharded."""
@@ -458,11 +464,11 @@ class Trainer:
             return
         pictures = {} if sheet is None else {f"sheet-{self.step:06d}.png": sheet}
         if rows := self._rows():
-            names = [name for name in rows[-1] if name not in ("step", "minutes")]
+            names = dict.fromkeys(name for row in rows for name in row if name not in ("step", "minutes"))
             curves = {name: [(row["step"], row[name]) for row in rows if name in row] for name in names}
             pictures["loss.png"] = line_plot(curves, "step", log=True)
         for name, picture in pictures.items():
-            with writing(self.folder / name, self.progress):
+            with saving(self.folder / name, self.progress):
                 save_png(self.folder / name, picture)
 
     def _save(self) -> None:
@@ -509,8 +515,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         # Mapped: what a process needs of it is read when it is needed, not the whole file by every process at once.
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (OSError, RuntimeError, pickle.UnpicklingError) as error:
-        raise InputError(f"{path} is no checkpoint of a run: {error}") from error
+    except pickle.UnpicklingError as error:  # PyTorch's own advice is to run the code in it
+        raise InputError(f"{path} is no checkpoint of a run: it holds more than tensors and numbers") from error
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"{path} is no checkpoint of a run: {one_line(error)}") from error
     if not isinstance(state, dict) or not {"players", "step", "seconds", "sums"} <= state.keys():
         raise InputError(f"{path} is no checkpoint of a run: it lacks players, step, seconds or sums")
     return state
@@ -533,20 +541,15 @@ class _Disk:
         self.file.flush()
 
 
-@contextlib.contextmanager
-def writing(path: Path, progress: str) -> Iterator[None]:
-    """A full disk while the block writes `path`: `InputError`, which also says where we are and what is safe."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise InputError(f"cannot write {path}: {why}; {progress}; make room, then start again or --resume") from error
+def saving(path: Path, progress: str) -> contextlib.AbstractContextManager[None]:
+    """`writing` whose `InputError` also says where we are and what is safe."""
+    return writing(path, f"{progress}; make room, then start again or --resume")
 
 
 def write_whole(path: Path, write: Callable[[_Disk], object], progress: str) -> None:
     """Writes to a temporary name, then renames. A full disk: `InputError`, and what was at `path` stays."""
     unfinished = path.with_name(path.name + ".tmp")
-    with writing(path, progress):
+    with saving(path, progress):
         try:
             with open(unfinished, "wb") as file:
                 disk = _Disk(file)

@@ -60,9 +60,8 @@ def test_anchor_follows_the_object_through_the_delay(seed, speed):
     source = DragSource()
     source.apply(drag(1, "start", sample(*seen, frame=8)))
     tracks = source.tracks_for(request(2, history))
-    start = tracks.points[0, 0] + (tracks.points[0, 0] - tracks.points[1, 0])  # the frame before the chunk
     assert np.linalg.norm(seen - newest) > 10
-    assert np.linalg.norm(start - newest) < 2
+    assert np.linalg.norm(tracks.points[0, 0] - newest) < 2  # what the model sees there is what was grabbed
     assert np.linalg.norm(tracks.points[-1, 0] - seen) < 1e-3  # the object ends under the pointer
 
 
@@ -73,8 +72,9 @@ def test_anchors_of_pins_and_paths_are_carried_too():
     source.apply({"kind": "path", "id": 2, "points": [[80, 80], [80, 20]], "frame": 0, "seconds": 0.75})
     tracks = source.tracks_for(request(1, history))
     assert np.abs(tracks.points[:, 0] - [104, 80]).max() < 1  # a pin holds the object where it is now
-    assert np.abs(tracks.points[0, 1] - [102, 75]).max() < 1
-    assert tracks.points[-1, 1].tolist() == [80, 20]
+    assert np.abs(tracks.points[0, 1] - [104, 80]).max() < 1
+    assert tracks.points[-1, 1].tolist() == [80, 25]  # it began in this chunk's first frame: one of twelve is left
+    assert source.tracks_for(request(2, history)).points[0, 1].tolist() == [80, 20]
 
 
 def test_anchor_is_the_pointer_where_the_flow_is_lost():
@@ -169,7 +169,7 @@ def test_5000_samples_in_one_chunk_are_quick_and_end_under_the_pointer():
         source.apply(drag(1, "move", sample(i / 25, 80, i * 0.1)))
     tracks = source.tracks_for(request(1))
     assert time.perf_counter() - begun < 5
-    np.testing.assert_allclose(tracks.points[:, 0, 0], 200 * np.arange(1, 13) / 12, atol=0.1)
+    np.testing.assert_allclose(tracks.points[:, 0, 0], 200 * np.arange(12) / 11, atol=0.1)
     many = [sample(i / 50, 80, 500 + i) for i in range(10_000)]
     source.apply(drag(1, "move", *many))
     source.apply(drag(1, "move", *many))  # more than are kept: thinned out, the newest stays

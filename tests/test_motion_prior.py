@@ -12,7 +12,9 @@ from motionstream.model.motion_prior import LAYERED, MotionPrior, connect
 from motionstream.model.presets import PRESETS
 from motionstream.model.warping import (
     BESIDE,
+    GOES,
     MISSED,
+    PARTS,
     behind,
     between,
     cell_centres,
@@ -204,7 +206,8 @@ def decided(weights, moved):
 def test_where_tracks_part_a_cell_goes_with_the_motion_that_most_of_its_share_has():
     weights = torch.tensor([[0.4, 0.2, 0.2, 0.2], [0.6, 0.2, 0.1, 0.1], [0.1, 0.5, 0.2, 0.2]])
     _, share = decided(weights, torch.zeros(3, 2))
-    torch.testing.assert_close(share, 1 - weights[:, 0])  # nothing moves, nothing to decide
+    odds = ((1 - weights[:, 0]) / weights[:, 0]) ** GOES  # nothing moves: but for whether they go, nothing is decided
+    torch.testing.assert_close(share, odds / (1 + odds))
     motion, share = decided(weights, torch.tensor([[40.0, 0.0]]).repeat(3, 1))
     assert share[0] > 0.8 and share[1] < 0.2 and share[2] > 0.999  # three tracks of one thing do not compete
     torch.testing.assert_close(motion, torch.tensor([[40.0, 0.0]]).repeat(3, 1))
@@ -221,7 +224,7 @@ def test_decided_motion_changes_little_where_its_tracks_do(seed, spread):
     motion, share = decided(weights, moved)
     assert share.min() >= 0 and share.max() <= 1
     after, shared = decided(weights, moved + 0.01)
-    assert (after - motion).abs().max() < 0.1 and (shared - share).abs().max() < 0.05
+    assert (after - motion).abs().max() < 0.3 and (shared - share).abs().max() < 0.05
 
 
 def test_the_background_does_not_follow_what_lies_in_front_of_it(prior, monkeypatch):
@@ -259,6 +262,21 @@ def test_what_is_in_front_hides_what_is_behind():
     for front, wanted in ((left, -20), (~left, 0)):
         backward, _ = splat(displacement, front.astype(np.float32), HEIGHT, WIDTH)
         np.testing.assert_allclose(backward[0, :, 10:20], wanted, atol=1e-2)
+
+
+@given(seed=st.integers(0, 999), shift=st.floats(-30, 30), rise=st.floats(-20, 20))
+def test_what_lies_between_two_motions_is_no_motion(seed, shift, rise):
+    rng = np.random.default_rng(seed)
+    centres = cell_centres(HEIGHT, WIDTH).numpy()
+    goes = np.linalg.norm(centres - rng.uniform(10, 50, 2), axis=1) < rng.uniform(4, 16)
+    displacement = np.where(goes[:, None], np.float32([shift, rise]), np.float32([0, 0]))
+    front = rng.uniform(0.4, 0.41, len(goes)).astype(np.float32)  # neither is much in front of the other
+    backward, coverage = splat(displacement, front, HEIGHT, WIDTH)
+    filled, confidence = close_gaps(backward, coverage)
+    for motion, seen in ((backward, coverage > 0), (filled, confidence > 0)):
+        at = motion[:, seen].T
+        off = [np.linalg.norm(at - wanted, axis=1) for wanted in ([0, 0], [-shift, -rise])]
+        assert np.minimum(*off).max() <= PARTS + 1e-3  # and not half of how far they are apart
 
 
 def test_magnifying_leaves_no_gaps():

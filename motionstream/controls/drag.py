@@ -5,8 +5,8 @@ now, so the anchor is first carried from the frame they saw to the newest genera
 on the generated frames). From there
 
 - a drag follows the pointer: the pointer's motion since the last chunk becomes the next chunk's track, resampled by the
-  samples' times. The distance between the carried anchor and the pointer shrinks linearly to nothing over the drag's
-  first chunk, so what was grabbed ends under the pointer;
+  samples' times. Its first chunk begins where the carried anchor is, so that the model sees what was grabbed, and the
+  distance to the pointer shrinks linearly to nothing over it, so that it ends under the pointer;
 - a pin stands still;
 - a path moves along its points once, at constant speed, and closes the distance to its anchor like a drag; one that a
   drag takes along moves as the drag does from then on, and stays when that is gone.
@@ -163,21 +163,22 @@ class _Pin:
     """A rigid grid that stands still where its anchor is in the newest frame; the base of the moving controls.
 
     anchor: [2], pixels, in the stream frame `frame`; place: [2], the grid's centre in the newest frame generated, None
-    until `carry` has found it; over: no more tracks after this chunk; hand: a drag that it follows; moved: [T, 2], how
-    far it went in each frame of the newest chunk.
+    until `carry` has found it; begun: whether it has had a chunk; over: no more tracks after this chunk; hand: a drag
+    that it follows; moved: [T, 2], how far it went in each frame of the newest chunk.
     """
 
     def __init__(self, spacing: float, size: int, ids: np.ndarray, anchor: tuple[float, float], frame: int):
         self.spacing, self.size, self.ids = spacing, size, ids
         self.anchor, self.frame = np.array(anchor), frame
         self.place: np.ndarray | None = None
-        self.over = False
+        self.begun = self.over = False
         self.hand: _Drag | None = None
         self.moved = np.zeros((1, 2))
 
     def tracks(self, request: ChunkRequest) -> Tracks:
-        # Frames since the newest known one; chunk 0 begins with that frame itself (the image), later chunks after it.
-        steps = np.arange(request.frames) + (request.index > 0)
+        # Frames since `place`: where a track begins is what it holds, so it begins there, a frame late.
+        steps = np.arange(request.frames) + self.begun
+        self.begun = True
         if self.hand:
             centers = np.repeat(self.place[None], len(steps), axis=0) + self.hand.moved
             visible, self.over = np.ones(len(steps), bool), self.hand.over

@@ -30,6 +30,7 @@ BESIDE = 12.0  # pixels from a visible track within which what moves like it is 
 ALIKE = 2.0  # pixels, spread of motions that count as the same
 DECIDED = 5.0  # power of the odds with which a cell goes with one motion, not with another
 MODES = 4  # motions, at the most, that are told apart
+GOES = 16.0  # power of the odds with which a cell goes at all: what goes a part of the way is torn off its thing
 SAME, TURNED = 4.0, 0.3  # pixels, and share of how far they go, by which motions of one thing that turns may differ
 CUT = 0.7  # share of a change of motion that lies within NARROW cells where two things touch
 NARROW, WIDE = 5, 17  # cells
@@ -73,7 +74,8 @@ def decided_motion(
     """`least_squares_motion`, but a cell goes with one motion, not with the mean of several.
 
     Where tracks part, half of one motion and half of another is a smear. So each weight is multiplied by a power of
-    what all that move alike have together: tracks of one thing do not compete, and while nothing moves nothing changes.
+    what all that move alike have together: tracks of one thing do not compete. And what goes with them more likely than
+    not goes all the way.
     weights [P, 1 + N] of staying and of following each track; the rest as there. Returns the motion [T, P, 2], pixels,
     of what follows tracks, and the share [T, P] with which each cell does.
     """
@@ -89,8 +91,9 @@ def decided_motion(
     odds = (together / together.amax(1, keepdim=True).clamp_min(1e-12)) ** (DECIDED - 1)
     sums *= odds
     total, *sums = sums.sum(2)
-    stays = odds[:, 0] * weights[:, 0]
-    return _affine(torch.stack(sums), centres - anchors.mean(0), ridge), 1 - stays / total.clamp_min(1e-12)
+    stays = (odds[:, 0] * weights[:, 0] / total.clamp_min(1e-12)).clamp(0, 1)
+    goes = (1 - stays) ** GOES
+    return _affine(torch.stack(sums), centres - anchors.mean(0), ridge), goes / (goes + stays**GOES)
 
 
 def _farthest(points: Tensor, most: int) -> Tensor:
@@ -223,8 +226,9 @@ def splat(displacement: np.ndarray, front: np.ndarray, height: int, width: int) 
     """Turns forward motion of the first frame's cells into backward motion of a new frame's cells.
 
     displacement [P, 2] pixels, front [P]. Each cell is laid on the four cells that it lands between; where several
-    land, the ones in front win. Returns backward [2, h, w] in pixels (what to add to a new pixel's place to find it in
-    the first frame) and coverage [h, w]: the area that landed there, 1 where nothing stretched.
+    land, the ones in front win, and where their motions part, the one that counts most and those like it. Returns
+    backward [2, h, w] in pixels (what to add to a new pixel's place to find it in the first frame) and coverage [h, w]:
+    the area that landed there, 1 where nothing stretched.
     """
     h, w = height // CELL, width // CELL
     landed = cell_numbers(h, w) + displacement.T / CELL
@@ -239,21 +243,48 @@ def splat(displacement: np.ndarray, front: np.ndarray, height: int, width: int) 
     def sums(values: np.ndarray) -> np.ndarray:
         return np.bincount(index, values.ravel(), h * w).astype(np.float32).reshape(h, w)
 
-    moved = np.stack([sums(-weight * along) for along in displacement.T])
-    return moved / np.maximum(sums(weight), 1e-12), sums(share)
+    total = np.maximum(sums(weight), 1e-12)
+    moved = np.stack([sums(weight * along) for along in displacement.T]) / total
+    part = sums(weight * np.square(displacement).sum(1)) / total - np.square(moved).sum(0) > PARTS**2
+    landing = (part.ravel()[index] & (share.ravel() > 0)).nonzero()[0]
+    cells = np.cumsum(part) - 1  # numbers of those where motions part
+    motion = displacement[landing % len(displacement)]
+    moved[:, part] = _foremost(cells[index[landing]], weight.ravel()[landing], motion, np.count_nonzero(part)).T
+    return -moved, sums(share)
+
+
+def _foremost(cells: np.ndarray, weight: np.ndarray, motion: np.ndarray, count: int) -> np.ndarray:
+    """Of motions [K, 2] that land on so many cells, in each the mean [count, 2] of those like the one that weighs most.
+
+    What lies between two motions is no motion: through it one would see a piece of something else.
+    """
+    most, order = np.zeros(count, np.intp), weight.argsort()
+    most[cells[order]] = order  # of several the last one stays
+    weight = weight * (np.square(motion - motion[most[cells]]).sum(1) < PARTS**2)
+    sums = [np.bincount(cells, weight * values, count) for values in (*motion.T, 1.0)]
+    return (np.stack(sums[:2]) / sums[2]).T
 
 
 def close_gaps(backward: np.ndarray, coverage: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Fills cells that stretching left bare from their neighbours; real holes keep confidence 0.
+    """Fills cells that stretching left bare from their neighbours, where these part from the nearest one; real holes
+    keep confidence 0.
 
     Returns backward [2, h, w] and confidence [h, w] in [0, 1].
     """
     known = (coverage > 0.05).astype(np.float32)
     near, all_near, *sums = (
         cv2.boxFilter(part, -1, (3, 3), normalize=False, borderType=cv2.BORDER_CONSTANT)
-        for part in (known, np.ones_like(known), *backward * known)
+        for part in (known, np.ones_like(known), *backward * known, np.square(backward).sum(0) * known)
     )
-    filled = np.where(known > 0, backward, np.stack(sums) / np.maximum(near, 1))
+    *mean, square = sums / np.maximum(near, 1)
+    filled = np.where(known > 0, backward, mean)
+    part = (known == 0) & (square - np.square(mean).sum(0) > PARTS**2)
+    if part.any():
+        bare = (known == 0).astype(np.uint8)
+        _, label = cv2.distanceTransformWithLabels(bare, cv2.DIST_L2, 3, labelType=cv2.DIST_LABEL_PIXEL)
+        nearest = np.zeros(label.max() + 1, np.intp)
+        nearest[label[known > 0]] = np.flatnonzero(known)
+        filled[:, part] = backward.reshape(2, -1)[:, nearest[label[part]]]
     around = near / all_near
     return filled, np.clip((around - 0.3) / 0.25, 0, 1) * (around > 0)
 

@@ -478,15 +478,18 @@ def _parser() -> argparse.ArgumentParser:
         motion: "default: begins anew",
     }
     for command in stages.choices.values():
-        command.add_argument("--preset", choices=PRESETS, default="embedded")
-        begin = starts.get(command, "default: weights/PRESET")
-        command.add_argument("--model", metavar="DIR", help=f"model folder ({begin})")
-        command.add_argument("--out", type=Path, metavar="DIR", help="folder to write")
-        command.add_argument("--seed", type=parse_seed, default=0)
-        alone = dict(default="cpu", choices=("cpu",)) if command is motion else {}  # see `MotionPrior.stays_on_cpu`
-        command.add_argument("--device", **alone, help="cpu or cuda (default: what is there)")
-        command.add_argument("--precision", choices=("bf16", "fp32"), help="default: the faster one on this machine")
+        _common_options(command, starts.get(command, "default: weights/PRESET"), on_gpu=command is not motion)
     return parser
+
+
+def _common_options(command: argparse.ArgumentParser, start: str, on_gpu: bool) -> None:
+    command.add_argument("--preset", choices=PRESETS, default="embedded")
+    command.add_argument("--model", metavar="DIR", help=f"model folder ({start})")
+    command.add_argument("--out", type=Path, metavar="DIR", help="folder to write")
+    command.add_argument("--seed", type=parse_seed, default=0)
+    alone = {} if on_gpu else dict(default="cpu", choices=("cpu",))  # see `MotionPrior.stays_on_cpu`
+    command.add_argument("--device", **alone, help="cpu or cuda (default: what is there)")
+    command.add_argument("--precision", choices=("bf16", "fp32"), help="default: the faster one on this machine")
 
 
 def _start_options(command: argparse.ArgumentParser) -> None:

@@ -30,13 +30,13 @@ from motionstream.controls.planes import guess_planes
 from motionstream.errors import InputError
 from motionstream.evaluation import baselines, metrics
 from motionstream.evaluation.lpips import Lpips
-from motionstream.evaluation.motion import PICTURE, add_common, mean_over, report, resized, sheet_place, student
+from motionstream.evaluation.motion import add_common, mean_over, report, resized, sheet_place, student
 from motionstream.evaluation.sheets import check_place, draw_tracks
 from motionstream.machine import Choice, parse_resolution, size_for
 from motionstream.model.checkpoint import Model, load_model
 from motionstream.model.presets import sharp_times
 from motionstream.tracks import Tracks, draw_ids
-from motionstream.video import fit_image, read_image
+from motionstream.video import PICTURE, fit_image, read_image
 
 SIZE = (512, 288)  # pixels, of everything that is compared
 PROMPT = "static scene, only camera motion, no object is moving, {}"

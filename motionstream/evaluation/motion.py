@@ -44,15 +44,13 @@ from motionstream.model.checkpoint import Model, load_model
 from motionstream.model.presets import PRESETS, Preset
 from motionstream.streaming import stream
 from motionstream.tracks import MAX_TRACKS, StaticTracks, Tracks, draw_ids
-from motionstream.video import fit_image, read_clip, read_image
+from motionstream.video import PICTURE, VIDEO, fit_image, read_clip, read_image
 
 # (image uint8 [H, W, 3], tracks of T frames in its pixels, seed[, a sharper copy of the image, prompt; see `stream`])
 # -> video uint8 [T, H, W, 3], or as large as that copy; frame 0 the image
 Method = Callable[..., np.ndarray]
 Fit = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]]  # `fit_pictures` for a model and a size
 
-VIDEO = set(".3gp .asf .avi .flv .gif .m2ts .m4v .mkv .mov .mp4 .mts .ogv .ts .webm .wmv".split())
-PICTURE = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 FRAMES, COMPARED = 81, (832, 480)  # the paper's: frames a clip, (width, height) in which real clips are compared
 LAST_CHUNK = 20
 SCENE = (832, 480)  # aspect of the synthetic scenes

@@ -182,6 +182,16 @@ def meet(motion: Tensor, share: Tensor, anchors: Tensor, moved: Tensor, visible:
     return motion + missed.flatten(2).transpose(1, 2) * share[..., None]
 
 
+def nearest_cells(known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How far, in cells, the nearest `known` one (bool [h, w], at least one) is from each cell, and its number."""
+    far, label = cv2.distanceTransformWithLabels(
+        (~known).astype(np.uint8), cv2.DIST_L2, 3, labelType=cv2.DIST_LABEL_PIXEL
+    )
+    number = np.zeros(label.max() + 1, np.intp)
+    number[label[known]] = np.flatnonzero(known)
+    return far, number[label]
+
+
 def on_top(
     displacement: np.ndarray, points: np.ndarray, moved: np.ndarray, visible: np.ndarray, height: int, width: int
 ) -> np.ndarray:
@@ -198,16 +208,16 @@ def on_top(
     if not seen.any():
         return surely
     (x, y), shown = at[:, seen].astype(int), moved[seen]
-    tracked = np.ones(size, np.uint8)
-    tracked[y, x] = 0
-    far, label = cv2.distanceTransformWithLabels(tracked, cv2.DIST_L2, 3, labelType=cv2.DIST_LABEL_PIXEL)
-    nearest = np.zeros(label.max() + 1, int)
-    nearest[label[y, x]] = np.arange(len(x))
+    tracked = np.zeros(size, bool)
+    tracked[y, x] = True
+    far, nearest = nearest_cells(tracked)
+    track = np.zeros(tracked.size, int)
+    track[columns * y + x] = np.arange(len(x))
     cells = inside.nonzero()[0]
     place = (landed[0, cells] + columns * landed[1, cells]).astype(int)
     near = CELL * far.ravel()[place] < BESIDE
     cells, place = cells[near], place[near]
-    off = np.square(displacement[cells] - shown[nearest[label.ravel()[place]]]).sum(1)
+    off = np.square(displacement[cells] - shown[track[nearest.ravel()[place]]]).sum(1)
     surely[cells] = np.exp(-off / (2 * ALIKE**2))
     return surely
 
@@ -280,11 +290,8 @@ def close_gaps(backward: np.ndarray, coverage: np.ndarray) -> tuple[np.ndarray, 
     filled = np.where(known > 0, backward, mean)
     part = (known == 0) & (square - np.square(mean).sum(0) > PARTS**2)
     if part.any():
-        bare = (known == 0).astype(np.uint8)
-        _, label = cv2.distanceTransformWithLabels(bare, cv2.DIST_L2, 3, labelType=cv2.DIST_LABEL_PIXEL)
-        nearest = np.zeros(label.max() + 1, np.intp)
-        nearest[label[known > 0]] = np.flatnonzero(known)
-        filled[:, part] = backward.reshape(2, -1)[:, nearest[label[part]]]
+        _, nearest = nearest_cells(known > 0)
+        filled[:, part] = backward.reshape(2, -1)[:, nearest[part]]
     around = near / all_near
     return filled, np.clip((around - 0.3) / 0.25, 0, 1) * (around > 0)
 

@@ -19,9 +19,8 @@ from tqdm import tqdm
 
 from motionstream.controls.trackers import Seeds, Tracker
 from motionstream.errors import InputError, writing
-from motionstream.evaluation.motion import PICTURE, VIDEO
 from motionstream.tracks import Tracks, join
-from motionstream.video import Clip, fit_image, read_image
+from motionstream.video import PICTURE, VIDEO, Clip, fit_image, read_image
 
 MAX_CAPTION = 4_000  # characters
 GRID = 50  # columns and rows: the paper's

@@ -1,9 +1,11 @@
 """The picture library: selection from an unpacked package, trimming, manifest, objects, reading back."""
 
 import json
+import os
 import struct
 import sys
 import zlib
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -162,6 +164,21 @@ def test_without_apt_the_tool_says_so(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(RuntimeError, match="apt-get is not on this machine"):
         photos.unpack("fake", tmp_path / "unpacked")
+
+
+def test_a_package_that_did_not_fit_is_unpacked_anew(tmp_path, monkeypatch):
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name, script in (("apt-get", "touch $2.deb"), ("dpkg", "mkdir $3; touch $3/half; test -e ROOM || exit 2")):
+        (tools / name).write_text(f"#!/bin/sh\n{script.replace('ROOM', str(tmp_path / 'room'))}\n")
+        (tools / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RuntimeError, match="dpkg.* failed.*make room"):
+        photos.unpack("fake", Path("unpacked"))
+    assert not list(Path("unpacked").iterdir())
+    (tmp_path / "room").touch()
+    assert list(photos.unpack("fake", Path("unpacked")).iterdir()) == [tmp_path / "unpacked/fake/half"]
 
 
 def test_the_command_writes_pictures_objects_and_licences(unpacked, tmp_path, monkeypatch, capsys):

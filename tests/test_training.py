@@ -4,6 +4,7 @@ import os
 from dataclasses import replace
 from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -18,7 +19,7 @@ from motionstream.model.tiny_vae import TinyVAE
 from motionstream.model.vae import EmbeddedVAE
 from motionstream.streaming import pack_confidence
 from motionstream.tracks import Tracks
-from motionstream.training import prior, tiny_vae
+from motionstream.training import prior, scenes, tiny_vae
 from motionstream.training.clips import (
     Clips,
     Encoders,
@@ -105,6 +106,38 @@ def test_objects_are_cut_from_photographs_in_their_place():
         assert render_clip(scene).frames.shape == (3, 64, 96, 3)
         shares.append((render_clip(scene).owner[0] > 0).mean())
     assert 0.02 < np.mean(shares) < 0.7
+
+
+@pytest.fixture
+def disc():
+    """A thing on an empty canvas, premultiplied RGBA."""
+    return cv2.circle(np.zeros((200, 200, 4), np.uint8), (100, 90), 40, (200, 120, 160, 255), cv2.FILLED)
+
+
+def test_what_a_thing_throws_on_the_ground_goes_along_with_it(disc):
+    solid, reached = disc[..., 3] == 255, 0
+    for seed in range(12):
+        shaded = scenes._shaded(np.random.default_rng(seed), disc)
+        np.testing.assert_array_equal(shaded[solid], disc[solid])
+        assert (shaded[..., :3] <= shaded[..., 3:].astype(int) + 1).all()
+        thrown = (shaded[..., 3] > scenes.OWNED) & ~solid
+        assert (shaded[thrown, :3] <= np.array([200, 120, 160])).all()
+        reached += thrown.sum() > 100
+    assert reached > 6
+
+
+def test_limbs_are_thin_and_begin_at_their_thing(disc):
+    for seed in range(12):
+        whole = (scenes._limbed(np.random.default_rng(seed), disc)[..., 3] > scenes.OWNED).astype(np.uint8)
+        assert cv2.connectedComponents(whole)[0] == 2
+        limbs = whole & (cv2.dilate(disc[..., 3], np.ones((3, 3), np.uint8)) == 0)
+        assert limbs.any() and not cv2.erode(limbs, np.ones((7, 7), np.uint8)).any()
+
+
+def test_nothing_has_no_limbs_and_throws_no_shadow():
+    nothing = np.zeros((20, 20, 4), np.uint8)
+    for draw in (scenes._limbed, scenes._shaded):
+        assert not draw(np.random.default_rng(0), nothing).any()
 
 
 @pytest.mark.parametrize("step", (8, 3))

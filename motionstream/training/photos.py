@@ -85,25 +85,30 @@ PACKAGES = (
 
 def unpack(package: str, folder: Path) -> Path:
     """Download and unpack one Debian package to `folder/package`; returns that root. RuntimeError when apt cannot."""
-    root = folder / package
+    root = folder.resolve() / package
     if root.exists():
         return root
     for tool in ("apt-get", "dpkg"):
         if shutil.which(tool) is None:
             raise RuntimeError(f"{tool} is not on this machine: run this tool on Debian or Ubuntu")
-    with tempfile.TemporaryDirectory() as scratch:
-        done = subprocess.run(["apt-get", "download", package], cwd=scratch, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"apt-get download {package} failed: {done.stderr.strip()}; if this release "
-                               "of Debian has it, run apt-get update")
-        folder.mkdir(parents=True, exist_ok=True)
-        subprocess.run(["dpkg", "-x", str(next(Path(scratch).glob("*.deb"))), str(root)], check=True)
-    for path in list(root.rglob("*.rcc")):
-        for name, data in resources(path.read_bytes()):
-            target = root / "rcc" / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(data)
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=root.parent) as scratch:  # so that what is there is whole
+        _run(["apt-get", "download", package], scratch, "if this release of Debian has it, run apt-get update")
+        unfinished = Path(scratch, "root")
+        _run(["dpkg", "-x", *map(str, Path(scratch).glob("*.deb")), str(unfinished)], scratch, "make room")
+        for path in list(unfinished.rglob("*.rcc")):
+            for name, data in resources(path.read_bytes()):
+                target = unfinished / "rcc" / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(data)
+        unfinished.rename(root)
     return root
+
+
+def _run(command: list[str], folder: str, remedy: str) -> None:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed: {done.stderr.strip()}; {remedy}")
 
 
 def resources(data: bytes) -> Iterator[tuple[str, bytes]]:

@@ -20,6 +20,7 @@ from motionstream.tracks import Tracks, draw_ids
 
 MARGIN = 0.3  # of the frame, on every side: what a moving camera may uncover
 MAX_LAYERS = 4
+OWNED = 90  # opacity, of 255, from which on a pixel is of the layer: a shadow's core is, its rim is not
 SPACINGS = 0.07, 0.16  # between dense tracks, least and most, as a share of the frame's shorter side
 SLIDE, SLIDE_FRAMES = 4, 8  # most steps each way of a sliding photograph, and for how many frames it slides
 
@@ -189,8 +190,53 @@ def _grown(
         return placed
     pick = rng.integers(len(rows))
     part = _paste(rng, _object_picture(rng, library), canvas, frame, np.array([columns[pick], rows[pick]], float))
-    behind = placed.astype(np.uint16) * (255 - part[..., 3:].astype(np.uint16))
-    return np.minimum(part + (behind + 127) // 255, 255).astype(np.uint8)
+    return _over(placed, part)
+
+
+def _limbed(rng: np.random.Generator, placed: np.ndarray) -> np.ndarray:
+    """A drawn object with legs, feelers or ropes: thin things of one colour that start at its outline."""
+    outlines, _ = cv2.findContours((placed[..., 3] > 127).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    if not outlines:
+        return placed
+    outline = max(outlines, key=len)[:, 0].astype(np.float64)
+    middle, size = outline.mean(0), np.sqrt((placed[..., 3] > 127).sum())
+    colour = rng.uniform(0, 255, 3) * rng.choice([0.15, 1], p=[0.7, 0.3])
+    drawn = np.zeros_like(placed)
+    along = np.linspace(0, 1, 12)[:, None]
+    for start in outline[rng.integers(len(outline), size=rng.integers(1, 9))]:
+        outwards = (start - middle) / max(np.linalg.norm(start - middle), 1e-6)
+        reach = size * rng.uniform(0.1, 0.6)
+        aside = reach * rng.normal(0, 0.35) * np.array([-outwards[1], outwards[0]])
+        line = start - 0.1 * size * outwards + along * reach * outwards + along**2 * aside
+        width = max(1, round(size * rng.uniform(0.005, 0.045)))
+        cv2.polylines(drawn, [np.round(line * 16).astype(np.int32)], False, (*colour, 255), width, cv2.LINE_AA, 4)
+    return _over(placed, _premultiply(drawn))
+
+
+def _shaded(rng: np.random.Generator, placed: np.ndarray) -> np.ndarray:
+    """A drawn object with what goes along with it on the ground: a shadow, fallen or cast behind, or a reflection."""
+    rows, columns = np.nonzero(placed[..., 3] > 127)
+    if not len(rows):
+        return placed
+    size, foot = np.sqrt(len(rows)), float(rows.max())
+    kind = rng.choice(["fallen", "cast", "reflection"], p=[0.5, 0.25, 0.25])
+    # Heights above the foot shrink, stay, or turn over.
+    upright = {"fallen": rng.uniform(0.08, 0.5), "cast": 1.0, "reflection": -rng.uniform(0.5, 1)}[kind]
+    slant = rng.normal(0, 0.6) if kind == "fallen" else 0.0
+    aside, down = rng.normal(0, 0.12, 2) * size if kind == "cast" else (0.0, -rng.uniform(0, 0.1) * size)
+    to = np.float64([[1, -slant, aside + slant * foot], [0, upright, down + (1 - upright) * foot]])
+    below = cv2.warpAffine(placed, to, placed.shape[1::-1], flags=cv2.INTER_LINEAR)
+    blur = size * (rng.uniform(0.005, 0.03) if kind == "reflection" else rng.uniform(0.01, 0.09))
+    below = cv2.GaussianBlur(below, (0, 0), max(0.5, blur)).astype(np.float32) * rng.uniform(0.4, 0.85)
+    if kind != "reflection":
+        below[..., :3] *= rng.uniform(0, 0.15)
+    return _over(below.astype(np.uint8), placed)
+
+
+def _over(below: np.ndarray, above: np.ndarray) -> np.ndarray:
+    """One premultiplied picture on another, uint8."""
+    seen = below.astype(np.uint16) * (255 - above[..., 3:].astype(np.uint16))
+    return np.minimum(above + (seen + 127) // 255, 255).astype(np.uint8)
 
 
 def _twin(rng: np.random.Generator, placed: np.ndarray) -> np.ndarray:
@@ -273,7 +319,9 @@ def _pictures(
         background = photo_crop(rng, library, *canvas)
     for _ in range(rng.choice([0, 1, 2], p=[0.6, 0.3, 0.1]) + (not objects)):
         placed = _paste(rng, _object_picture(rng, library), canvas, frame)
-        objects.append(_grown(rng, library, placed, canvas, frame) if rng.random() < 0.25 else placed)
+        placed = _grown(rng, library, placed, canvas, frame) if rng.random() < 0.25 else placed
+        placed = _limbed(rng, placed) if rng.random() < 0.25 else placed
+        objects.append(_shaded(rng, placed) if rng.random() < 0.35 else placed)
     if rng.random() < 0.35:
         original = rng.integers(len(objects))
         twins = [_twin(rng, objects[original]) for _ in range(rng.choice([1, 2], p=[0.6, 0.4]))]
@@ -375,15 +423,13 @@ def _draw(scene: Scene, layer: Layer, frame: int, border: int) -> np.ndarray:
 
 def render_frame(scene: Scene, frame: int) -> tuple[np.ndarray, np.ndarray]:
     """One frame: uint8 RGB [H, W, 3], and the index of the layer seen at each pixel, uint8 [H, W]."""
-    picture = _draw(scene, scene.layers[0], frame, cv2.BORDER_REFLECT_101)[..., :3]
+    picture = _draw(scene, scene.layers[0], frame, cv2.BORDER_REFLECT_101)
     owner = np.zeros((scene.height, scene.width), np.uint8)
     for index, layer in enumerate(scene.layers[1:], 1):
         drawn = _draw(scene, layer, frame, cv2.BORDER_CONSTANT)
-        alpha = drawn[..., 3]
-        behind = picture.astype(np.uint16) * (255 - alpha.astype(np.uint16))[..., None]
-        picture = np.minimum(drawn[..., :3] + (behind + 127) // 255, 255).astype(np.uint8)
-        owner[alpha > 127] = index
-    return picture, owner
+        picture = _over(picture, drawn)
+        owner[drawn[..., 3] > OWNED] = index
+    return picture[..., :3], owner
 
 
 def render_clip(scene: Scene) -> Clip:

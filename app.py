@@ -89,6 +89,19 @@ def load_engine(arguments: argparse.Namespace) -> Engine:
     return Engine(model, choice if on_zero_gpu() else time_size(preset, choice, run))
 
 
+def loaded(arguments: argparse.Namespace) -> Engine:
+    """`load_engine`, in the thread where it should run."""
+    if on_zero_gpu():
+        # In the thread that imports it, PyTorch takes a GPU for there, until one is.
+        import spaces  # noqa: F401
+
+        return load_engine(arguments)
+    # A thread keeps the workers of what it has computed until it ends. Were they this one's, there would be more of
+    # them than cores beside a stream's, and OpenMP would put them to sleep between any two operations.
+    with ThreadPoolExecutor(1) as passing:
+        return passing.submit(load_engine, arguments).result()
+
+
 def dragged(model: Model, picture: np.ndarray, sharp: np.ndarray | None) -> Iterator[Chunk]:
     """A stream to measure: of one thing that is dragged across the picture."""
     path = np.linspace(0.3, 0.7, 3 * model.preset.chunk_frames(1))[:, None] * picture.shape[1::-1]
@@ -165,11 +178,7 @@ def serve(demo: gr.Blocks, live: Live, port: int | None = None, share: bool = Fa
 if __name__ == "__main__":
     arguments = parse_arguments()
     try:
-        # A thread keeps the workers of what it has computed until it ends. Were they this one's, there would be more of
-        # them than cores beside a stream's, and OpenMP would put them to sleep between any two operations.
-        with ThreadPoolExecutor(1) as passing:
-            load = passing.submit(load_engine, arguments)
-        engine = load.result()
+        engine = loaded(arguments)
         print(engine.describe(), flush=True)
         demo, live = build(engine, read_examples(EXAMPLES), stream_limit(engine))
         address = serve(demo, live, arguments.port, arguments.share)

@@ -616,6 +616,20 @@ def test_engine_runs_on_zero_gpu_only_where_it_is_on(monkeypatch):
     assert on_gpu(picture_file) is not picture_file and wrapped == [120]
 
 
+def test_the_model_is_loaded_where_a_gpu_is_believed_in(monkeypatch, tmp_path):
+    """`spaces` makes PyTorch take a GPU for there in the one thread that imports it, and from then on."""
+    (tmp_path / "spaces.py").write_text("import threading\nimporter = threading.get_ident()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "spaces", raising=False)
+    monkeypatch.setattr(app, "load_engine", lambda _: (threading.get_ident(), "spaces" in sys.modules))
+    monkeypatch.delenv("SPACES_ZERO_GPU", raising=False)
+    thread, believed = app.loaded(app.parse_arguments([]))
+    assert thread != threading.get_ident() and not believed
+    monkeypatch.setenv("SPACES_ZERO_GPU", "true")
+    assert app.loaded(app.parse_arguments([])) == (threading.get_ident(), True)
+    assert sys.modules.pop("spaces").importer == threading.get_ident()
+
+
 @pytest.fixture(params=[False, True], ids=["own machine", "ZeroGPU"])
 def lent(request, monkeypatch) -> bool:
     """Whether the GPU is lent: then what goes in and out is pickled, and errors but `gr.Error` come as a class name."""

@@ -23,6 +23,7 @@ import json
 import math
 import pickle
 import zipfile
+import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -39,7 +40,10 @@ WAN_FPS, ATI_FPS, SVD_FPS = 16.0, 24.0, 7.0
 ATI_FRAMES, ATI_SCALE = 121, 8
 SG_I2V_FRAMES, SG_I2V_SIZE = 14, (1024, 576)
 TORA_SIZE, TORA_SECONDS = (256, 256), 6.0  # 49 frames at 8 fps
-NPY_ERRORS = (ValueError, EOFError, OSError, MemoryError, SyntaxError, TokenError)  # of damaged files; no common class
+# Of damaged files; there is no common class. PyTorch reads what is pickled on a stack of its own, and trusts it.
+NPY_ERRORS = (ValueError, EOFError, OSError, MemoryError, SyntaxError, TokenError, OverflowError)
+PTH_ERRORS = (RuntimeError, ValueError, EOFError, LookupError, TypeError, AttributeError, pickle.UnpicklingError)
+NPZ_ERRORS = (*NPY_ERRORS, RuntimeError, KeyError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error)
 Writer = Callable[[Path, Tracks, "tuple[int, int]", float], "dict[Path, bytes]"]  # file contents by name
 
 
@@ -228,7 +232,7 @@ def _from_torch(data: bytes, name: str) -> Trajectories:
     _check_unpacked(data, name)
     try:
         value = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
+    except PTH_ERRORS as error:
         raise InputError(f"{name} is no file of trajectories: only numbers and bytes are read from it") from error
     if isinstance(value, dict) and "track_path" in value:
         return _from_comfyui(value)
@@ -238,7 +242,7 @@ def _from_torch(data: bytes, name: str) -> Trajectories:
     try:
         with np.load(io.BytesIO(value), allow_pickle=False) as packed:
             array = packed["array"]
-    except (*NPY_ERRORS, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+    except NPZ_ERRORS as error:
         raise InputError(f"{name} is no ATI trajectory: {error}") from error
     if array.ndim == 4 and array.shape[2] == 1:
         array = array[:, :, 0]

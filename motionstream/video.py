@@ -34,6 +34,10 @@ MAX_CLIP_PIXELS = 2**28  # of all frames that `read_clip` returns: 800 MB
 MAX_DECODED = 20_000  # frames that are decoded of one clip at once
 MAX_SOUGHT_PIXELS = 2**32  # that are decoded for one frame wanted: half a minute at 1920x1080 and 60 a second
 SEEK_SECONDS = 2.0  # nearer to its beginning a clip is read from there
+# What Pillow's decoders raise on damaged files; there is no common class.
+DAMAGE = (
+    OSError, EOFError, SyntaxError, LookupError, ArithmeticError, TypeError, ValueError, RuntimeError, struct.error
+)
 IMAGE_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 # Containers that hold their own pictures; not playlists (HLS, concat), which make FFmpeg open other files.
 CLIP_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,mpegts,ogg,flv,asf"
@@ -70,8 +74,7 @@ def read_image(source: str | Path | bytes, max_side: int = MAX_SIDE, max_bytes: 
         raise InputError(f"image is far too large; at most {max_side} pixels a side: resize it") from error
     except Image.UnidentifiedImageError as error:
         raise InputError(f"this is not an image of a known format ({', '.join(IMAGE_FORMATS)})") from error
-    except (OSError, EOFError, SyntaxError, LookupError, TypeError, ValueError, RuntimeError, struct.error) as error:
-        # What Pillow's decoders raise on damaged files; there is no common class.
+    except DAMAGE as error:
         raise InputError(f"image is damaged and cannot be read: {error}") from error
 
 

@@ -278,6 +278,34 @@ def test_keys_start_pause_and_stop_even_after_a_click_on_a_button(page, site):
     in_state(page, "idle")
 
 
+def test_keys_are_for_the_stream_again_after_a_slider_was_set_with_the_pointer(page, site):
+    open_page(page, site)
+    start(page)
+    part(page, "spacing").click()
+    page.keyboard.press("Space")
+    in_state(page, "paused")
+    part(page, "spacing").focus()
+    before = int(part(page, "spacing").input_value())
+    for _ in range(2):  # who sets it with the keys goes on doing so
+        page.keyboard.press("ArrowRight")
+    assert int(part(page, "spacing").input_value()) == before + 2
+
+
+@pytest.mark.parametrize("button", ["start", "play"])
+def test_a_double_click_starts_and_leaves_nothing_behind(page, site, monkeypatch, button):
+    monkeypatch.setattr(site.paste, "seconds", 0.2)
+    open_page(page, site)
+    part(page, "clear").click()
+    part(page, button).dblclick()
+    in_state(page, "live")
+    reach_frame(page, 12)
+    assert site.paste.chunks[-1].tracks.N == 0 and not colours(page)
+    part(page, "start").dblclick()
+    in_state(page, "idle")
+    expect(part(page, "message")).to_contain_text("The clip is ready")
+    in_state(page, "idle")
+
+
 def test_two_fingers_are_two_drags(chromium, site):
     context = chromium.new_context(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
     page = context.new_page()
@@ -493,6 +521,23 @@ def test_page_out_of_sight_makes_room_after_a_while(page, site):
     page.clock.fast_forward(16_000)
     in_state(page, "idle")
     wait_for(lambda: not len(site.live.sessions), "the end of the stream")
+
+
+def test_a_file_that_cannot_be_read_is_explained_and_costs_nothing(page, site, tmp_path):
+    open_page(page, site)
+    keep = "input => input.addEventListener('change', () => { window.file = input.files[0]; }, { capture: true })"
+    part(page, "file").evaluate(keep)
+    part(page, "file").set_input_files(photo(tmp_path / "gone.png"))
+    expect(page.locator(".ms-example[aria-pressed=true]")).to_have_count(0)
+    (tmp_path / "gone.png").unlink()  # as a folder, it has a name and no bytes
+    start(page)
+    part(page, "stage").evaluate("""stage => {
+        const dataTransfer = new DataTransfer();
+        dataTransfer.items.add(file);
+        stage.dispatchEvent(new DragEvent('drop', { dataTransfer, bubbles: true, cancelable: true })); }""")
+    expect(part(page, "message")).to_contain_text("cannot be read")
+    reach_frame(page, frame_number(page) + 12)
+    in_state(page, "live")
 
 
 def test_what_is_pasted_into_the_prompt_is_no_picture(page, site, tmp_path):

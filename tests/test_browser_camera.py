@@ -407,6 +407,37 @@ def test_latency_is_of_what_a_visitor_does(page, site):
     in_state(page, "idle")
 
 
+def test_keys_steer_after_the_path_was_chosen_with_the_pointer(page, site):
+    open_camera(page, site)
+    part(page, "start").click()
+    in_state(page, "live")
+    part(page, "route").click()
+    part(page, "route").select_option("dolly")
+    expect(part(page, "picture")).to_be_focused()  # in the list, D would choose "dolly-zoom"
+    page.keyboard.press("d")
+    page.wait_for_timeout(300)
+    expect(part(page, "route")).to_have_value("dolly")
+
+
+def test_two_fingers_have_a_handle_each(chromium, site):
+    with chromium.new_context(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True) as context:
+        page = context.new_page()
+        open_camera(page, site)
+        part(page, "picture").scroll_into_view_if_needed()
+        view, touch = list(site.live._visitors.values())[-1].seats["camera"].own, context.new_cdp_session(page)
+        planes = view.planes
+        assert (planes.left, planes.top, planes.right) == (0, 0, 1)  # so the handles are at the picture's edge
+        hands = (0.03, 0.05, 0.97, planes.bottom), (0.2, 0.2, 0.8, 0.6)
+        for kind, hand in (("touchStart", hands[0]), ("touchMove", hands[1]), ("touchEnd", ())):
+            places = [at(page, *hand[i : i + 2]) for i in range(0, len(hand), 2)]
+            points = [{"x": x, "y": y, "id": n} for n, (x, y) in enumerate(places)]
+            touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+        wait_for(lambda: page.wait_for_timeout(50) or view.planes != planes, "the new planes")
+        found = [getattr(view.planes, side) for side in ("left", "top", "right", "bottom")]
+        assert np.abs(np.subtract(found, hands[1])).max() < 0.02
+        page.close()
+
+
 def test_a_finger_on_the_stick_steers(chromium, site):
     with chromium.new_context(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True) as context:
         page = context.new_page()

@@ -101,6 +101,26 @@ def test_two_points_are_aligned_by_their_handles(page, site, clip):
     in_state(page, "idle")
 
 
+def test_two_fingers_have_a_handle_each(chromium, site, clip):
+    with chromium.new_context(viewport={"width": 1280, "height": 900}, has_touch=True) as context:
+        page = context.new_page()
+        open_tab(page, site)
+        upload(page, clip)
+        expect(part(page, "progress")).to_be_hidden(timeout=20_000)
+        page.locator("button[data-fit=align]").click()
+        box, touch = part(page, "picture").bounding_box(), context.new_cdp_session(page)
+        for kind, hands in (("touchStart", (0.3, 0.7)), ("touchMove", (0.4, 0.6)), ("touchEnd", ())):
+            places = [(box["x"] + hand * box["width"], box["y"] + box["height"] / 2) for hand in hands]
+            points = [{"x": x, "y": y, "id": n} for n, (x, y) in enumerate(places)]
+            touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+        part(page, "start").click()
+        in_state(page, "live")
+        chunk = site.paste.chunks[0]
+        steps = np.diff(chunk.tracks.points, axis=0)[..., 0][chunk.tracks.visible[1:]]
+        assert abs(np.median(steps) - 0.5 * SHIFT * chunk.frames.shape[2] / WIDTH) < 0.3
+        page.close()
+
+
 @pytest.mark.parametrize("data, sentence", [(b"not a video", "cannot be read"), (b"", "empty file")])
 def test_a_bad_clip_is_explained(page, site, tmp_path, data, sentence):
     (tmp_path / "bad.mp4").write_bytes(data)
@@ -142,6 +162,39 @@ def test_the_webcam_is_off_once_it_was_left(page, site):
     page.locator("button[data-source=clip]").click()  # before the permission is given
     page.wait_for_function("streams.length === 2")
     page.wait_for_function(f"{tracks} === 'ended,ended'")
+
+
+def test_the_webcam_is_on_again_when_the_visitor_comes_back(page, site):
+    page.context.grant_permissions(["camera"])
+    open_tab(page, site)
+    page.locator("button[data-source=webcam]").click()
+    expect(part(page, "message")).to_contain_text("the picture moves with you")
+    page.get_by_role("tab", name="Drag").click()
+    page.wait_for_timeout(300)
+    page.get_by_role("tab", name="Motion transfer").click()
+    page.wait_for_timeout(1_000)
+    part(page, "start").click()
+    in_state(page, "live")
+    wait_for(lambda: page.wait_for_timeout(50) or site.paste.chunks[-1].tracks.visible.any(), "the camera's tracks", 20)
+
+
+def test_a_start_waits_for_the_frame_that_was_chosen_last(page, site, clip):
+    open_tab(page, site)
+    upload(page, clip)
+    expect(part(page, "message")).to_contain_text("the clip moves the picture", timeout=20_000)
+    desk = list(site.live._visitors.values())[-1].seats["transfer"].own
+    assert desk.shown == 0
+    said = part(page, "clip-start").evaluate("""slider => {
+        const part = name => slider.closest('.ms').querySelector(`[data-ms="${name}"]`);
+        slider.value = 1;
+        slider.dispatchEvent(new Event('change', { bubbles: true }));
+        part('start').click();
+        return part('message').textContent; }""")
+    assert "on its way" in said
+    in_state(page, "idle")
+    wait_for(lambda: page.wait_for_timeout(50) or desk.shown == 1, "the frame at one second")
+    part(page, "start").click()
+    in_state(page, "live")
 
 
 def test_nothing_gets_into_a_clip_that_is_being_uploaded(page, site, clip, tmp_path, monkeypatch):

@@ -132,9 +132,33 @@ def bomb() -> bytes:
     return data.getvalue()
 
 
+def pickled(data: bytes) -> bytes:
+    """What `torch.save` writes, with `data` for its pickle."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("archive/data.pkl", data)
+        archive.writestr("archive/version", b"3")
+    return file.getvalue()
+
+
+def damaged(archive: bytes, mark: bytes, at: int, value: int) -> bytes:
+    """With the byte that is `at` bytes after the beginning of `mark` changed."""
+    data = bytearray(archive)
+    data[data.index(mark) + at] = value
+    return bytes(data)
+
+
+ENDLESS = b"{'descr': '<f8', 'fortran_order': False, 'shape': (99999999999999999999, 2, 2)}\n"
+ARCHIVE = npz(array=np.zeros((2, 3)))
+
+
 @pytest.mark.parametrize(
     "name, data, message",
     [
+        ("a.npy", b"\x93NUMPY\x01\x00" + len(ENDLESS).to_bytes(2, "little") + ENDLESS, "not a NumPy file of numbers"),
+        ("a.pth", pickled(b"\x80\x02e."), "no file of trajectories"),  # a list that nothing began ends
+        ("a.pth", saved(damaged(ARCHIVE, b"array.npy", 29, 255)), "no ATI trajectory"),  # no deflated block
+        ("a.pth", saved(damaged(ARCHIVE, b"PK\x01\x02", 8, 1)), "no ATI trajectory"),  # encrypted, it says
         ("a.npy", npy(np.array([Evil()], object), allow_pickle=True), "not a NumPy file of numbers"),
         ("a.pth", pickle.dumps(Evil()), "not a file of trajectories"),
         ("a.pth", saved(Evil()), "only numbers and bytes"),

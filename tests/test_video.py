@@ -157,10 +157,19 @@ def bomb(width, height):
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
+def far_strip():
+    """A TIFF whose pixels begin further on than any file is long."""
+    data = bytearray(encoded(Image.fromarray(quadrants(8, 8)), "TIFF"))
+    at = data.index(struct.pack("<HHI", 273, 4, 1))  # StripOffsets: one 32-bit number; made one of 64 bits, elsewhere
+    data[at : at + 12] = struct.pack("<HHII", 273, 16, 1, len(data))
+    return bytes(data) + b"\xff" * 8
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
         (b"", "empty file"),
+        (far_strip(), "damaged"),
         (b"hello, I am a text file", "not an image of a known format"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "not an image of a known format"),
         (bomb(12_000, 9_000), "image is 12000x9000; at most 4096 pixels a side: resize it"),

@@ -21,9 +21,10 @@ const NOTES = {
 };
 
 const held = new Set();                  // codes of keys that are down
+const handles = new Map();               // pointerId -> number of the back wall's corner that it holds
 const sticks = { move: [0, 0], look: [0, 0] };
 let ends = 'swing', method = 'planes', planes = null, vanishing = [0.5, 0.5], bright = false, lines = [];
-let handle = -1, steered = '', settling = null, depthUrl = null;
+let steered = '', settling = null, depthUrl = null;
 let chosen = false, offered = null;      // whether the visitor chose the depth; a better one that has come meanwhile
 
 const number = name => Number(part(name).value);
@@ -115,7 +116,8 @@ function corners() {                     // top left and bottom right, in pixels
     clamp(x * extent.width, inset, extent.width - inset), clamp(y * extent.height, inset, extent.height - inset)]);
 }
 
-function dragHandle({ x, y }) {
+function dragHandle(handle, { x, y }) {
+  if (!planes) return;                   // another depth has come meanwhile
   const least = 0.06, inset = INSET * extent.width / picture.clientWidth;
   const share = (value, side) => value <= inset ? 0 : value >= side - inset ? 1 : value / side;
   const [u, v] = [share(x, extent.width), share(y, extent.height)];
@@ -260,16 +262,18 @@ panel.paint = (context, unit) => {
   paintFan(unit);
   if (planes) paintBox(context, unit);
 };
-panel.press = ({ x, y }) => {
+panel.press = ({ x, y }, event) => {
   if (!planes || state !== 'idle') return false;
   const reach = REACH * extent.width / picture.clientWidth;
-  handle = corners().findIndex(([u, v]) => Math.hypot(u - x, v - y) < reach);
+  const handle = corners().findIndex(([u, v]) => Math.hypot(u - x, v - y) < reach);
+  if (handle >= 0) handles.set(event.pointerId, handle);
   return handle >= 0;
 };
-panel.move = sample => { dragHandle(sample); };
-panel.lift = sample => {
-  dragHandle(sample);
-  handle = -1;
+panel.move = (sample, event) => { dragHandle(handles.get(event.pointerId), sample); };
+panel.lift = (sample, event) => {
+  dragHandle(handles.get(event.pointerId), sample);
+  handles.delete(event.pointerId);
+  if (!planes || handles.size) return;
   chooseDepth({ kind: 'planes', sides: planes.map(side => Math.round(side * 1000) / 1000) });
 };
 panel.key = (event, down) => {

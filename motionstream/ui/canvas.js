@@ -11,6 +11,7 @@ const COLOURS = { drag: '#22c55e', hold: '#ef4444', pin: '#ef4444', path: '#3b82
 const JITTER_MS = 30;                    // first frame after a gap waits this long for its followers
 const TRAIL_MS = 900;                    // a drag's visible tail
 const RECONNECT_MS = 1500;
+const DOUBLE_CLICK_MS = 500;             // between its two halves, at most
 const HIDDEN_MS = 15000;                 // a page out of sight for so long makes room for others
 const SHRUNK_SIDE = 2048;               // pixels of a photo that is larger than the server takes
 const STALE_PAGE = 4401;                 // WebSocket close code: the server does not know this page's token
@@ -126,6 +127,7 @@ let reason = '';                         // why the last stream ended, if not be
 let afterStop = null;                    // what to do once the running stream has ended
 let asked = 0;                           // pictures that the server was asked for: no start before they are here
 let onCanvas = null, leaving = null;     // number of the picture that is shown; timer of a page out of sight
+let playPressed = -Infinity;             // when the button over the picture was pressed
 let hover = null, dirty = true, facts = { fps: 16, vocabulary: [] };
 let latencies = [], speeds = [], lastInput = -Infinity;
 const drags = new Map();                 // pointerId -> drag in progress
@@ -284,6 +286,7 @@ function add(control) {
 function press(event) {
   if (event.button !== 0 || state === 'offline' || state === 'stopping') return;
   event.preventDefault();
+  if (event.timeStamp - playPressed < DOUBLE_CLICK_MS) return;   // it was meant for the button that was here
   picture.focus({ preventScroll: true });
   calm();
   showStill();
@@ -638,12 +641,22 @@ function showGrid() {
 }
 
 async function offerFile(file) {
-  if (!file || panel.file(file)) return;
+  if (!file || !await readable(file) || panel.file(file)) return;
   const photo = await shrunk(file);
   const [size, limit] = [Math.ceil(photo.size / 2 ** 20), Math.floor(facts.max_bytes / 2 ** 20)];
   if (photo.size > facts.max_bytes)
     return say(`The file has ${size} MB; at most ${limit} MB: resize the picture`, 'error');
   whenStopped(() => ask(() => { say('Reading the picture …'); link.socket.send(photo); }));
+}
+
+async function readable(file) {          // a WebSocket that is given what cannot be read breaks
+  try {
+    await file.slice(0, 1).arrayBuffer();
+    return true;
+  } catch {
+    say('The file cannot be read: choose one that is no folder, and still there', 'error');
+    return false;
+  }
 }
 
 async function shrunk(file) {            // cameras make larger photos than the server takes
@@ -712,8 +725,11 @@ function listen() {
   picture.addEventListener('pointercancel', lift);
   picture.addEventListener('pointerleave', () => { hover = null; dirty = true; });
   picture.addEventListener('contextmenu', event => event.preventDefault());
-  part('start').onclick = () => running() ? stop() : start();
-  Object.assign(part('play'), { onclick: start });
+  part('start').onclick = event => {
+    if (event.detail > 1) return;        // the rest of a double click, which means one
+    if (running()) stop(); else start();
+  };
+  part('play').onclick = event => { playPressed = event.timeStamp; start(); };
   Object.assign(part('pause'), { onclick: pause });
   Object.assign(part('undo'), { onclick: undo });
   Object.assign(part('clear'), { onclick: clear });
@@ -728,6 +744,12 @@ function listen() {
   }
   root.addEventListener('click', event => {   // so that Space, pressed next, pauses and does not click again
     if (event.detail > 0 && event.target.closest('button')) picture.focus({ preventScroll: true });
+  });
+  let pointed = false;                   // whether a list or slider is being set with the pointer, not with keys
+  root.addEventListener('pointerdown', () => { pointed = true; });
+  root.addEventListener('keydown', () => { pointed = false; });
+  root.addEventListener('change', event => {   // then the keys are for the stream again
+    if (pointed && event.target.matches('select, input[type=range]')) picture.focus({ preventScroll: true });
   });
   const stage = part('stage'), signal = closing.signal;
   root.addEventListener('dragover', event => {

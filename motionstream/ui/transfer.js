@@ -11,12 +11,13 @@ const SETTLE_MS = 300;                   // settings rest so long before the cli
 const WEBCAM_SIDE = 320;
 
 const motion = element.querySelector('.ms-motion'), clip = part('clip'), brush = clip.getContext('2d');
-const camera = { stream: null, opening: false, video: document.createElement('video'), sent: 0 };
+const camera = { stream: null, opening: false, away: false, video: document.createElement('video'), sent: 0 };
 let source = 'clip', image = 'clip', fit = 'crop', loaded = null;   // loaded: what the server says of the clip
 let ownPhoto = false;                    // whether the visitor has brought a photo, to be moved by clips
 let frames = [], playing = 0, played = 0;                           // previews; the one shown; when
 let sending = null;                      // the upload that goes on: {file, socket, begun}
-let region = null, drawing = false, held = null, settling = null;
+let region = null, drawing = false, settling = null;
+const held = new Map();                  // pointerId -> [number of a pair, 0: its point on the clip, 1: on the picture]
 let pairs = [[[0.3, 0.5], [0.3, 0.5]], [[0.7, 0.5], [0.7, 0.5]]];   // each: in the clip, in the picture; both shares
 
 const number = name => Number(part(name).value);
@@ -79,6 +80,7 @@ function opened(message) {
 
 function track() {                       // also shows the picture that is to be animated
   clearTimeout(settling);
+  settling = null;
   if (!loaded || source !== 'clip' || state !== 'idle') return;
   const send = () => link.send({ kind: 'track', settings: settings(), image });
   if (image === 'clip' && pressed('reverse')) send(); else ask(send);   // in reverse the frame comes once it is tracked
@@ -177,23 +179,21 @@ function clipPress(event) {
   clip.setPointerCapture(event.pointerId);
   const box = clip.getBoundingClientRect();
   const handle = fit === 'align' ? near(pairs.map(pair => pair[0]), place(event), box.width, box.height, 24) : -1;
-  held = handle < 0 ? null : [handle, 0];
-  if (held) return;
+  if (handle >= 0) return held.set(event.pointerId, [handle, 0]);
   drawing = true;
   region = [place(event)];
 }
 
 function clipMove(event) {
-  if (held) pairs[held[0]][0] = place(event).map(v => clamp(v, 0, 1));
+  if (held.has(event.pointerId)) pairs[held.get(event.pointerId)[0]][0] = place(event).map(v => clamp(v, 0, 1));
   else if (drawing && region.length < 200) {
     const [x, y] = region.at(-1), [u, v] = place(event).map(value => clamp(value, 0, 1));
     if (Math.hypot(u - x, v - y) > 0.015) region.push([u, v]);
   }
 }
 
-function clipLift() {
-  if (held) { held = null; return; }
-  if (!drawing) return;
+function clipLift(event) {
+  if (held.delete(event.pointerId) || !drawing) return;
   drawing = false;
   if (region.length < 6) region = null;  // a click: nothing was drawn
   showRegion();
@@ -323,7 +323,11 @@ onEach('button[data-image]', button => choose('image', button.dataset.image, val
 clip.addEventListener('pointerdown', clipPress);
 clip.addEventListener('pointermove', clipMove);
 clip.addEventListener('pointerup', clipLift);
-clip.addEventListener('pointercancel', () => { [drawing, held, region] = [false, null, null]; showRegion(); });
+clip.addEventListener('pointercancel', event => {
+  if (held.delete(event.pointerId) || !drawing) return;
+  [drawing, region] = [false, null];
+  showRegion();
+});
 
 panel.welcomed = () => {
   part('clip-seconds').max = Math.min(part('clip-seconds').max, facts.max_seconds);
@@ -361,28 +365,37 @@ panel.starting = () => {
   if (sending) return say('A clip is being uploaded: wait for it, or cancel it', 'error') ?? null;
   if (source === 'clip' && !loaded) return say('Choose a video first, or the webcam', 'error') ?? null;
   if (source === 'webcam' && !camera.stream) return say('The camera is off: allow the page to use it', 'error') ?? null;
+  if (source === 'clip' && image === 'clip' && settling) {   // the picture is still that of the old settings
+    track();
+    return say('The picture is on its way: start when it is here', 'error') ?? null;
+  }
   progress(null);
   return { source, settings: settings() };
 };
 panel.tick = now => {
-  if (element.offsetParent === null) return closeCamera();
+  if (element.offsetParent === null) {
+    camera.away ||= camera.stream !== null;
+    return closeCamera();
+  }
+  if (camera.away && source === 'webcam') openCamera();   // the visitor has come back
+  camera.away = false;
   if (source === 'webcam') playCamera(now); else playClip(now);
 };
 panel.paint = (pen, unit) => {
   if (fit !== 'align' || running()) return;
   pairs.forEach(([, [x, y]], i) => paintHandle(pen, x * extent.width, y * extent.height, i, unit));
 };
-panel.press = ({ x, y }) => {
+panel.press = ({ x, y }, event) => {
   if (fit !== 'align' || running()) return false;
   const at = [x / extent.width, y / extent.height], reach = 24 * extent.width / picture.clientWidth;
   const handle = near(pairs.map(pair => pair[1]), at, extent.width, extent.height, reach);
-  held = handle < 0 ? null : [handle, 1];
+  if (handle >= 0) held.set(event.pointerId, [handle, 1]);
   return handle >= 0;
 };
-panel.move = ({ x, y }) => {
-  if (held) pairs[held[0]][1] = [clamp(x / extent.width, 0, 1), clamp(y / extent.height, 0, 1)];
+panel.move = ({ x, y }, event) => {
+  pairs[held.get(event.pointerId)[0]][1] = [clamp(x / extent.width, 0, 1), clamp(y / extent.height, 0, 1)];
 };
-panel.lift = () => { held = null; };
+panel.lift = (sample, event) => { held.delete(event.pointerId); };
 setSource('clip');
 choose('fit', fit, () => {});
 showSettings();

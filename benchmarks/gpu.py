@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -89,7 +90,8 @@ def _write(path: Path, results: dict[str, dict], left_out: list[str], chunks: in
 
 
 def _text(results: dict[str, dict], left_out: list[str], chunks: int) -> str:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], stdout=subprocess.PIPE, text=True).stdout.strip()
+    asked = ["git", "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(asked, stdout=subprocess.PIPE, text=True).stdout.strip() if shutil.which("git") else ""
     head = [f"# Full-size students on {_gpu()}", "", f"{date.today()}, commit {commit or 'unknown'}, torch "
             f"{torch.__version__}, random weights, `python -m benchmarks.gpu --chunks {chunks}`"]
     first = next(iter(results.values()), None)

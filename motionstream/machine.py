@@ -27,6 +27,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
+from huggingface_hub.errors import HTTPError
 from torch import Tensor
 
 from motionstream.errors import InputError
@@ -50,7 +51,7 @@ PROBE_SECONDS = 1.0  # a quarter of it for the format; what is under way at the 
 PROBE_CHUNKS = 2  # measured at most
 SETTLED_CHUNKS = 5  # of a visitor's stream that tell how fast the machine is
 MAX_PROBE_TIMES = 4  # the picture of the size measurement is as sharp as any that is shown
-HOPPER, AMPERE = (9, 0), (8, 0)  # compute capabilities
+HOPPER, ADA, AMPERE = (9, 0), (8, 9), (8, 0)  # compute capabilities
 # Of malloc.h: M_ARENA_MAX, M_MMAP_THRESHOLD and M_TRIM_THRESHOLD: one heap for all threads, for blocks of up to 1 GiB.
 MALLOC = {-8: 1, -3: 2**30, -1: 2**31 - 1}
 MAX_GRAPHS = 64  # kept of a compiled block, two for each picture size: beyond PyTorch's own limit of 8 it would raise
@@ -85,6 +86,10 @@ def tune(model: Model, compile: bool = False, fp8: bool = False) -> str:
     stored_in_8_bit = FORMAT in {weight.dtype for weight in model.transformer.parameters()}
     if stored_in_8_bit and (fp8 or compile):
         raise InputError("--low-memory widens 8-bit weights layer by layer: leave it out, or --compile and --fp8")
+    if fp8 and model.device.type == "cuda" and (found := torch.cuda.get_device_capability(model.device)) < ADA:
+        given, least = (".".join(map(str, capability)) for capability in (found, ADA))
+        raise InputError(f"--fp8 needs a GPU of compute capability {least} (Ada) or more, this one has {given}: "
+                         "leave it out")
     if model.device.type == "cpu":
         keep_memory()
     backend = _pick_attention(model)
@@ -128,7 +133,7 @@ def _pick_attention(model: Model) -> str:
         try:  # it is downloaded: no network, or no build for this PyTorch, is no reason to stop
             model.transformer.set_attention_backend("_flash_3_hub")
             return "FlashAttention 3"
-        except (ImportError, OSError, RuntimeError, ValueError):
+        except (HTTPError, ImportError, OSError, RuntimeError, ValueError):
             model.transformer.reset_attention_backend()
     if capability < AMPERE:
         return "native"

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
+from huggingface_hub.errors import HTTPError
 from safetensors.torch import load_file, save_file
 
 from motionstream.errors import InputError
@@ -174,18 +175,25 @@ def test_transformer_of_another_preset(folder):
 
 
 def test_a_hub_repository(folder, model, monkeypatch):
-    asked = {}
+    asked = []
 
-    def snapshot(name, **options):
-        asked[name] = options
+    def snapshot(name, allow_patterns):
+        asked.append((name, *allow_patterns))
         return str(folder)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     assert load_model("someone/some-model").preset == model.preset
-    assert asked["someone/some-model"]["allow_patterns"] == ["*.json", "*.safetensors"]
+    everything = ("someone/some-model", "*.json", "*.safetensors")
+    assert asked == [("someone/some-model", "model_index.json"), everything]
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "WanPipeline"}))
+    refused("someone/some-model", "has no preset: it is of WanPipeline; .*motionstream convert")
+    assert asked.count(everything) == 1  # its weights were not fetched
 
+
+@pytest.mark.parametrize("kind", [OSError, HTTPError, ValueError])
+def test_a_hub_that_does_not_answer_as_it_should(kind, monkeypatch):
     def missing(name, **_):
-        raise OSError("no network\n\n" + "Please make sure of this. " * 20)
+        raise kind("no network\n\n" + "Please make sure of this. " * 20)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", missing)
     refused("someone/some-model", "some-model is no folder here, and the Hub does not give it: no network Ple.{,200}$")

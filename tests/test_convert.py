@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -158,7 +159,7 @@ def test_the_widened_network_computes_what_the_source_computed(kind, tmp_path):
 
 def test_first_latent_models_keep_the_columns_of_the_noise_only(tmp_path):
     preset = small("wan2.2-5b")
-    for channels in (48, 100):
+    for channels in (48, 100, 144, 148):
         source = network(channels, preset, image=False)
         save_file(source.state_dict(), tmp_path / f"{channels}.safetensors")
         convert([tmp_path / f"{channels}.safetensors"], tmp_path / f"out{channels}", preset=preset)
@@ -381,19 +382,51 @@ def test_an_adapter_is_known_by_the_names_of_other_tools(start, modules, end, hu
 
 
 def test_an_adapter_of_videox_fun_is_merged(hub, tmp_path):
-    """Such files have every linear layer of every block, each with its alpha."""
+    """Such files have every linear layer, or those that were asked for, each with its alpha."""
     file, added = adapter(tmp_path)
     stored, renamed = load_file(file), {}
     sizes = {f"{attn}_attn_{part}": (24, 24) for attn in ("self", "cross") for part in "qkvo"}
-    sizes |= {"ffn_0": (32, 24), "ffn_2": (24, 32)}
-    for block, (name, (rows, columns)) in itertools.product((0, 1), sizes.items()):
+    sizes |= {"cross_attn_k_img": (24, 24), "cross_attn_v_img": (24, 24)}
+    layers = {f"blocks_{block}_{name}": size for block, (name, size) in itertools.product((0, 1), sizes.items())}
+    layers |= {"text_embedding_0": (24, 16), "time_embedding_2": (24, 24), "time_projection_1": (144, 24)}
+    layers |= {"img_emb_proj_1": (20, 20), "img_emb_proj_3": (24, 20), "head_head": (64, 24)}
+    for name, (rows, columns) in layers.items():
         down, up = torch.zeros(4, columns), torch.zeros(rows, 4)
-        if block == 1 and name in ("self_attn_q", "self_attn_k"):
+        if name in ("blocks_1_self_attn_q", "blocks_1_self_attn_k"):
             down, up = (stored[f"transformer.blocks.1.attn1.to_{name[-1]}.lora_{part}.weight"] for part in "AB")
         parts = {"lora_down.weight": down, "lora_up.weight": up, "alpha": torch.tensor(4.0)}
-        renamed |= {f"lora_unet__blocks_{block}_{name}.{part}": tensor for part, tensor in parts.items()}
+        renamed |= {f"lora_unet__{name}.{part}": tensor for part, tensor in parts.items()}
     save_file(renamed, file)
     merged_into_queries_and_keys(file, added, hub, tmp_path)
+
+
+def test_an_adapter_of_kohyas_tools_may_have_a_few_layers_only(hub, tmp_path):
+    file, added = adapter(tmp_path)
+    ends = {"lora_A.weight": "lora_down.weight", "lora_B.weight": "lora_up.weight"}
+    save_file({f"lora_unet_blocks_1_self_attn_{name}.{theirs}": tensor for name in "qk" for ours, theirs in ends.items()
+               for key, tensor in load_file(file).items() if key.endswith(f"to_{name}.{ours}")}, file)
+    merged_into_queries_and_keys(file, added, hub, tmp_path)
+
+
+def test_an_adapter_may_change_the_patch_embedding(hub, tmp_path):
+    """A convolution's matrices are one as well."""
+    down, up = torch.randn(4, 36, 1, 2, 2), torch.randn(24, 4, 1, 1, 1)
+    for start in ("transformer", "diffusion_model"):
+        file = tmp_path / f"{start}.safetensors"
+        save_file({f"{start}.patch_embedding.lora_A.weight": down, f"{start}.patch_embedding.lora_B.weight": up}, file)
+        report = convert([hub[1]], tmp_path / start, preset=hub[0], loras=[(file, 1.0)])
+        result, plain = (load_file(place / "transformer" / module.FILE) for place in (tmp_path / start, hub[1]))
+        expected = plain["patch_embedding.weight"] + torch.einsum("orxyz,rcthw->octhw", up, down)
+        assert torch.allclose(result["patch_embedding.weight"][:, :36], expected, atol=1e-5)
+        assert report.dropped == []
+
+
+@pytest.mark.parametrize("part", ["self_attn.q.dora_scale", "self_attn.q.lora_magnitude_vector"])
+def test_an_adapter_that_also_rescales_weights_is_refused(part, hub, tmp_path):
+    file, _ = adapter(tmp_path, alpha=4.0)
+    save_file(load_file(file) | {f"diffusion_model.blocks.1.{part}": torch.ones(24)}, file)
+    with pytest.raises(InputError, match="also rescales weights .DoRA, .* merge it with its own tool"):
+        convert([hub[1]], tmp_path / "out", preset=hub[0], loras=[(file, 1.0)])
 
 
 def merged_into_queries_and_keys(file, added, hub, tmp_path):
@@ -405,11 +438,24 @@ def merged_into_queries_and_keys(file, added, hub, tmp_path):
     assert report.dropped == []
 
 
-def test_what_diffusers_takes_out_of_an_adapter_is_told(hub, tmp_path):
-    file, _ = adapter(tmp_path, alpha=4.0)
+def test_an_adapter_changes_norms_too(hub, tmp_path):
+    file, _ = adapter(tmp_path, alpha=2.0)
     block = "diffusion_model.blocks.1"
-    lost = [f"{block}.norm3.diff", f"{block}.self_attn.norm_q.diff", "diffusion_model.time_projection.1.diff_b"]
-    save_file(load_file(file) | {name: torch.ones(24) for name in lost}, file)
+    norms = {"norm3.diff": "norm2.weight", "norm3.diff_b": "norm2.bias"}
+    norms |= {"cross_attn.norm_k_img.diff": "attn2.norm_added_k.weight"}
+    save_file(load_file(file) | {f"{block}.{name}": torch.ones(24) for name in norms}, file)
+    report = convert([hub[1]], tmp_path / "out", preset=hub[0], loras=[(file, 0.5)])
+    result, plain = (load_file(place / "transformer" / module.FILE) for place in (tmp_path / "out", hub[1]))
+    for name in norms.values():
+        assert torch.allclose(result[f"blocks.1.{name}"], plain[f"blocks.1.{name}"] + 0.5)
+    assert report.dropped == [] and "merged into 5 weights" in str(report)
+
+
+def test_what_does_not_fit_of_an_adapter_is_told(hub, tmp_path):
+    file, _ = adapter(tmp_path, alpha=4.0)
+    lost = {"diffusion_model.time_projection.1.diff_b": torch.ones(24), "lora_te_text.lora_up.weight": torch.ones(2, 2),
+            "diffusion_model.blocks.1.self_attn.v.alpha": torch.ones(())}
+    save_file(load_file(file) | lost, file)
     report = convert([hub[1]], tmp_path / "out", preset=hub[0], loras=[(file, 1.0)])
     assert report.dropped == sorted(f"adapter.safetensors: {name}" for name in lost)
     assert "merged into 2 weights" in str(report)
@@ -421,9 +467,20 @@ def test_an_adapter_changes_biases_too(hub, tmp_path):
     save_file(load_file(file) | {f"{block}.{name}.diff_b": torch.ones(24) for name in "qv"}, file)
     report = convert([hub[1]], tmp_path / "out", preset=hub[0], loras=[(file, 0.5)])
     result, plain = (load_file(place / "transformer" / module.FILE) for place in (tmp_path / "out", hub[1]))
-    for name in ("to_q", "to_v"):  # with and without matrices; diffusers takes no alpha for them
+    for name in ("to_q", "to_v"):  # with and without matrices; they have no alpha
         assert torch.allclose(result[f"blocks.1.attn1.{name}.bias"], plain[f"blocks.1.attn1.{name}.bias"] + 0.5)
     assert report.dropped == [] and "merged into 4 weights" in str(report)
+
+
+def test_the_bias_of_a_matrix_is_scaled_with_it(hub, tmp_path):
+    """PEFT's `lora_bias`, unlike a difference of biases."""
+    file, _ = adapter(tmp_path)
+    save_file(load_file(file) | {"transformer.blocks.1.attn1.to_q.lora_B.bias": torch.ones(24)}, file,
+              {"lora_adapter_metadata": json.dumps({"lora_alpha": 1})})
+    convert([hub[1]], tmp_path / "out", preset=hub[0], loras=[(file, 1.0)])
+    result, plain = (load_file(place / "transformer" / module.FILE) for place in (tmp_path / "out", hub[1]))
+    key = "blocks.1.attn1.to_q.bias"
+    assert torch.allclose(result[key], plain[key] + 0.25)
 
 
 def test_the_alpha_of_an_adapter_may_lie_beside_it(hub, tmp_path):
@@ -463,6 +520,30 @@ def test_wrong_sources_are_named(hub, tmp_path):
     save_file(weights | {"patch_embedding.weight": torch.zeros(24, 20, 1, 2, 2)}, tmp_path / "wide.safetensors")
     refused([tmp_path / "wide.safetensors"], tmp_path / "o3", "takes 20 channels; known are 52, 16, 36, 48", preset)
     refused([folder], folder, "is there already and not empty", preset)
+    save_file(weights | {"blocks.0.self_attn.q.scale_weight": torch.ones(1)}, tmp_path / "scaled.safetensors")
+    refused([tmp_path / "scaled.safetensors"], tmp_path / "o4", "scaled.*in 8 bit with scales.*file in 16 bit", preset)
+    save_file({"patch_embedding.weight": torch.zeros(24, 16, 1, 2, 2)}, tmp_path / "alone.safetensors")
+    refused([tmp_path / "alone.safetensors"], tmp_path / "o5", "24 wide and has 0 layers")
+
+
+def test_what_lies_beside_the_new_folder_stays(hub, tmp_path):
+    preset, folder = hub
+    mine = tmp_path / "out.tmp"
+    shutil.copytree(folder, mine)
+    refused([mine], tmp_path / "out", "out.tmp is there: remove it, if", preset)
+    assert (mine / "transformer" / module.FILE).is_file() and not (tmp_path / "out").exists()
+
+
+def test_files_of_one_folder_are_checkpoints_of_their_own_unless_they_are_shards(hub, tmp_path):
+    preset, _ = hub
+    weights, tiny = original(network(36, preset, image=True)), TinyVAE(**preset.configs["tiny_vae"]).state_dict()
+    (tmp_path / "Wan").mkdir()
+    for n in (0, 1):
+        shard = {name: x for name, x in weights.items() if n == ("blocks.1" in name)}
+        save_file(shard, tmp_path / "Wan" / f"diffusion_pytorch_model-0000{n + 1}-of-00002.safetensors")
+    save_file({name: x.contiguous() for name, x in tiny.items()}, tmp_path / "Wan" / "taew2_1.safetensors")
+    report = convert([tmp_path / "Wan"], tmp_path / "out", preset=preset)
+    assert report.dropped == [] and (tmp_path / "out" / "tiny_vae" / module.FILE).is_file()
 
 
 def test_every_name_without_a_place_is_told(hub, tmp_path):
@@ -562,6 +643,15 @@ def test_the_image_encoder_sees_the_whole_picture_one_layer_before_the_end(conve
     with torch.no_grad():
         expected = encoder(((square - mean) / deviation), output_hidden_states=True).hidden_states[2]
         assert torch.equal(encoder.encode(picture), expected) and expected.shape == (1, 5, 20)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("content", [b"version https://git-lfs.github.com/spec/v1", b'{"version": ', b"\xff"])
+def test_a_vocabulary_that_is_not_whole_is_refused(name, content, tmp_path):
+    tokenizer().save_pretrained(tmp_path / "tokenizer")
+    (tmp_path / "tokenizer" / name).write_bytes(content)
+    with pytest.raises(InputError, match="tokenizer is not whole .*: fetch its .json files again"):
+        UMT5TextEncoder(**UMT5).load_beside(tmp_path / "text_encoder")
 
 
 def test_a_text_encoder_without_its_vocabulary_is_refused(converted, tmp_path):

@@ -121,6 +121,11 @@ def test_matmul_peak_is_a_rate_this_machine_can_have():
     assert 1e8 < speed.matmul_peak("cpu", torch.float32, seconds=0.1) < 1e15
 
 
+def test_a_machine_without_git_keeps_its_figures(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert "commit unknown" in import_module("benchmarks.gpu")._text({}, [], 30)
+
+
 @pytest.mark.parametrize(("minutes", "measured"), [(1.5, 2), (0, 0)])
 def test_runs_that_are_left_out_are_named(minutes, measured, tmp_path, monkeypatch, capsys):
     """Every run takes half a minute."""

@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from motionstream.errors import InputError, one_line
-from motionstream.model.device import usable_device
+from motionstream.model.device import holding_weights, usable_device
 from motionstream.model.presets import Preset
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "weights"
@@ -147,7 +147,8 @@ def random_model(
         raise InputError(f"the preset {preset.name} has no tiny VAE")
     device = usable_device(device)
     classes = {name: _class(recipe[0]) for name, recipe in recipes.items()}  # all known before a large one is built
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), device:
+    devices = [device] if device.type == "cuda" else []
+    with holding_weights(device), torch.random.fork_rng(devices=devices), device:
         torch.manual_seed(seed)
         parts = {name: classes[name](**keywords) for name, (_, keywords) in recipes.items()}
     return assemble(preset, parts, device, dtype, low_memory)
@@ -179,15 +180,17 @@ def assemble(
     slower.
     """
     device, dtype = torch.device(device), default_dtype(device, dtype)
-    for name, part in parts.items():
-        part.eval()
-        visits = getattr(part, "visits", False)
-        if visits or name in ("transformer", "track_head") or getattr(part, "follows_dtype", False):
-            _cast(part, dtype)
-        part.to("cpu" if visits or getattr(part, "stays_on_cpu", False) else device)
+    with holding_weights(device):
+        for name, part in parts.items():
+            part.eval()
+            visits = getattr(part, "visits", False)
+            if visits or name in ("transformer", "track_head") or getattr(part, "follows_dtype", False):
+                _cast(part, dtype)
+            if low_memory and name == "transformer":  # before it goes to a GPU that may not hold it otherwise
+                part.enable_layerwise_casting(torch.float8_e4m3fn, dtype)
+            part.to("cpu" if visits or getattr(part, "stays_on_cpu", False) else device)
     if low_memory:
         parts["vae"].latents_at_once = 1
-        parts["transformer"].enable_layerwise_casting(torch.float8_e4m3fn, dtype)
     return Model(preset=preset, device=device, dtype=dtype, **{name: parts.get(name) for name in REQUIRED + OPTIONAL})
 
 
@@ -304,19 +307,29 @@ def _find(name_or_path: str) -> Path:
             return folder
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name_or_path):
         raise InputError(f"{name_or_path} is neither a folder, nor in {WEIGHTS}, nor a Hub repository (owner/name)")
+    folder = _fetch(name_or_path, "model_index.json")
+    _preset(_read_json(folder / "model_index.json"), folder)  # before gigabytes of something else are fetched
+    return _fetch(name_or_path, "*.json", "*.safetensors")
+
+
+def _fetch(repository: str, *patterns: str) -> Path:
+    """The folder that has the files of a Hub repository which match these patterns."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import HTTPError
 
     try:
-        return Path(snapshot_download(name_or_path, allow_patterns=["*.json", "*.safetensors"]))
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        return Path(snapshot_download(repository, allow_patterns=list(patterns)))
+    except (HTTPError, OSError, ValueError) as error:  # a download that breaks off is the first of these alone
         why = one_line(error)
-        raise InputError(f"{name_or_path} is no folder here, and the Hub does not give it: {why}") from error
+        raise InputError(f"{repository} is no folder here, and the Hub does not give it: {why}") from error
 
 
 def _preset(index: dict[str, Any], folder: Path) -> Preset:
     given = index.get("preset")
-    given = given if isinstance(given, dict) else {}
+    if not isinstance(given, dict):
+        whose = index.get("_class_name", "elsewhere")
+        raise InputError(f"{folder / 'model_index.json'} has no preset: it is of {whose}; `python -m motionstream "
+                         "convert` makes a folder of ours of such a model")
     known = {field.name for field in fields(Preset)}
     optional = {f.name for f in fields(Preset) if f.default is not MISSING or f.default_factory is not MISSING}
     wrong = ", ".join(sorted((known ^ given.keys()) - (optional - given.keys())))

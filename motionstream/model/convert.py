@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
@@ -91,6 +91,10 @@ VAE_NAMES = (  # Wan's autoencoders -> diffusers'; 2.2 nests its levels, 2.1 cou
     (r"\.residual\.6\.", ".conv2."),
     (r"\.shortcut\.", ".conv_shortcut."),
 )
+ADAPTER = re.compile(r"(.+)\.((?:lora_A|lora_down|lora_B|lora_up)\.weight|lora_B\.bias|alpha|diff|diff_b)")
+ADAPTER_PREFIX = re.compile(r"^(?:(?:base_model|model|transformer|diffusion_model)\.)+")
+ADAPTER_PARTS = {"lora_A.weight": "down", "lora_down.weight": "down", "lora_B.weight": "up", "lora_up.weight": "up"}
+KOHYA_DOTS = re.compile(r"_(?=\d)|(?<=\d)_|(?<=attn)_|(?<=head)_|(?<=img_emb)_")  # that its tools write as underscores
 IMAGE_ONLY = re.compile(r"\.(?:add_[kv]_proj|norm_added_k)\.|\.image_embedder\.")
 
 
@@ -126,6 +130,10 @@ def convert(
     out, report = Path(out), Report()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} is there already and not empty: name a new folder")
+    whole = out.resolve()  # "." has no name of its own
+    unfinished = whole.with_name(whole.name + ".tmp")
+    if unfinished.exists():  # perhaps somebody's own: not ours to remove
+        raise InputError(f"{unfinished} is there: remove it, if a conversion was cut short, or name another folder")
     parts: dict[str, Weights] = {}
     for source in map(Path, sources):
         parts |= _read(source)
@@ -135,9 +143,6 @@ def convert(
     for file, strength in loras:
         _merge_lora(parts["transformer"], Path(file), strength, report)
     parts["transformer"] = _widen(parts["transformer"], preset, report)
-    whole = out.resolve()  # "." has no name of its own
-    unfinished = whole.with_name(whole.name + ".tmp")
-    shutil.rmtree(unfinished, ignore_errors=True)
     try:
         with writing(out):
             for name, (kind, keywords) in _recipes(preset).items():
@@ -178,9 +183,11 @@ def _read(source: Path) -> dict[str, Weights]:
     for name in ("transformer", "track_head", "vae", "text_encoder", "image_encoder", "tiny_vae"):
         if files := sorted((source / name).glob("*.safetensors")):
             found |= dict([_identify(_load(*files), source / name)])
-    shards = sorted(source.glob("*.safetensors"))
-    single = [[file] for file in sorted([*source.glob("*.pth"), *source.glob("*.pt")])]
-    for files in single if not shards else [shards, *single]:
+    checkpoints: dict[str, list[Path]] = {}  # a checkpoint's name without its shard's number -> its files
+    for ending in ("safetensors", "pt", "pth"):
+        for file in sorted(source.glob(f"*.{ending}")):
+            checkpoints.setdefault(re.sub(r"-\d+-of-\d+(?=\.)", "", file.name), []).append(file)
+    for files in checkpoints.values():
         found |= dict([_identify(_load(*files), files[0])])
     if not found:
         raise InputError(f"{source} holds no .safetensors, .pth or .pt file, nor a folder of diffusers' layout")
@@ -219,6 +226,8 @@ def _unwrap(content: object, file: Path) -> Weights:
 
 def _identify(weights: Weights, source: Path) -> tuple[str, Weights]:
     """(part, its weights under our names)."""
+    if scaled := next((name for name in weights if name.endswith((".scale_weight", ".weight_scale"))), None):
+        raise InputError(f"{source} has weights in 8 bit with scales, such as {scaled}: take the file in 16 bit")
     if "blocks.0.self_attn.q.weight" in weights:
         weights = _transformer_names(weights)
     elif "token_embedding.weight" in weights:
@@ -279,7 +288,7 @@ def _count_through(name: str) -> str:
 def _recognise(weights: Weights) -> Preset:
     """The preset whose transformer has these sizes."""
     width = weights["patch_embedding.weight"].shape[0]
-    layers = 1 + max(int(name.split(".")[1]) for name in weights if name.startswith("blocks."))
+    layers = 1 + max((int(name.split(".")[1]) for name in weights if name.startswith("blocks.")), default=-1)
     sizes = {}
     for preset in PRESETS.values():
         network = preset.transformer
@@ -297,6 +306,8 @@ def _widen(weights: Weights, preset: Preset, report: Report) -> Weights:
     given, wanted = old.shape[1], config["in_channels"]
     image = latents + preset.temporal_stride  # mask and image latents
     layouts = {  # input channels -> [(first column in the source, first column of ours, how many)]
+        # noise, control, mask, image; of Wan 2.2 only: Wan 2.1's would be as many as ours, which are meant then
+        2 * latents + image: [(0, 0, latents), (2 * latents, latents, image)],
         wanted: [(0, 0, wanted)],
         latents: [(0, 0, latents)],
         latents + image: [(0, 0, latents + image)],
@@ -307,7 +318,7 @@ def _widen(weights: Weights, preset: Preset, report: Report) -> Weights:
         raise InputError(f"the patch embedding takes {given} channels; known are {', '.join(map(str, layouts))}")
     pieces = layouts[given]
     if preset.image_conditioning != "channel_concat" and given != wanted:
-        pieces = pieces[:1] if given == 3 * latents else [(0, 0, latents)]
+        pieces = [(0, 0, latents)]
     new = old.new_zeros(old.shape[0], wanted, *old.shape[2:])
     for source, place, count in pieces:
         new[:, place : place + count] = old[:, source : source + count]
@@ -370,55 +381,57 @@ def _made(missing: Mapping[str, Tensor], seed: int) -> Weights:
 
 
 def _merge_lora(weights: Weights, file: Path, strength: float, report: Report) -> None:
-    """Adds strength * alpha / rank * B A to the weights an adapter was trained for, and so what it has for biases.
+    """Adds strength * alpha / rank * B A to the weights an adapter was trained for, and strength * plain differences.
 
-    diffusers reads the file, knows its names and multiplies by an alpha that is a tensor; one of PEFT's is in the
-    file's metadata, or in adapter_config.json beside it. Without any, alpha is the rank.
+    alpha is a tensor of the file, or one of PEFT's in its metadata or in adapter_config.json beside it. Without any, it
+    is the rank.
     """
     stored, metadata = checkpoint.read_weights(file)
-    stored = {_usual_name(name): tensor for name, tensor in stored.items()}
-    # diffusers is asked once with numbers in the tensors' place: what does not come back, it takes out unsaid. An alpha
-    # of 1 changes no number, and an identity that it makes up is 1.
-    alphas = [name for name in stored if name.endswith(".alpha")]
-    numbers = {n: name for n, name in enumerate(stored, 2) if name not in alphas}
-    asked = dict.fromkeys(alphas, 1) | {name: n for n, name in numbers.items()}
-    kept = _read_lora({name: torch.full((1, 1), float(asked[name])) for name in stored}, file)
-    lost = numbers.keys() - {int(x) for x in kept.values()}
-    lora, config = _read_lora(stored, file), _lora_config(metadata, file)
-    changed, used = [], set()
-    for pair in dict.fromkeys(re.sub(r"\.lora_[AB]\.(weight|bias)$", "", name) for name in lora):
-        down, up, bias = (lora.get(f"{pair}.lora_{part}") for part in ("A.weight", "B.weight", "B.bias"))
-        module, scale = pair.removeprefix("transformer."), strength
-        added = {} if bias is None else {f"{module}.bias": (bias.float(), ["B.bias"])}
-        if down is not None and up is not None:
-            scale *= _lora_scale(config, module, rank=len(down))
-            added[f"{module}.weight"] = up.float() @ down.float(), ["A.weight", "B.weight"]
-        for name, (value, parts) in added.items():
-            if name in weights and weights[name].shape == value.shape:
-                weights[name] = (weights[name].float() + scale * value).to(weights[name])
-                changed.append(name)
-                used |= {f"{pair}.lora_{part}" for part in parts}
+    if dora := next((name for name in stored if re.search("dora_scale|lora_magnitude_vector", name)), None):
+        raise InputError(f"{file} also rescales weights (DoRA, {dora}), which is not read: merge it with its own tool")
+    config, changed, used = _lora_config(metadata, file), set(), set()
+    layers: dict[str, dict[str, str]] = {}  # layer -> part of its adapter -> the file's name for it
+    for name in stored:
+        if match := ADAPTER.fullmatch(name.replace(".default.", ".")):
+            layers.setdefault(_layer_name(match[1], weights), {})[ADAPTER_PARTS.get(match[2], match[2])] = name
+    for layer, names in layers.items():
+        parts = {part: stored[name].float() for part, name in names.items()}
+        for kind, value, taken in _changes(parts, config, layer):
+            key = f"{layer}.{kind}"
+            old = weights.get(key)
+            if old is not None and value.shape[:1] == old.shape[:1] and value.numel() == old.numel():
+                weights[key] = (old.float() + strength * value.view_as(old)).to(old)
+                changed.add(key)
+                used |= {names[part] for part in taken if part in names}
     if not used:
-        raise InputError(f"{file} adapts no weight of this transformer")
+        raise InputError(f"{file} adapts no weight of this transformer; it begins with {', '.join(sorted(stored)[:3])}")
     report.remarks.append(f"{file.name}: merged into {len(changed)} weights at strength {strength:g}")
-    unused = [name for name in lora if name not in used] + [numbers[n] for n in sorted(lost)]
-    report.dropped += [f"{file.name}: {name}" for name in unused]
+    report.dropped += [f"{file.name}: {name}" for name in stored if name not in used]
 
 
-def _usual_name(name: str) -> str:
-    """A weight's name as diffusers reads it, of those that PEFT, DiffSynth and VideoX-Fun give it."""
-    name = name.removeprefix("base_model.model.").replace(".default.", ".").replace("lora_unet__", "lora_unet_")
-    wan = re.match(r"blocks\.\d+\.(self_attn|cross_attn|ffn\.[02])\.", name)
-    return f"diffusion_model.{name}" if wan else name
+def _layer_name(name: str, weights: Weights) -> str:
+    """What our transformer calls a layer, of the names that PEFT, DiffSynth, VideoX-Fun and kohya's tools give it."""
+    name = ADAPTER_PREFIX.sub("", name)
+    if name.startswith("lora_unet_"):
+        name = KOHYA_DOTS.sub(".", name.removeprefix("lora_unet_").removeprefix("_"))
+    if f"{name}.weight" in weights:
+        return name
+    (ours,) = _transformer_names({f"{name}.weight": torch.empty(0)})
+    return ours.removesuffix(".weight")
 
 
-def _read_lora(stored: Weights, file: Path) -> Weights:
-    from diffusers.loaders.lora_pipeline import WanLoraLoaderMixin
-
-    try:
-        return WanLoraLoaderMixin.lora_state_dict(dict(stored))
-    except (ValueError, KeyError, RuntimeError) as error:
-        raise InputError(f"{file} is no LoRA adapter that diffusers can read: {one_line(error)}") from error
+def _changes(parts: Weights, config: Mapping, layer: str) -> Iterator[tuple[str, Tensor, Sequence[str]]]:
+    """What an adapter's parts add to a layer: (weight or bias, value, parts it is made of)."""
+    for part, kind in (("diff", "weight"), ("diff_b", "bias")):
+        if part in parts:
+            yield kind, parts[part], [part]
+    down, up = parts.get("down"), parts.get("up")
+    if down is None or up is None or min(down.ndim, up.ndim) < 2 or up.shape[1] != len(down):
+        return
+    scale = parts["alpha"].item() / len(down) if "alpha" in parts else _lora_scale(config, layer, len(down))
+    yield "weight", scale * (up.flatten(1) @ down.flatten(1)), ["down", "up", "alpha"]
+    if "lora_B.bias" in parts:  # PEFT scales it too
+        yield "bias", scale * parts["lora_B.bias"], ["lora_B.bias"]
 
 
 def _lora_config(metadata: Mapping[str, str], file: Path) -> dict:

@@ -33,6 +33,17 @@ def usable_device(name: torch.device | str) -> torch.device:
     return device
 
 
+@contextlib.contextmanager
+def holding_weights(device: torch.device | str) -> Iterator[None]:
+    """Work inside the block puts a model's weights on `device`; `InputError` if they do not fit."""
+    room = free_bytes(torch.device(device))
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise InputError(f"the model's weights do not fit into the {room / GIB:.1f} GiB that are free on the GPU: free "
+                         "some, or use --low-memory, which halves the transformer's") from error
+
+
 def upload(x: Tensor, device: torch.device | str) -> Tensor:
     """`x` on `device`, without waiting for the copy."""
     if torch.device(device).type != "cuda":
@@ -86,8 +97,8 @@ def visiting(part: nn.Module, device: torch.device) -> Iterator[nn.Module]:
     if home == device or not getattr(part, "visits", False) or free_bytes(device) < ROOM * size:
         yield part
         return
-    part.to(device)
     try:
+        part.to(device)  # there may be less room than was thought: what has moved by then moves back as well
         yield part
     finally:
         part.to(home)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel, PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-from motionstream.errors import InputError
+from motionstream.errors import InputError, one_line
 
 PROMPT_TOKENS = 512  # that the transformer was trained with; what is not text is zero
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -41,7 +41,10 @@ class UMT5TextEncoder(UMT5EncoderModel):
         if not (beside / "tokenizer.json").is_file():
             raise InputError(f"{beside} has no tokenizer.json: the text encoder needs its vocabulary")
         # As the file has it: the class that published folders name, T5's, would split unknown characters its own way.
-        self.tokenizer = PreTrainedTokenizerFast.from_pretrained(beside, local_files_only=True)
+        try:
+            self.tokenizer = PreTrainedTokenizerFast.from_pretrained(beside, local_files_only=True)
+        except ValueError as error:  # no JSON: cut short, or a pointer to where it is kept
+            raise InputError(f"{beside} is not whole ({one_line(error)}): fetch its .json files again") from error
 
     def save_pretrained(self, folder: str | Path, **keywords: Any) -> None:
         super().save_pretrained(folder, **keywords)

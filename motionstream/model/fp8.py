@@ -37,12 +37,12 @@ class Fp8Linear(nn.Module):
 def use_fp8(transformer: nn.Module) -> int:
     """Replaces the linear layers that run in every pass -> how many. For inference only; cannot be saved afterwards."""
     found = [
-        (parent, name, layer)
+        (parent, name)
         for block in transformer.blocks
         for parent in block.modules()
         for name, layer in parent.named_children()
         if isinstance(layer, nn.Linear) and not (layer.in_features % MULTIPLE or layer.out_features % MULTIPLE)
     ]
-    for parent, name, layer in found:
-        setattr(parent, name, Fp8Linear(layer))
+    for parent, name in found:  # each layer goes before the next one comes: a GPU may not hold both networks
+        setattr(parent, name, Fp8Linear(getattr(parent, name)))
     return len(found)

@@ -72,7 +72,32 @@ def test_drift_is_the_last_second_over_the_first():
     assert kept["psnr first"] == kept["psnr last"] == 100 and kept["kept"] == pytest.approx(1, abs=0.1)
     assert lost["psnr first"] == 100 and lost["psnr last"] < 15 and lost["kept"] < 0.01
     assert (lost["latency"], lost["spread"]) == (2.0, 1.0)
+    for frame, worse in ((0, set()), (1, {"first"}), (16, {"first"}), (17, set()), (28, set()), (29, {"last"}),
+                         (44, {"last"})):
+        touched = one.frames.copy()
+        touched[frame] = 128
+        figures = score(touched, one, 16, None)
+        assert {when for when in ("first", "last") if figures[f"psnr {when}"] < 100} == worse, frame
     assert by_second(faded, 16)[0] == pytest.approx(1, abs=0.1) and len(by_second(faded, 16)) == 2
+
+
+def test_whole_seconds_count_to_the_last():
+    frames = clip(48).frames
+    frames[32:] //= 2
+    assert by_second(frames, 16) == pytest.approx([1, 1, 0.25], abs=0.05)
+    assert len(by_second(frames[:47], 16)) == 2
+
+
+def test_decoders_are_measured_on_the_same_latents(model):
+    one, other = clip(), EmbeddedVAE(8, encoder_width=8, decoder_width=8, decoder_fine_width=8, decoder_depth=1)
+    found = ablations.decoder_table(replace(model, tiny_vae=other), one)
+    assert list(found) == ["full VAE", "tiny VAE"] and all(row["ms a frame"] > 0 for row in found.values())
+    with torch.no_grad():
+        latents = model.vae.encode(torch.tensor(one.frames[:9]).movedim(-1, 0)[None] / 127.5 - 1)
+        for row, vae in zip(found.values(), (model.vae, other), strict=True):
+            frames = 127.5 * (vae.decode(latents)[0].movedim(0, -1) + 1)
+            error = np.square(frames.round().clamp(0, 255).numpy() - one.frames[:9]).mean((1, 2, 3))
+            assert row["psnr"] == pytest.approx(np.mean(10 * np.log10(255**2 / error)), abs=0.01)
 
 
 def test_streams_are_told_what_a_clip_shows(model, monkeypatch):
@@ -116,6 +141,14 @@ def test_tracks_go_to_and_fro():
     longer = to_and_fro(tracks, 12)
     assert longer.T == 12
     np.testing.assert_array_equal(longer.points, tracks.points[[0, 1, 2, 3, 4, 3, 2, 1, 0, 1, 2, 3]])
+
+
+def test_a_long_stream_is_compared_with_the_image_when_its_tracks_are_back(model, monkeypatch):
+    one, order = clip(5), to_and_fro(Tracks(np.arange(5.0).repeat(2).reshape(5, 1, 2), np.ones((5, 1), bool), [0]), 30)
+    video = one.frames[order.points[:, 0, 0].astype(int)]
+    monkeypatch.setattr(ablations, "streamed", lambda *_: (video, [1.0]))
+    figures, _ = ablations.long_streams(model, one, 30, 0)
+    assert {(row["returned"], row["psnr returned"]) for row in figures.values()} == {(24, 100.0)}
 
 
 def test_plots_show_every_curve():

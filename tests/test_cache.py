@@ -78,10 +78,11 @@ def test_unbounded_window_equals_one_pass_under_a_chunk_causal_mask(batch):
     assert (torch.stack([*streamed, before], 1) - expected).abs().max() <= 1e-5
 
 
-def test_a_rolled_window_equals_one_pass_under_a_banded_mask():
+@pytest.mark.parametrize("window", [2, 3])
+def test_a_rolled_window_equals_one_pass_under_a_banded_mask(window):
     """Rotary attention sees distances only, so without a sink places in the cache are as good as absolute positions."""
     stock, ours = models()
-    text, window = torch.randn(1, 5, 10), 2
+    text = torch.randn(1, 5, 10)
     clean = [torch.randn(1, 6, FRAMES, *SIZE) for _ in range(6)]
     cache = ours.new_cache(1, FRAMES, *SIZE, sink=0, window=window)
     with torch.no_grad():

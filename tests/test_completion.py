@@ -10,6 +10,7 @@ from motionstream.model.completion import (
     FEW,
     GAP,
     RIM,
+    SQUARE,
     THIN,
     Completion,
     Hole,
@@ -117,6 +118,24 @@ def test_each_thing_that_leaves_is_looked_behind_once():
     assert not found.uncover(picture, front, moved)
 
 
+def test_a_part_that_goes_less_than_half_as_far_counts_as_one_that_stays():
+    front, moved = np.where(box(), 0.9, 0.1).astype(np.float32), np.zeros((1, H, W, 2), np.float32)
+    picture = cv2.resize(stripes(), None, fx=2, fy=2).astype(np.uint8)
+    moved[:, 20:40, 30:50, 0] = 80.0
+    for slow, seen_beside in ((35.0, False), (45.0, True)):
+        moved[:, 20:40, 30 : 30 + THIN, 0], found = slow, Completion.empty(H, W)
+        assert found.uncover(picture, front, moved) and np.array_equal(found.things, box())
+        assert found.seen[25:35, 30 + THIN - 1 + GAP + RIM :].max() == 1
+        assert found.seen[25:35, : 30 + THIN - 1 + GAP].any() == seen_beside
+
+
+def test_of_places_that_are_alike_the_nearest_is_copied():
+    hole = box(26, 34, 41, 49)
+    found, _ = filled(np.full((H, W, 3), 120, np.float32), hole)
+    assert np.array_equal(found.filled, hole)
+    assert 4 <= np.abs(found.shift[hole]).max() <= 8 + 2 * SQUARE  # beside the hole, wherever in it one begins
+
+
 def test_what_a_thing_still_covers_waits():
     front, moved = np.where(box(), 0.9, 0.1).astype(np.float32), np.zeros((3, H, W, 2), np.float32)
     found, picture = Completion.empty(H, W), cv2.resize(stripes(), None, fx=2, fy=2).astype(np.uint8)
@@ -125,6 +144,9 @@ def test_what_a_thing_still_covers_waits():
     hidden = box(20 + RIM, 40 - RIM, 33 + RIM, 53 - RIM)
     assert np.array_equal(covered(box(), moved), hidden)
     assert found.filled[with_rim(box()) & ~hidden].all() and not found.filled[hidden & box(right=46)].all()
+    assert not found.seen[~found.filled].any() and found.seen[found.filled].min() == 1
+    pan = np.float32([2 * 5, -2 * 4])  # that everything moves along with
+    assert np.array_equal(covered(box(), moved + pan), hidden)
     seen = found.filled.copy()
     before = found.shift[seen], found.colour[seen]
     moved[0, ..., 0] = 80 * front.round()  # in one frame of the next chunk it is far away
@@ -143,6 +165,10 @@ def test_what_was_guessed_before_stays():
     before = found.of(cells.astype(np.uint8))
     complete(found, hole_in(cells, second, ~(first | second)), second)
     assert np.array_equal(found.of(cells.astype(np.uint8))[first], before[first]) and found.filled[second].all()
+    third, kept = box(30, 50, 40, 70), (found.shift.copy(), found.colour.copy())  # behind which the others reach
+    complete(found, hole_in(cells, third, ~(first | second | third)), third)
+    assert all(np.array_equal(now[first | second], was[first | second]) for now, was in zip(
+        (found.shift, found.colour), kept, strict=True)) and found.filled[third].all()
 
 
 def test_things_are_whole_and_have_a_rim():

@@ -116,6 +116,32 @@ def test_where_nothing_is_sure_the_students_light_counts(moved):
     torch.testing.assert_close(own.on(warped), warped, atol=1e-4, rtol=0)
 
 
+def test_what_is_guessed_to_lie_behind_is_shown_by_its_share(moved):
+    warped, coarse, sure = moved
+    sure, guessed = sure.clone(), torch.zeros_like(sure)
+    sure[..., :32], guessed[..., :32] = 0, 1
+    made = composite(coarse, warped, sure, CELL, guessed=guessed)
+    torch.testing.assert_close(made[..., 32:], warped[..., 32:])
+    torch.testing.assert_close(made[..., :32], torch.lerp(coarse, warped, GUESSED)[..., :32], atol=0.01, rtol=0)
+
+
+def test_what_falls_makes_nothing_darker(moved):
+    warped, coarse, sure = moved
+    edged = coarse.clone()
+    edged[..., 20:25, 30:35] += 0.9
+    edged[:, 2, 20:25, 30:35] -= 1.2  # a flake without blue
+    made = shown(edged, moved, falling=True) - find_light(edged, warped, sure, CELL).on(warped)
+    assert made.min() > -1e-6 and made[:, :2, 21:24, 31:34].min() > 1
+
+
+def test_one_light_for_all_frames_is_the_mean_of_theirs(moved):
+    warped, coarse, sure = (x.expand(2, -1, -1, -1) for x in moved)
+    decoded = coarse + torch.tensor([0.1, 0.3]).view(2, 1, 1, 1)
+    found = find_light(decoded, warped, sure, CELL)
+    assert len(found.matrix) == len(found.offset) == 1
+    torch.testing.assert_close(found.on(warped), warped + 0.2, atol=1e-3, rtol=0)
+
+
 def test_light_fades_from_one_to_another_and_away(moved):
     warped, coarse, sure = moved
     night, fog = (find_light(LIGHTS[name](coarse), warped, sure, CELL) for name in ("night", "fog"))
@@ -194,7 +220,8 @@ def test_what_falls_stays_on_top(photo):
     assert np.array_equal(made[:24], dark[:24])
 
 
-def test_what_is_guessed_to_lie_behind_is_as_sharp_as_the_photo(photo):
+@pytest.mark.parametrize("lit", (False, True))
+def test_what_is_guessed_to_lie_behind_is_as_sharp_as_the_photo(lit, photo):
     behind = Completion.empty(16, 24)
     behind.filled[4:8, 4:12], behind.shift[4:8, 4:12] = True, (6, 8)
     plate = behind.of(photo)
@@ -203,8 +230,40 @@ def test_what_is_guessed_to_lie_behind_is_as_sharp_as_the_photo(photo):
     guessed[..., 8:16, 8:24] = 1
     moved = dataclasses.replace(at_rest(frames), guessed=guessed, behind=behind, **still)
     moved = dataclasses.replace(moved, confidence=1 - guessed)
-    made = sharpened(frames, moved, None, Sharp(photo))[0]
+    light, share = (Light(torch.eye(3)[None], torch.zeros(1, 3, 2, 3)), 1) if lit else (None, GUESSED)
+    made = sharpened(frames, moved, light, Sharp(photo))[0]
     blurred = cv2.resize(cv2.resize(plate, (48, 32), interpolation=cv2.INTER_AREA), (144, 96))
-    assert np.abs(made - GUESSED * plate - (1 - GUESSED) * blurred)[27:45, 27:69].max() <= 3
+    assert np.abs(made - share * plate - (1 - share) * blurred)[27:45, 27:69].max() <= 3
     assert np.array_equal(made[60:], photo[60:])
     assert np.array_equal(plate[24:48, 24:72], photo[60:84, 72:120])
+
+
+@pytest.mark.parametrize("lit", (False, True))
+def test_a_mirror_image_at_the_edge_is_as_sharp_as_the_photo_by_its_share(lit, photo):
+    frames, beyond = small(photo), torch.zeros(1, 1, 1, 32, 48)
+    beyond[..., :16] = 1
+    moved = dataclasses.replace(at_rest(frames), confidence=1 - beyond, beyond=beyond)
+    light = Light(torch.eye(3)[None], torch.zeros(1, 3, 2, 3)) if lit else None
+    made = sharpened(frames, moved, light, Sharp(photo))[0].astype(float)
+    blurred = cv2.resize(cv2.resize(photo, (48, 32), interpolation=cv2.INTER_AREA), (144, 96))
+    share = 1 if lit else FILLING
+    assert np.abs(made - share * photo - (1 - share) * blurred)[:, :42].max() <= 2
+    assert np.array_equal(made[:, 54:], photo[:, 54:])
+
+
+@pytest.mark.parametrize("lit", (False, True))
+def test_a_photo_of_one_colour_is_shown_in_it_whatever_is_sure(lit):
+    """What is taken out of the small frames is what is put in of the photo, pixel for pixel."""
+    photo, rng = np.full((96, 144, 3), (200, 120, 60), np.uint8), np.random.default_rng(0)
+    behind = Completion.empty(16, 24)
+    behind.filled[4:8, 4:12], behind.shift[4:8, 4:12] = True, (6, 8)
+    still = dict(backward=np.zeros((1, 2, 16, 24), np.float32), sure=np.ones((1, 16, 24), np.float32))
+    sure, guessed = torch.ones(1, 1, 1, 32, 48), torch.zeros(1, 1, 1, 32, 48)
+    sure[..., 8:17, 9:30] = torch.tensor(0.9 * rng.random((9, 21)), dtype=torch.float32)
+    guessed[..., 8:15, 9:20] = (1 - sure)[..., 8:15, 9:20]
+    parts = dict(confidence=sure, guessed=guessed, beyond=1 - sure - guessed, behind=behind)
+    light = Light(0.5 * torch.eye(3)[None], torch.zeros(1, 3, 2, 3)) if lit else None
+    frames = small(photo) if light is None else light.on(small(photo))
+    made = sharpened(frames, dataclasses.replace(at_rest(small(photo)), **parts, **still), light, Sharp(photo))
+    wanted = 127.5 + 0.5 * (photo - 127.5) if lit else photo
+    assert np.abs(made[0] - wanted).max() <= 1

@@ -70,10 +70,12 @@ def test_anchors_of_pins_and_paths_are_carried_too():
     source = DragSource()
     source.apply({"kind": "pin", "id": 1, "x": 80, "y": 80, "frame": 0})
     source.apply({"kind": "path", "id": 2, "points": [[80, 80], [80, 20]], "frame": 0, "seconds": 0.75})
+    source.apply({"kind": "path", "id": 3, "points": [[80, 80], [80, 20]], "frame": 0, "seconds": 0.25})
     tracks = source.tracks_for(request(1, history))
     assert np.abs(tracks.points[:, 0] - [104, 80]).max() < 1  # a pin holds the object where it is now
     assert np.abs(tracks.points[0, 1] - [104, 80]).max() < 1
     assert tracks.points[-1, 1].tolist() == [80, 25]  # it began in this chunk's first frame: one of twelve is left
+    assert np.abs(tracks.points[0, 2] - [104, 80]).max() < 1 and (tracks.points[4:, 2] == [80, 20]).all()
     assert source.tracks_for(request(2, history)).points[0, 1].tolist() == [80, 20]
 
 
@@ -82,6 +84,16 @@ def test_anchor_is_the_pointer_where_the_flow_is_lost():
     history = {f: rng.integers(0, 256, IMAGE.shape).astype(np.uint8) for f in range(5)}
     anchors = np.array([[100.0, 50.0], [-40.0, 500.0], [0.0, 0.0]])
     assert np.array_equal(carry(history, anchors, [0, 0, 0]), anchors)
+
+
+@pytest.mark.parametrize(("found", "moves"), [(6, 0), (7, 3)])
+def test_an_anchor_moves_with_a_quarter_of_its_points_or_stays(found, moves, monkeypatch):
+    def follow(before, after, points):
+        return points + 3 * np.float32([1, 0]), np.arange(len(points)) < found  # of 25
+
+    monkeypatch.setattr("motionstream.controls.drag._follow", follow)
+    anchor = np.array([[50.0, 40.0]])
+    assert np.array_equal(carry({0: IMAGE, 1: IMAGE}, anchor, [0]), anchor + [moves, 0])
 
 
 def test_anchors_of_different_frames_are_carried_together():
@@ -266,12 +278,13 @@ def test_ids_are_seeded_and_never_shared():
 
 
 def test_an_endless_stream_does_not_run_out_of_ids():
-    source = DragSource()
+    source = DragSource(reserved=range(200))
     source.apply({"kind": "grid", "spacing": 4, "size": 10})
     source.apply({"kind": "pin", "id": 0, "x": 50, "y": 50, "frame": 0})
     for key in range(1, 110):
         source.apply({"kind": "pin", "id": key, "x": 50, "y": 50, "frame": 0})
-        assert len(set(source.tracks_for(request(1)).ids.tolist())) == 200
+        ids = source.tracks_for(request(1)).ids.tolist()
+        assert len(set(ids)) == 200 and min(ids) >= 200
         source.apply({"kind": "remove", "id": key})
 
 

@@ -142,6 +142,16 @@ def test_a_motionless_video_misses_by_the_wanted_motion():
     assert error.pck == 0 and error.lost == 0
 
 
+def test_a_point_that_the_tracker_lost_is_a_miss_wherever_it_was_thought_to_be():
+    wanted = tracks_of(np.full((3, 2, 2), 20.0))
+
+    def loses_one(video, points):
+        return Tracks(wanted.points, np.array([[True, True], [True, False], [True, False]]), wanted.ids)
+
+    error = metrics.track_error(np.zeros((3, 40, 40, 3), np.uint8), wanted, loses_one)
+    assert (error.epe, error.epe_median, error.pck, error.lost) == (0, 0, 0.5, 0.5)
+
+
 def test_only_points_that_are_wanted_and_in_the_image_count():
     points = np.array([[[20.0, 20.0], [50.0, 20.0]], [[90.0, 20.0], [50.0, 20.0]]])
     still = np.repeat(texture()[None], 2, axis=0)
@@ -169,6 +179,8 @@ def test_arrival_tells_where_the_sprite_went():
     assert nearly.arrived and nearly.distance == pytest.approx(math.hypot(3, 1))
     short = metrics.arrival(first, sprite_at((92, 50), background), start, target)
     assert not short.arrived and short.distance == pytest.approx(8)
+    between = metrics.arrival(first, sprite_at((100, 50), background), (40.4, 59.7), (100.4, 49.7))
+    assert between.distance == pytest.approx(0) and between.found == pytest.approx((100.4, 49.7))
     stayed = metrics.arrival(first, first, start, target)
     assert not stayed.arrived and stayed.distance == pytest.approx(math.hypot(60, 10))
 
@@ -185,10 +197,24 @@ def test_arrival_is_not_fooled_by_a_smear_or_by_a_copy_left_behind():
     assert not metrics.arrival(flat, flat, start, start).arrived  # no texture proves nothing
 
 
+def test_what_hardly_resembles_the_patch_has_not_arrived():
+    background = texture(160, 120, grain=6)
+    first, last = sprite_at((40, 60), background), np.full_like(background, 128)
+    mixed = 0.35 * texture(24, 24, seed=5).astype(float) + 0.65 * texture(24, 24, seed=6)
+    last[38:62, 88:112] = mixed.round()
+    found = metrics.arrival(first, last, (40.0, 60.0), (100.0, 50.0))
+    assert found.distance <= metrics.ARRIVAL_PX and 0.3 < found.score < 0.6 and not found.arrived
+
+
 def test_arrival_works_at_the_border_of_the_frame():
     background = texture(160, 120, grain=6)
     first, last = sprite_at((13, 13), background), sprite_at((147, 107), background)
     assert metrics.arrival(first, last, (5.0, 5.0), (139.0, 99.0)).arrived
+
+
+def test_what_lies_beyond_the_border_is_its_mirror_image():
+    assert metrics._mirror(np.arange(-3, 8), 4).tolist() == [3, 2, 1, 0, 1, 2, 3, 2, 1, 0, 1]
+    assert metrics._mirror(np.arange(-3, 4), 1).tolist() == [0] * 7
 
 
 def test_rest_changed_counts_only_pixels_far_from_the_drags():
@@ -239,6 +265,10 @@ def test_warp_ignores_hidden_points_and_can_pin_the_border():
     hidden = baselines.warp(image, tracks_of(points, np.array([[True, True], [True, False]])))
     alone = baselines.warp(image, tracks_of(points[:, :1]))
     assert np.array_equal(hidden, alone)
+    unknown = baselines.warp(image, tracks_of(points, np.array([[True, False], [True, True]])))
+    assert np.array_equal(unknown, alone)  # where it was in the image nobody knows
+    rest = tracks_of(points[[0, 1, 1]], np.array([[True, True], [True, True], [True, False]]))
+    assert np.array_equal(baselines.warp(image, rest)[2], alone[1])
     pinned = baselines.warp(image, tracks_of(points[:, :1]), pinned_border=True)[1]
     assert np.abs(pinned[0].astype(int) - image[0]).mean() < 3 < np.abs(alone[1][0].astype(int) - image[0]).mean()
     assert np.abs(pinned[32, 54].astype(int) - image[32, 48]).max() <= 6
@@ -275,6 +305,24 @@ def test_a_drag_file_becomes_tracks_of_the_generated_frame(drag_file):
     assert np.allclose(run.tracks.points[:, 13], [150, 10])
     assert np.allclose(run.tracks.points[0, 5] - run.tracks.points[0, 4], [4, 0])
     assert np.allclose(run.paths[0][[0, -1]], [[50, 60], [90, 60]])
+
+
+def test_drags_end_with_the_last_of_them_and_count_if_they_end_inside(drag_file):
+    preset, data = PRESETS["embedded"], json.loads(drag_file.read_text())
+    data["paths"].append({"points": [[220, 200], [220, 300]], "seconds": 0.5})  # out of the frame
+    drag_file.write_text(json.dumps(data))
+    run = motion.read_drags(drag_file, preset, lambda image: (fit_image(image, 160, 120), None))
+    assert run.end == 16 and len(run.paths) == 2
+    np.testing.assert_allclose([path[-1] for path in run.paths], [[90, 60], [110, 150]])
+    video = np.repeat(run.image[None], run.tracks.T, axis=0)
+    video[9:21] //= 2  # chunk 1: a quarter of the energy
+    figures = motion.score_drags(video, run, preset)
+    assert figures["drags"] == 1 and figures["off"] == pytest.approx(40)
+    assert figures["sharp_1"] == pytest.approx(0.25, abs=0.05) and figures["sharp_20"] == pytest.approx(1)
+
+
+def test_clips_are_sampled_evenly_with_first_and_last_frame():
+    assert motion._evenly(10, 4).tolist() == [0, 3, 6, 9] and motion._evenly(3, 81).tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("text", ["not json", "[1]", '{"paths": []}', '{"image": "photo.png", "paths": [{"point": 1}]}',
@@ -319,12 +367,18 @@ def test_the_drag_table_knows_a_good_mover_from_a_still_one(drag_file):
             video[t, y[t] - 6 : y[t] + 6, x[t] - 6 : x[t] + 6] = sprite
         return video
 
+    def returns(image: np.ndarray, tracks: Tracks, seed: int) -> np.ndarray:
+        video = mover(image, tracks, seed)
+        video[40:] = image
+        return video
+
     preset = PRESETS["embedded"]
-    compared = {"mover": mover, "motionless": motion.methods(None)["motionless"]}
+    compared = {"mover": mover, "returns": returns, "motionless": motion.methods(None)["motionless"]}
     runs = motion.drag_runs(drag_file, preset, lambda image: (fit_image(image, 160, 120), None))
     figures, rows = motion.evaluate_drags(runs, compared, preset, seed=0)
     means = motion.mean_over(figures, weight="drags")
     assert means["mover"]["arrived"] == means["mover"]["stayed"] == 1 and means["mover"]["off"] < 1
+    assert (means["returns"]["arrived"], means["returns"]["stayed"]) == (1, 0) and means["returns"]["off"] < 1
     assert means["motionless"]["arrived"] == 0 and means["motionless"]["off"] == pytest.approx(40)
     assert means["motionless"]["sharp_1"] == means["motionless"]["sharp_20"] == pytest.approx(1)
     assert means["mover"]["rest_changed"] == means["motionless"]["rest_changed"] == 0
@@ -357,6 +411,17 @@ def test_motion_command_on_folders_of_frames(tmp_path, capsys):
     assert cv2.imread(str(sheet)).shape[1] == 4 * (256 + sheets.GAP)  # input, the clip, warp, motionless
 
 
+def test_what_is_visible_or_uncovered_is_told_frame_by_frame():
+    truth, spacing = np.full((3, HEIGHT, WIDTH, 3), 100, np.uint8), 8.0
+    visible = np.array([[True], [True], [False]])
+    tracks = tracks_of(np.full((3, 1, 2), 30.5), visible)
+    made, near = truth.copy(), metrics.visible_region(tracks, WIDTH, HEIGHT, spacing)[1]
+    made[1, ~near], made[1, near], made[2] = 80, 110, 80  # off by 20, 10 and 20
+    figures = motion.score_clip(made, motion.Clip("flat", truth, tracks, spacing), tracks)
+    assert figures["psnr_visible"] == pytest.approx(20 * math.log10(255 / 10), abs=1e-4)
+    assert figures["psnr_uncovered"] == pytest.approx(20 * math.log10(255 / 20), abs=1e-4)
+
+
 def test_videos_are_compared_at_the_size_that_is_asked_for(tmp_path):
     (tmp_path / "slide").mkdir()
     for t in range(5):
@@ -367,6 +432,7 @@ def test_videos_are_compared_at_the_size_that_is_asked_for(tmp_path):
     assert plain.judged is None and np.array_equal(plain.frames, clip.frames)
     assert clip.judged.frames.shape == (5, 120, 208, 3)
     np.testing.assert_allclose(clip.judged.tracks.points, clip.tracks.points * (208 / 96, 120 / 64), rtol=1e-5)
+    assert (plain.spacing, clip.spacing, clip.judged.spacing) == (16, 16, pytest.approx(16 * 208 / 96))
     still = {"motionless": motion.methods(None)["motionless"]}
     figures, _ = motion.evaluate_clips(iter([clip]), still, 0)
     at_size, _ = motion.evaluate_clips(iter([plain]), {}, 0)

@@ -7,18 +7,20 @@ import platform
 import subprocess
 import sys
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.errors import HTTPError
 from torch import nn
 
 from motionstream import machine, streaming
 from motionstream.cli import main
 from motionstream.errors import InputError
 from motionstream.evaluation import speed
-from motionstream.model import checkpoint
+from motionstream.model import checkpoint, device, fp8
 from motionstream.model.checkpoint import load_component, load_model, random_model, save_model
 from motionstream.model.device import Download, beside, own_precision, stream_bytes, upload, visiting, weight_bytes
 from motionstream.model.fp8 import use_fp8
@@ -138,6 +140,21 @@ def test_encoders_visit_the_device_and_the_rest_stays(wan21):
     assert weight_bytes(wan21.image_encoder) == 0 < weight_bytes(wan21.transformer)
 
 
+def test_an_encoder_that_does_not_get_in_goes_home_whole():
+    class Large(nn.Linear):
+        visits = True
+
+        def to(self, place):
+            places.append(str(place))
+            if place != home:
+                raise torch.OutOfMemoryError("after half of it")
+
+    places, home = [], torch.device("cpu")
+    with pytest.raises(torch.OutOfMemoryError), visiting(Large(2, 2), torch.device("meta")):
+        pass
+    assert places == ["meta", "cpu"]
+
+
 def test_uploads_and_downloads_are_nothing_on_the_cpu():
     x = torch.randn(3)
     assert upload(x, "cpu") is x and Download(x).wait() is x
@@ -209,6 +226,29 @@ def test_linear_layers_in_8_bit_stay_close():
     with torch.no_grad():
         expected, got = (m.transformer(x, t, text).sample for m in (plain, model))
     assert 0 < (got - expected).norm() / expected.norm() < 0.1
+
+
+def test_no_layer_is_kept_in_both_precisions(monkeypatch):
+    """Else a GPU would have to hold the network one and a half times."""
+    transformer, alive = random_model(small("wan2.2-5b"), 3).transformer, []
+    layers = [weakref.ref(m) for m in transformer.blocks.modules() if isinstance(m, nn.Linear)]
+
+    def stand_in(linear):
+        alive.append(sum(ref() is not None for ref in layers))
+        return nn.Identity()
+
+    monkeypatch.setattr(fp8, "Fp8Linear", stand_in)
+    monkeypatch.setattr(fp8, "MULTIPLE", 1)
+    assert use_fp8(transformer) == len(layers)
+    assert alive == list(range(len(layers), 0, -1))
+
+
+def test_a_gpu_without_8_bit_products_is_told(monkeypatch):
+    gpu = type("", (), {"device": torch.device("cuda")})()
+    gpu.transformer = nn.Linear(2, 2)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    with pytest.raises(InputError, match=r"--fp8 needs .* capability 8.9 .*, this one has 8.0: leave it out"):
+        machine.tune(gpu, fp8=True)
 
 
 def test_tuning_changes_nothing_in_float32_on_the_cpu_unless_asked(wan21):
@@ -296,6 +336,21 @@ def test_the_attention_kernel_follows_the_gpu(capability, kernels, expected, mon
     assert machine.tune(gpu) == f"attention {expected[0]}" and (chosen or [None]) == [expected[1]]
 
 
+def test_attention_does_without_a_kernel_that_cannot_be_fetched(monkeypatch):
+    def unreachable(backend):
+        if backend == "_flash_3_hub":
+            raise HTTPError("no network")
+        chosen.append(backend)
+
+    chosen = []
+    transformer = type("", (), {"set_attention_backend": staticmethod(unreachable), "parameters": lambda self: []})()
+    transformer.reset_attention_backend = transformer.fuse_projections = lambda: None
+    gpu = type("", (), {"device": torch.device("cuda"), "transformer": transformer})()
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(machine.importlib.util, "find_spec", lambda name: True)
+    assert machine.tune(gpu) == "attention cuDNN" and chosen == ["_native_cudnn"]
+
+
 # ---------------------------------------------------------------- memory
 
 
@@ -339,6 +394,26 @@ def test_low_memory_halves_the_transformer_and_still_streams():
     machine.tune(low)
     a, b = (play(m, 2)[1].frames.astype(int) for m in (plain, low))
     assert 0 < np.abs(a - b).mean() < 0.2 * np.abs(a - 127).mean() + 10
+
+
+def test_low_memory_narrows_weights_before_they_go_to_the_gpu(monkeypatch):
+    def go(transformer, place):
+        went.append({weight.dtype for weight in transformer.blocks[0].attn1.to_q.parameters()})
+
+    went, model = [], random_model(small("wan2.2-5b"), 1)
+    monkeypatch.setattr(MotionTransformer, "to", go)
+    checkpoint.assemble(model.preset, model.components(), "cpu", torch.bfloat16, low_memory=True)
+    assert went == [{torch.float8_e4m3fn}]
+
+
+def test_weights_that_do_not_fit_are_told(wan21, monkeypatch):
+    def full(part, place):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(device, "free_bytes", lambda place: 3 * 2**30)
+    monkeypatch.setattr(MotionTransformer, "to", full)
+    with pytest.raises(InputError, match="weights do not fit into the 3.0 GiB .* free some, or use --low-memory"):
+        checkpoint.assemble(wan21.preset, wan21.components(), "cpu", None)
 
 
 def test_streams_at_once_do_not_get_at_each_others_weights():

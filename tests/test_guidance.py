@@ -1,5 +1,7 @@
 """Joint guidance against equation 2 by hand; what "without text" and "without tracks" mean; the teacher's sampler."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -213,8 +215,6 @@ def test_the_guided_teacher_is_three_evaluations_of_the_network():
 
 @pytest.mark.parametrize(("preset", "skip"), [(TINY, True), (PLAIN, False)], ids=["residual", "velocity"])
 def test_the_teacher_learns_a_batch(preset, skip):
-    from dataclasses import replace
-
     net = network(preset, skip=skip)
     recipe = replace(RECIPE, hide=0.2)
     assert falls(lambda: flow_loss(net, clip_batch(preset), recipe)["loss"], net)
@@ -232,6 +232,42 @@ def test_sheets_decode_a_latent_frame_at_a_time_in_the_runs_precision(monkeypatc
     clip_sheet(vae, clip_batch(clips=2), {}, World(dtype=torch.bfloat16))
     assert drawn == ["clip 0, frame 16", "clip 0, frame 32", "clip 1, frame 16", "clip 1, frame 32"]
     assert {shape for shape, _ in seen} == {(1, 1)} and seen[0][1] == torch.float32 and seen[-1][1] == torch.bfloat16
+
+
+def test_the_teachers_loss_is_told_beside_what_the_prior_alone_would_cost():
+    net, batch = network(), clip_batch()
+    terms = flow_loss(net, batch, replace(RECIPE, drop_text=0.0, drop_tracks=0.0))
+    draws = clip_batch().draws
+    for shape in ((), (), (RECIPE.chunks,)):  # texts, tracks and chunks that are left out
+        draws.uniform(*shape)
+    t = random_timesteps(draws, TINY.shift)
+    weight = (t / T_LEAST).clamp(max=1).square() / t.square()
+    of_prior = (weight * (batch.prior - batch.latents).square().mean((1, 2, 3, 4))).mean()
+    torch.testing.assert_close(terms["prior"], of_prior)
+    assert not torch.isclose(terms["loss"], of_prior, rtol=1e-3)
+
+
+@pytest.mark.parametrize("part", ["text", "tracks", "middle"])
+def test_what_is_left_out_of_clips_does_not_change_their_loss(part):
+    net, batch, other = network(), clip_batch(), clip_batch(seed=5)
+    changed, middle = replace(batch), (slice(None), slice(None), slice(3, 6))
+    if part == "text":
+        changed.text = other.text
+    elif part == "tracks":
+        changed.tracks, changed.prior, changed.confidence = other.tracks, other.prior, other.confidence
+    else:
+        changed.prior, changed.confidence = batch.prior.clone(), batch.confidence.clone()
+        changed.prior[middle], changed.confidence[middle] = other.prior[middle], other.confidence[middle]
+
+    def loss(clips, left_out=None):
+        shares = {"drop_text": 0.0, "drop_tracks": 0.0, "hide": 0.0} | ({left_out: 1.0} if left_out else {})
+        clips.draws = clip_batch().draws
+        return flow_loss(net, clips, replace(RECIPE, **shares))["loss"].item()
+
+    own = {"text": "drop_text", "tracks": "drop_tracks", "middle": "hide"}[part]
+    others = {"text": ("drop_tracks", "hide"), "tracks": ("drop_text", "hide"), "middle": ("drop_text",)}[part]
+    assert loss(changed, own) == loss(batch, own)
+    assert all(loss(changed, one) != loss(batch, one) for one in (None, *others))
 
 
 def test_dropout_leaves_out_its_share_and_gradients_reach_every_part():

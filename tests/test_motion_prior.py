@@ -7,14 +7,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from motionstream.model import motion_prior
 from motionstream.model.checkpoint import assemble
 from motionstream.model.motion_prior import LAYERED, MotionPrior, connect
 from motionstream.model.presets import PRESETS
 from motionstream.model.warping import (
+    BEHIND,
     BESIDE,
     GOES,
     MISSED,
     PARTS,
+    SEEN,
     behind,
     between,
     cell_centres,
@@ -108,9 +111,12 @@ def test_motion_is_cut_along_outlines_and_stretches_elsewhere():
     cut = settle(motion, *outlines(front))[0, :, 0].view(HEIGHT // 2, -1)
     assert cut.unique().tolist() == [0.0, 20.0]
     assert (cut[:, 13:] == 20).all() and (cut[:, :13] == 0).all()  # two cells of rim go along with what is in front
+    small = field(0.08 * ramp.expand(HEIGHT // 2, -1))  # in all less than things that part differ by
+    torch.testing.assert_close(settle(small, *outlines(front)), small)
     gentle = field((torch.arange(WIDTH // 2).float() * 0.9).expand(HEIGHT // 2, -1))  # all of it stretches alike
     kept = settle(gentle, *outlines(front))[0, :, 0].view(HEIGHT // 2, -1)
     assert (kept.diff(dim=1) >= 0).all() and len(kept.unique()) > WIDTH // 2 - 6
+    torch.testing.assert_close(kept, settle(gentle, *outlines(0 * front))[0, :, 0].view(HEIGHT // 2, -1))
 
 
 def test_outlines_lie_between_front_and_back():
@@ -189,7 +195,8 @@ def test_what_moves_as_a_visible_track_lies_in_front(goes):
     near = np.linalg.norm(centres + displacement - point, axis=1) < BESIDE - 2
     agrees = (displacement[:, 0] > 0) == goes
     assert surely(True)[near & agrees].min() > 0.99 and surely(True)[~agrees].max() < 1e-6
-    assert not surely(False).any()
+    far = np.linalg.norm(centres + displacement - point, axis=1) > BESIDE + 4
+    assert not surely(False).any() and not surely(True)[far].any()
     backward, _ = splat(displacement, 0.5 + 0.25 * surely(True), HEIGHT, WIDTH)
     np.testing.assert_allclose(backward[:, 12, 15], -moved[0], atol=1e-2)
 
@@ -247,6 +254,24 @@ def test_the_background_does_not_follow_what_lies_in_front_of_it(prior, monkeypa
     torch.testing.assert_close(layered[~thing, 1], flat[~thing, 1])
 
 
+def test_beside_what_moves_the_background_is_put_behind_and_not_brought_to_the_front(prior, monkeypatch):
+    centres, cells, seen = cell_centres(HEIGHT, WIDTH), HEIGHT * WIDTH // 4, []
+    thing = (centres - 32).abs().amax(1) < 8
+    told = torch.zeros(1, cells, 4), torch.zeros(1, cells), torch.where(thing, 20.0, 0.0)[None], torch.zeros(1, 1, 4)
+    monkeypatch.setattr("motionstream.model.motion_prior.LOOK", HEIGHT * WIDTH)
+    monkeypatch.setattr(prior, "features", lambda *given: (*told, torch.full((1, 1), 5.0)))
+    in_motion = motion_prior.in_motion
+    monkeypatch.setattr(motion_prior, "in_motion", lambda *given: seen.append(given[-1]) or in_motion(*given))
+    state = prior.start(image())
+    prior.step(state, tracks(np.linspace([[32.0, 32.0]], [[44.0, 32.0]], 9)))
+    rim = state.outlines[1].flatten()
+    assert 0 < rim.sum() and not (rim & thing).any()
+    torch.testing.assert_close(state.front, torch.where(thing, 1.0, torch.where(rim, 0.5 - BEHIND, 0.5)))
+    last = torch.from_numpy(seen[-1]).float().flatten()
+    torch.testing.assert_close(last[rim], state.front[rim])
+    assert (last[thing] > 1 + 0.99 * SEEN).sum() > 20  # what the track shows
+
+
 def test_splatting_a_translation_gives_its_inverse_and_an_uncovered_strip():
     cells = HEIGHT // 2 * (WIDTH // 2)
     backward, coverage = splat(np.tile(np.float32([8, 0]), (cells, 1)), np.zeros(cells, np.float32), HEIGHT, WIDTH)
@@ -302,6 +327,7 @@ def test_beyond_the_edge_the_picture_is_mirrored():
     places = in_the_first_frame(enlarged_motion(motion, np.ones(motion.shape[1:], np.float32)))
     seen, beyond = seen_through(between(picture), *places), mirrored(*places)
     assert beyond[:, : WIDTH - 21].max() == 0 and beyond[:, WIDTH - 19 :].min() == 1
+    assert not mirrored(places[0] - 20.9, places[1] + 0.9).any()  # less than a pixel beyond is still the edge
     np.testing.assert_allclose(seen[:, 30], picture[:, 50], atol=1e-6)
     np.testing.assert_allclose(seen[:, 60], picture[:, 2 * (WIDTH - 1) - 80], atol=1e-6)
 
@@ -403,6 +429,33 @@ def test_a_track_that_starts_on_a_moved_part_grabs_that_part(prior):
     assert (state.anchors[9] - cell_centres(HEIGHT, WIDTH)[cell]).norm() < 3
 
 
+@pytest.mark.parametrize("ahead", [False, True])
+def test_where_two_cells_have_landed_the_one_in_front_is_grabbed(ahead, prior):
+    state, centres = prior.start(image()), cell_centres(HEIGHT, WIDTH)
+    left = centres[:, 0] < 20
+    state.latest = left[:, None] * torch.tensor([20.0, 0.0])  # and there it covers, or is covered by, what stayed
+    state.front = (left == ahead).float()
+    prior.motion(state, tracks(np.full((3, 1, 2), (35.0, 25.0)), ids=[4]))
+    torch.testing.assert_close(state.anchors[4], torch.tensor([15.0 if ahead else 35.0, 25.0]))
+
+
+def test_nothing_jumps_when_something_is_grabbed_where_motion_is_cut(prior):
+    state, centres = prior.start(image()), cell_centres(HEIGHT, WIDTH)
+    state.latest = (centres[:, :1] < 20) * torch.tensor([-8.0, 0.0])
+    motion = prior.motion(state, tracks(np.full((3, 1, 2), (11.25, 25.0)), ids=[4]))  # the last that moved: 19.25
+    torch.testing.assert_close(motion, state.base.expand_as(motion))
+
+
+def test_of_tracks_that_look_alike_the_nearer_is_followed(prior):
+    centres, anchors = cell_centres(HEIGHT, WIDTH), torch.tensor([[10.0, 10.0], [50.0, 30.0], [30.0, 20.0]])
+    told = torch.zeros(1, len(centres), 4), torch.zeros(1, len(centres)), anchors[None], torch.zeros(1, 3, 4)
+    weights = prior.weigh(centres[None], *told, torch.zeros(1, 3), torch.tensor([[True, True, False]]))[0]
+    squared = torch.cdist(centres, anchors[:2]).square() + prior.reach**2
+    odds = (squared.amin(1, keepdim=True) / squared) ** torch.nn.functional.softplus(prior.nearness)
+    odds = torch.cat([torch.ones(len(centres), 1), odds, torch.zeros(len(centres), 1)], 1)
+    torch.testing.assert_close(weights, odds / odds.sum(1, keepdim=True))
+
+
 def test_a_track_always_moves_what_it_is_attached_to():
     for seed in range(5):
         torch.manual_seed(seed)
@@ -459,6 +512,13 @@ def test_shares_stay_shares_however_they_are_rounded(seed):
     assert kept.min() >= 0 and kept.max() <= 1 + 1e-6
 
 
+def test_a_track_whose_place_stays_moves_nothing():
+    weights = torch.tensor([[0.9, 0.1]]).repeat(HEIGHT // 2 * WIDTH // 2, 1)
+    weights[:40] = torch.tensor([0.2, 0.8])  # looks like the dragged object, and is not attached to the track
+    kept = connect(weights, torch.tensor([[32.0, 32.0]]), HEIGHT, WIDTH)
+    assert torch.equal(kept, torch.tensor([[1.0, 0.0]]).expand_as(kept))
+
+
 def test_no_tracks_are_connected_to_nothing():
     stays = torch.ones(HEIGHT // 2 * WIDTH // 2, 1)
     assert torch.equal(connect(stays, torch.zeros(0, 2), HEIGHT, WIDTH), stays)
@@ -476,6 +536,14 @@ def test_a_hole_is_filled_with_what_lies_behind_the_object_that_left_it():
     assert np.abs(fill_holes(picture, known)[:, 16:32, 20:40] - green).max() > 0.5
 
 
+def test_the_soft_rim_of_a_hole_tells_nothing_of_what_lies_behind():
+    known = np.ones((48, 64), np.float32)
+    known[16:32, 20:40] = 0
+    told, rim = behind(np.zeros_like(known), known), np.zeros(known.shape, bool)
+    rim[13:35, 17:43] = True
+    assert told[rim].max() < 0.01 and (told[~rim] == 1).all()
+
+
 def test_what_lies_behind_is_not_sure_along_a_hole():
     confidence, beyond, front = (np.full((24, 24), value, np.float32) for value in (1, 0, 0))
     confidence[8:16, 8:16] = 0
@@ -487,7 +555,8 @@ def test_what_lies_behind_is_not_sure_along_a_hole():
     assert np.array_equal(sure, confidence)
 
 
-def test_behind_a_thing_that_leaves_the_picture_goes_on_and_stays(prior):
+def thing_on_waves(prior):
+    """A stream of 96x160 pixels whose track, at 44, moves a square of 24 over columns [W] that repeat themselves."""
     height, width = 96, 160
     wave = 0.6 * torch.sin(2 * torch.pi * torch.arange(width).float() / 8)
     picture = wave.expand(3, height, -1).contiguous()
@@ -497,6 +566,19 @@ def test_behind_a_thing_that_leaves_the_picture_goes_on_and_stays(prior):
     prior.motion(state, tracks(np.full((1, 1, 2), 44.0)))
     state.front, state.weights = there.flatten(), torch.stack([1 - there.flatten(), there.flatten()], 1)
     state.outlines = outlines(there)
+    return state, there, wave
+
+
+def test_what_lies_behind_stays_while_the_thing_is_beside_it(prior):
+    state, _, wave = thing_on_waves(prior)
+    moved = prior.step(state, tracks(np.linspace([[44.0, 44.0]], [[60.0, 44.0]], 13)[1:]))  # to columns 48 to 72
+    hole = np.s_[..., 36:52, 32:40]
+    assert moved.guessed[0, 0, -1][hole].mean() > 0.9
+    assert (moved.picture[0, :, -1][hole] - wave[32:40]).abs().mean() < 0.15 < wave.abs().mean() / 2
+
+
+def test_behind_a_thing_that_leaves_the_picture_goes_on_and_stays(prior):
+    state, there, wave = thing_on_waves(prior)
     path = np.linspace([[44.0, 44.0]], [[80.0, 44.0]], 13)[1:]
     first, second = (prior.step(state, tracks(part)) for part in (path, path[-1:].repeat(4, axis=0)))
     assert first.behind.filled[16:28, 16:28].all() and first.behind.things.sum() == 144

@@ -15,12 +15,13 @@ from motionstream.model.checkpoint import assemble
 from motionstream.model.motion_prior import MotionPrior
 from motionstream.model.text import EffectTextEncoder
 from motionstream.model.vae import EmbeddedVAE, Stream
-from motionstream.streaming import add_noise, chunk_noise, sampling_timesteps, stream
+from motionstream.streaming import add_noise, chunk_noise, sampling_timesteps, shift_timestep, stream
 from motionstream.tracks import StaticTracks, Tracks
 from motionstream.training import adaptation, effects, self_forcing
 from motionstream.training.adaptation import causal_loss, kept_steps, own_way
 from motionstream.training.clips import ClipBatch, Encoders, chunk_bounds
 from motionstream.training.effects import clip_noise
+from motionstream.training.guidance import Guidance
 from motionstream.training.parallel import World
 from motionstream.training.self_forcing import Distillation, dmd_gradient, drawn_noise, roll_out, stretch
 from motionstream.training.trainer import Draws
@@ -317,6 +318,48 @@ def test_the_last_noise_before_a_roll_out_shows_what_falls_is_the_clips_own():
     assert [torch.equal(one, own) for one in drawn] == [index == telling for index in range(STEPS)]
 
 
+def test_teacher_and_critic_see_timesteps_that_are_uniform_before_the_shift():
+    clips, draws = torch.full((50, 1, 1, 1, 1), 2.0), Draws(3, 0, range(50))
+    z, t = distillation()._noised(clips, Draws(3, 0, range(50)))
+    before = 0.02 + 0.96 * draws.uniform()
+    torch.testing.assert_close(t, shift_timestep(before, TINY.shift))
+    torch.testing.assert_close(z, add_noise(clips, draws.normal(1, 1, 1, 1), t.view_as(z)))
+
+
+def scene_of(losses, **named):
+    """What both losses begin with, from the same draws: clips, what is told about them, and the clips noised."""
+    batch = clip_batch(**named)
+    with torch.no_grad():
+        x, seen, _ = losses._scene(batch)
+        return x, seen, *losses._noised(x, batch.draws)
+
+
+def test_the_critics_loss_is_flow_matching_on_the_students_clips():
+    losses = distillation()
+    x, seen, z, t = scene_of(losses)
+    with torch.no_grad():
+        told = losses.critic.condition(seen, range(3)), losses.critic.context(seen)
+        each = (losses.critic.predict(z, t, *told) - x).square().mean((1, 2, 3, 4)) / t.square()
+    weight = (t / 0.3).clamp(max=1).square()
+    torch.testing.assert_close(losses.critic_loss(clip_batch())["loss"], (weight * each).mean())
+    losses._believed = lambda z, t, seen: torch.zeros_like(z)  # small timesteps, where the weight counts
+    losses._noised = lambda x, draws: (x, torch.tensor([0.1, 0.2, 0.3, 0.6]))
+    size, weight = x.square().mean((1, 2, 3, 4)), torch.tensor([1 / 0.09, 1 / 0.09, 1 / 0.09, 1 / 0.36])
+    torch.testing.assert_close(losses.critic_loss(clip_batch())["loss"], (size * weight).mean())
+
+
+def test_the_teacher_is_guided_as_the_recipe_says():
+    losses = distillation()
+    x, seen, z, t = scene_of(losses)
+    with torch.no_grad():
+        full = losses.teacher.predict(z, t, losses.teacher.condition(seen, range(3)), losses.teacher.context(seen))
+        guided = losses.generator_loss(clip_batch())["to_real"]
+        losses.recipe = replace(losses.recipe, guidance=Guidance(0.4, 0.6))  # that sum to 1: unguided
+        unguided = losses.generator_loss(clip_batch())["to_real"]
+    torch.testing.assert_close(unguided, (x - full).abs().mean())
+    assert not torch.isclose(guided, unguided, rtol=1e-3)
+
+
 def test_the_critic_learns_a_batch():
     losses = distillation()
     assert falls(lambda: losses.critic_loss(clip_batch())["loss"], losses.critic)
@@ -367,14 +410,15 @@ def test_a_stretch_begins_with_a_frame_of_its_own():
     assert (x.grad[:, :, 7:] == 1).all() and not x.grad[:, :, :7].any()
 
 
-def test_roll_outs_go_beyond_the_teachers_length():
-    losses, lengths = distillation(chunks=5, teacher_chunks=3), set()
+def test_roll_outs_go_beyond_the_teachers_length(monkeypatch):
+    losses, lengths, roll_outs = distillation(chunks=5, teacher_chunks=3), set(), Mock(wraps=self_forcing.roll_out)
+    monkeypatch.setattr(self_forcing, "roll_out", roll_outs)
     for step in range(6):
         with torch.no_grad():
             x, seen, clip = losses._scene(clip_batch(clips=1, chunks=5, step=step))
         assert x.shape[2] == 9 and clip.shape == x.shape and seen.tracks[0].T == 33
         lengths.add(bool((seen.tracks[0].points == clip_batch(clips=1, chunks=5).tracks[0].points[:33]).all()))
-    assert lengths == {True, False}
+    assert lengths == {True, False} and {call.args[2] for call in roll_outs.call_args_list} == {3, 4, 5}
     losses.generator_loss(clip_batch(clips=1, chunks=5, step=2))["loss"].backward()
     assert gradients(losses.student)
 
@@ -466,6 +510,28 @@ def test_without_a_teacher_later_chunks_attend_to_the_students_own_or_to_the_cli
     true = torch.stack([(x0 == clean).flatten(1).all(1) for x0, clean in chunks])
     assert torch.equal(own, ~true) and torch.equal(own, own[:1].expand_as(own))  # a clip is one or the other
     assert own[0].float().mean() == pytest.approx(1 - share, abs=0.25)
+
+
+def test_with_trajectories_each_chunk_of_each_clip_is_at_a_timestep_of_its_own():
+    net, batch, seen, written = network(), trajectories(clips=20), [], []
+    net.predict = lambda z, t, *_: seen.append((z, t)) or z
+    net.write = lambda x0, *_: written.append(x0)
+    loss = causal_loss(net, batch, RECIPE)["loss"]
+    timesteps = torch.tensor(sampling_timesteps(STEPS, TINY.shift))
+    steps = torch.stack([(t[:, None] - timesteps).abs().argmin(1) for _, t in seen])  # [chunks, clips]
+    torch.testing.assert_close(torch.stack([t for _, t in seen]), timesteps[steps])
+    assert len(steps.unique()) == STEPS and len({tuple(row) for row in steps.tolist()}) == 3
+    taken = [batch.trajectory[range(20), row][:, :, 3 * i : 3 * i + 3] for i, row in enumerate(steps)]
+    assert all(torch.equal(z, wanted) for (z, _), wanted in zip(seen, taken, strict=True))
+    assert torch.equal(torch.cat(written, 2), batch.endpoint)  # what is attended to is the teacher's
+    torch.testing.assert_close(loss, (torch.cat(taken, 2) - batch.endpoint).square().mean())
+
+
+def test_without_a_teacher_every_step_counts_alike():
+    net, batch = network(), clip_batch()
+    net.predict = lambda z, t, *_: t.view(-1, 1, 1, 1, 1).expand_as(z)
+    errors = [(t - batch.latents).square().mean() for t in sampling_timesteps(STEPS, TINY.shift)]
+    torch.testing.assert_close(causal_loss(net, batch, RECIPE)["loss"], torch.stack(errors).mean())
 
 
 def test_adaptation_attends_to_clean_chunks_through_sinks_and_windows_of_all_sizes():

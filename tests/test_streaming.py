@@ -173,12 +173,16 @@ def test_the_image_mask_marks_the_first_latent_frame_of_the_stream_only():
 
 
 def test_what_is_shown_follows_the_prompt(embedded, image, monkeypatch):
-    seen, compose = [], streaming.composite
-    monkeypatch.setattr(streaming, "composite", lambda *a: seen.append(a[4:6]) or compose(*a))
+    seen, found, compose, find = [], [], streaming.composite, streaming.find_light
+    monkeypatch.setattr(streaming, "composite", lambda *a: seen.append(a) or compose(*a))
+    monkeypatch.setattr(streaming, "find_light", lambda *a: found.append(a) or find(*a))
     prompts = iter(["", "a dragon", "fog", "snow at night", "", ""])
     with contextlib.closing(stream(embedded, image, Recorder(), prompt=lambda: next(prompts))) as chunks:
         for _ in range(6):
             next(chunks)
+    lights = zip(found, seen[2:4], strict=True)  # turned to is the light of the newest latent frame
+    assert all(torch.equal(at[n], shown[n][-4:]) for at, shown in lights for n in range(3))
+    seen = [a[4:6] for a in seen]
     assert [light is not None for light, _ in seen] == [False, False, True, True, True, False]
     assert [unchanged is not None for _, unchanged in seen] == [False, False, False, True, False, False]
     torch.testing.assert_close(seen[2][0].matrix[-1], seen[3][0].matrix[0])  # no jump between chunks
@@ -191,8 +195,8 @@ def test_noise_depends_on_seed_and_chunk_only():
         return torch.cat([noise(), noise()])
 
     assert torch.equal(draw(5, 2), draw(5, 2))
-    different = [draw(5, 2), draw(5, 3), draw(6, 2), draw(2, 5), draw(-1, 2)]
-    assert len({tuple(x.flatten().tolist()) for x in different}) == 5
+    different = [draw(5, 2), draw(5, 3), draw(6, 2), draw(2, 5), draw(-1, 2), draw(5 + 2**32, 2)]
+    assert len({tuple(x.flatten().tolist()) for x in different}) == 6
     assert not torch.equal(*draw(5, 2).chunk(2))
 
 

@@ -248,6 +248,14 @@ def test_joined_blocks_keep_their_tracks_and_hide_what_a_block_lacks():
     assert join([Tracks.empty(0)]).T == 0
 
 
+def test_of_too_many_joined_tracks_those_seen_longest_are_left():
+    first = Tracks(np.zeros((1, MAX_TRACKS, 2)), np.ones((1, MAX_TRACKS), bool), np.arange(MAX_TRACKS))
+    second = Tracks(np.ones((2, 3, 2)), [[True] * 3, [True, False, True]], [MAX_TRACKS + 1, 7, MAX_TRACKS])
+    whole = join([first, second])
+    assert whole.ids.tolist() == [*range(MAX_TRACKS - 2), MAX_TRACKS, MAX_TRACKS + 1]  # 7 is seen twice
+    assert whole.visible.sum(axis=0).tolist() == [1] * 7 + [2] + [1] * (MAX_TRACKS - 10) + [2, 2]
+
+
 @quick
 @given(tracks(), st.data())
 def test_blocks_of_one_track_set_join_to_what_they_were_cut_from(t, data):

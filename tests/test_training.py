@@ -199,11 +199,30 @@ def test_noise_says_where_things_fall(sky, drop):
         row, column = y // STRIDE, x // STRIDE
         seen = noise[:, t, row : row + drop.reach, column - 1 : column + 2]
         assert (seen * look).sum() > threshold * 0.999  # there the noise does look like one
+    cells = np.stack([fallen.latent, fallen.x // STRIDE, fallen.y // STRIDE], axis=1)
+    beside = (np.abs(cells[:, None, 1:] - cells[:, 1:]).max(2) <= 1) & (cells[:, None, 0] == cells[:, 0])
+    assert np.array_equal(beside, np.eye(len(cells), dtype=bool))  # of those beside each other the likest
     one = Fallen(*(v[:1] for v in vars(fallen).values()))
     nothing = Fallen(*[np.zeros(0)] * 4)
     painted, still = (drop.paint(frames.astype(np.float32), lambda _, fallen=seen: fallen) for seen in (one, nothing))
     changed = np.abs(painted - still).max((1, 2, 3))
     assert set(changed.nonzero()[0]) <= set(range(4 * one.latent[0] - 3, 4 * one.latent[0] + 1))
+
+
+@pytest.mark.parametrize("drop", [SNOW, RAIN])
+def test_what_falls_goes_down_by_its_speed_and_is_as_bright_as_it_is_near(drop):
+    frames, y, x = np.full((9, 96, 128, 3), 20, np.float32), *np.mgrid[:96, :128]
+    haze, peaks = drop.paint(frames, lambda _: Fallen(*[np.zeros(0)] * 4)), []
+    for near in (1.0, 0.5):
+        fallen = Fallen(np.array([1]), np.array([44.0]), np.array([36.0]), np.array([near]))
+        bright = (drop.paint(frames, lambda _, fallen=fallen: fallen) - haze)[1:5, ..., 0]
+        places = [[(picture * at).sum() / picture.sum() for at in (x, y)] for picture in bright]
+        np.testing.assert_allclose(np.diff(places, axis=0), [[drop.slant * drop.speed, drop.speed]] * 3, atol=0.2)
+        np.testing.assert_allclose(places[0], [44 + drop.slant * drop.length / 2, 36 + drop.length / 2], atol=0.5)
+        rows = (bright > 1).any((0, 2)).nonzero()[0]
+        assert rows.max() // STRIDE == 4 + drop.reach - 1  # beginning with the cell in which it starts
+        peaks.append(bright.max())
+    assert peaks[1] == pytest.approx(peaks[0] / 2, rel=0.1)
 
 
 def test_without_noise_things_fall_anywhere_and_as_often(sky):
@@ -356,6 +375,8 @@ def test_a_record_holds_what_a_stream_would_have_met(encoders, scene, record):
             torch.testing.assert_close(record["confidence"][:, part], pack_confidence(sure, 8, 4, index == 0)[0])
             if index < 2:
                 torch.testing.assert_close(record["held"][:, index], encoders.vae.encode(warped[:, :, -1:])[0, :, 0])
+                held = pack_confidence(sure[:, :, -1:], 8, 4, True)[0, :, 0]
+                torch.testing.assert_close(record["held_confidence"][:, index], held)
 
 
 def test_every_preset_has_a_mixture_of_clips_that_its_tokens_fit():
@@ -421,6 +442,16 @@ def test_an_updates_clips_come_from_all_shards_of_their_shape_whoever_reads_them
             np.testing.assert_array_equal(one.tracks[0].ids, other.tracks[0].ids)
         seen.add(frozenset((torch.cat([piece.noise for piece in here]) // 10).tolist()))
     assert seen <= {frozenset({0, 1}), frozenset({2})} and frozenset({0, 1}) in seen
+
+
+def test_every_clip_is_taken_as_often_whatever_its_shape(record, tmp_path):
+    longer = record | {"points": record["points"].repeat(1, 2, 1), "visible": record["visible"].repeat(1, 2)}
+    for number, records in enumerate(([record] * 9, [longer])):
+        marked = [one | {"noise": torch.tensor(number)} for one in records]
+        write_shard(tmp_path / f"00-{number:05d}.safetensors", marked)
+    updates = Clips(tmp_path, PRESET, 2).data(Schedule(batch=1, steps=1), 3, World())(0)
+    taken = sum(int(next(updates)[0].noise) for _ in range(40))  # of the one among ten: 4 are expected
+    assert 1 <= taken <= 10
 
 
 def test_batches_do_not_depend_on_how_they_are_split(record, tmp_path):

@@ -97,6 +97,20 @@ def test_bfloat16_autocast_stays_close():
     assert (exact - rough.float()).norm() / exact.norm() < 0.03
 
 
+def test_norms_keep_their_weights_in_bfloat16():
+    _, ours = pair(**IMAGE)
+    x, t = torch.randn(2, 20, 2, 4, 4), torch.tensor([900.0, 20.0])
+    text, image = torch.randn(2, 9, 10), torch.randn(2, 7, 14)
+    with torch.no_grad():
+        for name, parameter in ours.named_parameters():
+            if "norm" in name:
+                parameter.uniform_(0.2, 3)
+        exact = ours(x, t, text, image).sample
+        with torch.autocast("cpu", torch.bfloat16):
+            rough = ours(x, t, text, image).sample
+    assert (exact - rough.float()).norm() / exact.norm() < 0.03
+
+
 @pytest.mark.parametrize("at_once", [2**22, 1500])
 def test_attention_by_matrix_products_agrees_with_the_dispatcher(at_once, monkeypatch):
     monkeypatch.setattr(transformer, "SCORES_AT_ONCE", at_once)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from motionstream.model.vae import EmbeddedVAE
+from motionstream.model.vae import EmbeddedVAE, TemporalMix
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +53,16 @@ def test_the_future_does_not_change_the_past(vae):
     before, after = vae.decode(latents), vae.decode(changed)
     torch.testing.assert_close(before[:, :, :9], after[:, :, :9])
     assert (before[:, :, 9:] - after[:, :, 9:]).abs().max() > 1e-3
+
+
+def test_each_latent_frame_sees_the_one_before_and_the_first_one_itself():
+    mix, frames = TemporalMix(1), torch.tensor([1.0, 2.0, 4.0]).view(3, 1, 1, 1)
+    with torch.no_grad():
+        mix.project.weight.copy_(torch.tensor([3.0, 10.0]).view(1, 2, 1, 1))
+        mixed, last = mix(frames, 1, None)
+        later, _ = mix(frames, 1, last)
+    assert mixed.flatten().tolist() == [1 + 3 + 10, 2 + 6 + 10, 4 + 12 + 20]
+    assert later.flatten().tolist() == [1 + 3 + 40, 2 + 6 + 10, 4 + 12 + 20]
 
 
 def test_a_forked_stream_goes_on_apart(vae):

@@ -292,8 +292,7 @@ def close_gaps(backward: np.ndarray, coverage: np.ndarray) -> tuple[np.ndarray, 
     if part.any():
         _, nearest = nearest_cells(known > 0)
         filled[:, part] = backward.reshape(2, -1)[:, nearest[part]]
-    around = near / all_near
-    return filled, np.clip((around - 0.3) / 0.25, 0, 1) * (around > 0)
+    return filled, np.clip((near / all_near - 0.3) / 0.25, 0, 1)
 
 
 def resized(planes: np.ndarray, like: np.ndarray, interpolation: int = cv2.INTER_LINEAR) -> np.ndarray:

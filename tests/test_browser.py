@@ -302,7 +302,7 @@ def test_a_double_click_starts_and_leaves_nothing_behind(page, site, monkeypatch
     assert site.paste.chunks[-1].tracks.N == 0 and not colours(page)
     part(page, "start").dblclick()
     in_state(page, "idle")
-    expect(part(page, "message")).to_contain_text("The clip is ready")
+    expect(part(page, "download")).to_have_attribute("aria-disabled", "false", timeout=20_000)
     in_state(page, "idle")
 
 

@@ -30,13 +30,13 @@ from motionstream.machine import (
     tune,
 )
 from motionstream.model.checkpoint import Model, load_model
-from motionstream.model.device import free_bytes
+from motionstream.model.device import free_bytes, on_zero_gpu
 from motionstream.streaming import Chunk, room_for_stream, stream
 from motionstream.tracks import StaticTracks, Tracks
 from motionstream.ui.camera import CameraTab
 from motionstream.ui.canvas import CanvasValue, LiveCanvas
 from motionstream.ui.drag import DragTab
-from motionstream.ui.engine import Engine, on_zero_gpu
+from motionstream.ui.engine import Engine
 from motionstream.ui.live import Live
 from motionstream.ui.tab import Example, read_examples
 from motionstream.ui.transfer import TransferTab

@@ -213,6 +213,20 @@ def test_trackers_are_picked_by_name(monkeypatch):
         open_tracker("magic", Seeds(), live=True)
 
 
+@pytest.mark.parametrize(
+    ("lends", "lent", "name"),
+    [("", False, "cotracker3"), ("true", False, "lucas-kanade"), ("true", True, "cotracker3")],
+)
+def test_a_gpu_counts_once_work_can_go_to_it(lends, lent, name, monkeypatch):
+    """Where GPUs are lent call by call, PyTorch is made to say that there is one between calls too."""
+    monkeypatch.delenv(trackers.CHECKOUT, raising=False)
+    monkeypatch.setenv("SPACES_ZERO_GPU", lends)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: lent)
+    monkeypatch.setattr(trackers, "load_cotracker", lambda live: (StandIn(live), "cpu"))
+    assert open_tracker("auto", Seeds(), live=True).name == name
+
+
 HUBCONF = """
 import torch
 def {name}(*, pretrained):

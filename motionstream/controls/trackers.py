@@ -30,6 +30,7 @@ from torch import nn
 
 from motionstream.controls.layers import BASE_IDS, base_ids
 from motionstream.errors import InputError
+from motionstream.model.device import gpu_at_hand
 from motionstream.tracks import MAX_TRACKS, Tracks, join
 
 TRACKERS = ("auto", "cotracker3", "lucas-kanade")
@@ -286,7 +287,7 @@ def open_tracker(name: str, seeds: Seeds, live: bool, seed: int = 0, window: int
     """
     if name not in TRACKERS:
         raise InputError(f"there is no tracker {name!r}; there are {', '.join(TRACKERS)}")
-    if name == "lucas-kanade" or (name == "auto" and not (torch.cuda.is_available() or os.environ.get(CHECKOUT))):
+    if name == "lucas-kanade" or (name == "auto" and not (gpu_at_hand() or os.environ.get(CHECKOUT))):
         return LucasKanade(seeds, seed)
     try:
         predictor, device = load_cotracker(live)
@@ -320,5 +321,5 @@ def load_cotracker(live: bool) -> tuple[nn.Module, str]:
             f"CoTracker3 cannot be loaded ({reason}): choose the tracker lucas-kanade, or set {CHECKOUT} to a"
             " checkout of its repository"
         ) from error
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = "cuda" if gpu_at_hand() else "cpu"
     return predictor.to(device), device

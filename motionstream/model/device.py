@@ -6,6 +6,7 @@ until it is done. On the CPU all of this is nothing.
 
 import contextlib
 import math
+import os
 from collections.abc import Iterator
 
 import torch
@@ -19,6 +20,16 @@ GIB = 2**30
 FULL_DECODER_CHANNELS = 5 * 96  # numbers per pixel that are alive at once while a VAE decodes, full and tiny
 TINY_DECODER_CHANNELS = 5 * 64
 CONTEXT_TOKENS = 512 + 257  # of text and image
+
+
+def on_zero_gpu() -> bool:
+    """Whether this process runs on a Space whose GPU is lent to it call by call."""
+    return os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
+
+
+def gpu_at_hand() -> bool:
+    """Whether work can go to a GPU now. Where GPUs are lent PyTorch says so always; one that is has been set up."""
+    return torch.cuda.is_available() and (torch.cuda.is_initialized() or not on_zero_gpu())
 
 
 def usable_device(name: torch.device | str) -> torch.device:

@@ -7,7 +7,6 @@ mailbox's address. Elsewhere the same generator runs in the thread that calls it
 from __future__ import annotations
 
 import math
-import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -19,6 +18,7 @@ from motionstream.controls.layers import SourceRecipe
 from motionstream.errors import InputError
 from motionstream.machine import Choice, fit_pictures, frame_seconds, pick_again
 from motionstream.model.checkpoint import Model
+from motionstream.model.device import on_zero_gpu
 from motionstream.session import Record, run_session
 from motionstream.streaming import Chunk, settled
 
@@ -98,11 +98,6 @@ def on_gpu(function: Callable) -> Callable:
     import spaces  # exists on Spaces only
 
     return spaces.GPU(duration=ZERO_GPU_SECONDS)(function)
-
-
-def on_zero_gpu() -> bool:
-    """Whether this process runs on a Space whose GPU is lent to it call by call."""
-    return os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
 
 
 def _reporter(model: Model, run_session: Callable[..., Iterator[Chunk]]) -> Callable[..., Iterator[News]]:

@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -590,3 +591,23 @@ def test_behind_a_thing_that_leaves_the_picture_goes_on_and_stays(prior):
     assert (shown - wave[38:50]).abs().mean() < 0.1 < wave[38:50].abs().mean() / 3
     torch.testing.assert_close(second.picture[0, :, 0], second.picture[0, :, -1])
     torch.testing.assert_close(second.picture[0, :, 0][hole], shown)
+
+
+def test_where_things_part_a_cell_goes_with_one_of_them():
+    anchors, moved = torch.tensor([[10.0, 10.0], [30.0, 10.0]]), torch.tensor([[[40.0, 0.0], [0.0, 40.0]]])
+    weights, here = torch.tensor([[0.1, 0.5, 0.4], [0.1, 0.4, 0.5]]), torch.tensor([[20.0, 10.0]]).expand(2, -1)
+    visible, ridge = torch.ones(1, 2, dtype=torch.bool), torch.tensor(20.0)
+    motion, share = decided_motion(weights, here, anchors, moved, visible, ridge)
+    assert (motion - moved).norm(dim=2).max() < 1 and share.min() > 0.99
+
+
+def test_what_moves_more_and_more_is_no_number_of_things():
+    """Tracks that differ little from one to the next are a few motions here, and nothing tears between these."""
+    along = torch.arange(0.0, 164, 4)
+    anchors, moved = F.pad(along[:, None], (0, 1), value=10.0), F.pad(along[:, None] - 80, (0, 1))
+    centres = F.pad(torch.arange(20.0, 140)[:, None], (0, 1), value=10.0)
+    weights = torch.exp(-(torch.cdist(centres, anchors) / 8).square())
+    weights, visible = F.pad(weights / weights.sum(1, keepdim=True), (1, 0)), torch.ones(1, len(along), dtype=torch.bool)
+    motion, _ = decided_motion(weights, centres, anchors, moved[None], visible, torch.tensor(1e6))
+    steps = motion[0, :, 0].diff()
+    assert 0 < steps.min() and steps.max() < 6

@@ -28,7 +28,7 @@ MISSED = 8.0  # pixels of what motion misses at a track that are made up for
 SEEN = 0.5  # by how much, of 1, what a visible track shows comes to the front
 BESIDE = 12.0  # pixels from a visible track within which what moves like it is what one sees
 ALIKE = 2.0  # pixels, spread of motions that count as the same
-DECIDED = 5.0  # power of the odds with which a cell goes with one motion, not with another
+DECIDED = 7.0  # power of the odds with which a cell goes with one motion, not with another
 MODES = 4  # motions, at the most, that are told apart
 GOES = 16.0  # power of the odds with which a cell goes at all: what goes a part of the way is torn off its thing
 SAME, TURNED = 4.0, 0.3  # pixels, and share of how far they go, by which motions of one thing that turns may differ
@@ -74,26 +74,28 @@ def decided_motion(
     """`least_squares_motion`, but a cell goes with one motion, not with the mean of several.
 
     Where tracks part, half of one motion and half of another is a smear. So each weight is multiplied by a power of
-    what all that move alike have together: tracks of one thing do not compete. And what goes with them more likely than
-    not goes all the way.
+    what all that move alike have together: tracks of one thing do not compete. Of what moves, only what moves like that
+    which has most counts. And what goes with them more likely than not goes all the way.
     weights [P, 1 + N] of staying and of following each track; the rest as there. Returns the motion [T, P, 2], pixels,
     of what follows tracks, and the share [T, P] with which each cell does.
     """
     motions, moments = F.pad(moved, (0, 0, 1, 0)), F.pad(_moments(anchors, moved, visible), (1, 0))
     modes = _farthest(motions, MODES)
-    nearest = F.one_hot(torch.cdist(motions, modes).argmin(2), MODES).mT
-    far = modes.norm(dim=2)
-    spread = SAME + TURNED * torch.maximum(far[:, None], far[:, :, None])
+    off = torch.cdist(motions, modes)
+    nearest, far = F.one_hot(off.argmin(2), MODES).mT, modes.norm(dim=2)
+    within = ((nearest * off.mT.square()).sum(2) / nearest.sum(2).clamp_min(1)).sqrt()  # a mode stands for all of these
+    spread = SAME + TURNED * torch.maximum(far[:, None], far[:, :, None]) + within[:, None] + within[:, :, None]
     alike = torch.exp(-torch.cdist(modes, modes).square() / (2 * spread**2))
     of_modes = torch.cat([torch.ones_like(moments[:1]), moments])[:, :, None] * nearest
     sums = (of_modes.flatten(0, 2) @ weights.T).unflatten(0, of_modes.shape[:3])  # [1 + moments, T, modes, P]
     together = alike @ sums[0]
     odds = (together / together.amax(1, keepdim=True).clamp_min(1e-12)) ** (DECIDED - 1)
     sums *= odds
-    total, *sums = sums.sum(2)
-    stays = (odds[:, 0] * weights[:, 0] / total.clamp_min(1e-12)).clamp(0, 1)
+    most = (alike @ sums[1]).argmax(1)
+    stays = (odds[:, 0] * weights[:, 0] / sums[0].sum(1).clamp_min(1e-12)).clamp(0, 1)
+    sums = sums[1:] * alike.gather(1, most[:, None].mT.expand(-1, -1, MODES)).mT
     goes = (1 - stays) ** GOES
-    return _affine(torch.stack(sums), centres - anchors.mean(0), ridge), goes / (goes + stays**GOES)
+    return _affine(sums.sum(2), centres - anchors.mean(0), ridge), goes / (goes + stays**GOES)
 
 
 def _farthest(points: Tensor, most: int) -> Tensor:

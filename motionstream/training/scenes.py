@@ -210,7 +210,7 @@ def _limbed(rng: np.random.Generator, placed: np.ndarray) -> np.ndarray:
         line = start - 0.1 * size * outwards + along * reach * outwards + along**2 * aside
         width = max(1, round(size * rng.uniform(0.005, 0.045)))
         cv2.polylines(drawn, [np.round(line * 16).astype(np.int32)], False, (*colour, 255), width, cv2.LINE_AA, 4)
-    return _over(placed, _premultiply(drawn))
+    return _over(placed, drawn)  # drawn on nothing, its soft edges are premultiplied
 
 
 def _shaded(rng: np.random.Generator, placed: np.ndarray) -> np.ndarray:

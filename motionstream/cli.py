@@ -191,10 +191,7 @@ def convert(args: argparse.Namespace) -> dict[str, int | str | list[str]]:
 def _lora(text: str) -> tuple[str, float]:
     """FILE or FILE=STRENGTH -> (file, strength)."""
     path, _, strength = text.partition("=")
-    try:
-        value = float(strength or 1)
-    except ValueError:
-        value = math.nan
+    value = _number(strength or "1")
     if not math.isfinite(value):
         raise InputError(f"--lora {text}: {strength!r} is no number; write FILE or, for example, {path}=0.8")
     return path, value
@@ -266,15 +263,23 @@ def _track_options(commands: argparse._SubParsersAction) -> None:
     one.add_argument("--json", action="store_true", help="last line on stdout: one JSON object")
 
 
+def _number(text: str) -> float:
+    """Not a number where the text is none: no limit lets that pass, and argparse would name our functions."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
 def _seconds(text: str) -> float:
-    value = float(text)
+    value = _number(text)
     if not 0 < value <= MAX_SECONDS:
         raise argparse.ArgumentTypeError(f"{text} is not above 0 and at most {MAX_SECONDS:g}")
     return value
 
 
 def _fps(text: str) -> float:
-    value = float(text)
+    value = _number(text)
     if not 1 <= value <= 120:
         raise argparse.ArgumentTypeError(f"{text} is not from 1 to 120")
     return value
@@ -282,7 +287,6 @@ def _fps(text: str) -> float:
 
 def parse_seed(text: str) -> int:
     """For argparse, of every command."""
-    value = int(text)
-    if not 0 <= value <= MAX_SEED:
+    if not text.isdecimal() or len(text) > len(str(MAX_SEED)) or int(text) > MAX_SEED:
         raise argparse.ArgumentTypeError(f"{text} is not from 0 to {MAX_SEED}")
-    return value
+    return int(text)

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from motionstream.errors import InputError
 from motionstream.model.checkpoint import Model
-from motionstream.model.fp8 import FORMAT, use_fp8
+from motionstream.model.fp8 import use_fp8
 from motionstream.model.presets import Preset, fit_size, sharp_times
 from motionstream.model.transformer import matmul_attention
 from motionstream.model.wan_vae import WanVAE
@@ -83,8 +83,7 @@ def tune(model: Model, compile: bool = False, fp8: bool = False) -> str:
     compile: a block is compiled when the cache is full, to read it and to write it, which takes a minute. fp8:
     linear layers in 8 bit. Both only if asked for, with `InputError` of a model that was loaded with low_memory.
     """
-    stored_in_8_bit = FORMAT in {weight.dtype for weight in model.transformer.parameters()}
-    if stored_in_8_bit and (fp8 or compile):
+    if model.in_8_bits and (fp8 or compile):
         raise InputError("--low-memory widens 8-bit weights layer by layer: leave it out, or --compile and --fp8")
     if fp8 and model.device.type == "cuda" and (found := torch.cuda.get_device_capability(model.device)) < ADA:
         given, least = (".".join(map(str, capability)) for capability in (found, ADA))
@@ -93,7 +92,7 @@ def tune(model: Model, compile: bool = False, fp8: bool = False) -> str:
     if model.device.type == "cpu":
         keep_memory()
     backend = _pick_attention(model)
-    if not stored_in_8_bit:  # such weights are widened layer by layer, by hooks that a fused layer would not have
+    if not model.in_8_bits:  # such weights are widened layer by layer, by hooks that a fused layer would not have
         model.transformer.fuse_projections()
     if model.device.type == "cpu" and model.dtype == torch.bfloat16:
         # Exact GELU is four times as fast there as with the tanh that differs from it by less than rounding does.

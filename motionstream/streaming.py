@@ -481,4 +481,5 @@ def _no_room(model: Model, width: int, height: int) -> str:
     fits = next((budget for budget in smaller if needs(budget) < min(0.9 * room, needed)), None)
     remedies = [] if fits is None else [f"--resolution {fits} would fit"]
     remedies += [] if model.tiny_vae else ["a tiny VAE needs less"]
-    return f"{text}: {', '.join([*remedies, '--low-memory halves the weights'])}"
+    remedies += ["a smaller model needs less"] if model.in_8_bits else ["--low-memory halves the weights"]
+    return f"{text}: {', '.join(remedies)}"

@@ -22,6 +22,7 @@ from pathlib import Path
 import av
 import cv2
 import numpy as np
+from av.stream import Disposition
 from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image, ImageOps
 
@@ -246,7 +247,8 @@ class Clip:
 def _opened(
     path: Path, max_bytes: int, max_side: int
 ) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
-    """The file and its first video stream; what FFmpeg says against it becomes an `InputError`."""
+    """The file and its first video stream that is no cover picture; what FFmpeg says against it becomes an
+    `InputError`."""
     _check_file(path, max_bytes, "video")
     # A container may call a picture small that is not: the decoders are told the limit, since what comes out of them
     # has taken its memory. Those of `av.open`, which looks into all streams, take it from these options.
@@ -257,11 +259,13 @@ def _opened(
         with av.open(name, options=options, metadata_errors="replace") as container:
             if not container.streams.video:
                 raise InputError("the file has no video in it: choose another one")
-            stream = container.streams.video[0]
+            stream = next((s for s in container.streams.video if not s.disposition & Disposition.attached_pic), None)
+            if stream is None:
+                raise InputError("the file is sound with a cover picture, and has no video in it: choose another one")
             codec = stream.codec_context
             if codec is None:  # FFmpeg has no decoder for it, and PyAV would crash the process for want of one
                 raise InputError("the video's codec is not known here: choose an MP4 (H.264), WebM, MOV or AVI")
-            _check_side(codec if codec.width else _claimed(name, options) or codec, max_side)
+            _check_side(codec if codec.width else _claimed(name, options, stream.index) or codec, max_side)
             stream.thread_type, codec.options = "AUTO", limit
             yield container, stream
     except av.error.FFmpegError as error:
@@ -269,10 +273,10 @@ def _opened(
         raise InputError(f"the video cannot be read ({error.strerror}): {remedy}") from error
 
 
-def _claimed(name: str, options: dict[str, str]) -> av.VideoCodecContext | None:
-    """The size that a file claims to have: a decoder that refuses it forgets it, so this asks without decoders."""
+def _claimed(name: str, options: dict[str, str], index: int) -> av.VideoCodecContext | None:
+    """The size that a stream claims to have: a decoder that refuses it forgets it, so this asks without decoders."""
     with av.open(name, options=options | {"codec_whitelist": "none"}, metadata_errors="replace") as container:
-        return next((stream.codec_context for stream in container.streams.video), None)
+        return next((stream.codec_context for stream in container.streams.video if stream.index == index), None)
 
 
 def _check_side(picture: av.VideoCodecContext | av.VideoFrame, max_side: int) -> None:

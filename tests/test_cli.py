@@ -154,6 +154,20 @@ def test_wrong_arguments_exit_with_2(arguments, capsys):
     assert end.value.code == 2 and "usage:" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("option", "text", "message"),
+    [
+        ("--seconds", "long", "long is not above 0 and at most 3600"),
+        ("--seed", "one", "one is not from 0 to"),
+        ("--seed", "9" * 5_000, "9 is not from 0 to"),
+    ],
+)
+def test_what_is_no_number_is_told_with_its_limits(option, text, message, capsys):
+    with pytest.raises(SystemExit):
+        main(["generate", "a.png", "-o", "b.mp4", option, text])
+    assert message in capsys.readouterr().err
+
+
 def test_ctrl_c_exits_with_130_and_leaves_nothing(run, tmp_path, monkeypatch):
     original = motionstream.streaming.stream
 

@@ -597,14 +597,27 @@ class Trap:
 
 def test_a_checkpoint_that_holds_code_is_not_opened(tmp_path, capsys):
     torch.save({"generator": Trap()}, tmp_path / "trap.pt")
-    with pytest.raises(InputError, match="trap.pt holds more than tensors, or is no file of PyTorch's") as told:
+    with pytest.raises(InputError, match="trap.pt holds more than tensors, or is damaged; it is opened") as told:
         convert([tmp_path / "trap.pt"], tmp_path / "out")
     assert "\n" not in str(told.value) and "weights_only" not in str(told.value)
     assert "never" not in capsys.readouterr().out
     (tmp_path / "text.pt").write_text("hello")
-    refused([tmp_path / "text.pt"], tmp_path / "out", "text.pt holds more than tensors, or is no file")
+    refused([tmp_path / "text.pt"], tmp_path / "out", "text.pt is no checkpoint of PyTorch's, or half of one: fetch it")
     torch.save({"generator": {"step": 3}}, tmp_path / "empty.pt")
     refused([tmp_path / "empty.pt"], tmp_path / "out", "holds no tensors under names")
+
+
+def test_checkpoints_of_old_and_new_pytorch_are_read_and_halves_are_told(tmp_path):
+    weights = {"generator": {"conv.weight": torch.arange(6.0)}}
+    for name, zipped in (("old.pth", False), ("new.pth", True)):
+        torch.save(weights, tmp_path / name, _use_new_zipfile_serialization=zipped)
+        [(key, value)] = module._load(tmp_path / name).items()
+        assert key == "conv.weight" and torch.equal(value, weights["generator"][key])
+    whole = (tmp_path / "new.pth").read_bytes()
+    (tmp_path / "half.pth").write_bytes(whole[: len(whole) // 2])
+    refused([tmp_path / "half.pth"], tmp_path / "out", "half.pth is no checkpoint of PyTorch's, or half of one: fetch")
+    torch.save({"generator": Trap()}, tmp_path / "trap.pth", _use_new_zipfile_serialization=False)
+    refused([tmp_path / "trap.pth"], tmp_path / "out", "trap.pth holds more than tensors")
 
 
 def test_the_command(hub, tmp_path, capsys, monkeypatch):

@@ -110,6 +110,10 @@ def two(rank, port, folder, tasks):
 def runs(tmp_path_factory):
     """Folder with runs of two processes: "teacher", the same "drawn" with sheets, "adapt", and "begun" (2 steps)."""
     folder = tmp_path_factory.mktemp("two")
+    for name in ("uneven", "nothing"):
+        (folder / name).mkdir()
+        for rank in range(2):
+            (folder / name / f"clips-{rank:02d}-00001.safetensors").write_bytes(b"of an earlier run")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -141,9 +145,10 @@ def test_sheets_of_sharded_weights_do_not_change_what_is_learned(runs):
 
 
 def test_one_process_without_a_good_clip_is_not_fatal(runs):
-    assert len(list((runs / "uneven").iterdir())) == 1
+    assert [path.name for path in (runs / "uneven").iterdir()] == ["clips-00-00000.safetensors"]
     [refused] = runs.glob("refused-*.txt")
     assert "no clip was good enough" in refused.read_text()
+    assert len(list((runs / "nothing").iterdir())) == 2  # a run without any clip loses none of an earlier one's
 
 
 def test_two_processes_train_a_whole_module_together(runs, tmp_path):

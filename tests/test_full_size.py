@@ -244,8 +244,7 @@ def test_no_layer_is_kept_in_both_precisions(monkeypatch):
 
 
 def test_a_gpu_without_8_bit_products_is_told(monkeypatch):
-    gpu = type("", (), {"device": torch.device("cuda")})()
-    gpu.transformer = nn.Linear(2, 2)
+    gpu = type("", (), {"device": torch.device("cuda"), "in_8_bits": False})()
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     with pytest.raises(InputError, match=r"--fp8 needs .* capability 8.9 .*, this one has 8.0: leave it out"):
         machine.tune(gpu, fp8=True)
@@ -329,8 +328,8 @@ def test_freed_memory_is_kept_once_asked_for():
 def test_the_attention_kernel_follows_the_gpu(capability, kernels, expected, monkeypatch):
     chosen = []
     transformer = type("", (), {"set_attention_backend": chosen.append, "reset_attention_backend": chosen.clear})()
-    transformer.fuse_projections, transformer.parameters = lambda: None, list
-    gpu = type("", (), {"device": torch.device("cuda"), "transformer": transformer})()
+    transformer.fuse_projections = lambda: None
+    gpu = type("", (), {"device": torch.device("cuda"), "transformer": transformer, "in_8_bits": False})()
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(machine.importlib.util, "find_spec", lambda name: kernels or None)
     assert machine.tune(gpu) == f"attention {expected[0]}" and (chosen or [None]) == [expected[1]]
@@ -343,9 +342,9 @@ def test_attention_does_without_a_kernel_that_cannot_be_fetched(monkeypatch):
         chosen.append(backend)
 
     chosen = []
-    transformer = type("", (), {"set_attention_backend": staticmethod(unreachable), "parameters": lambda self: []})()
+    transformer = type("", (), {"set_attention_backend": staticmethod(unreachable)})()
     transformer.reset_attention_backend = transformer.fuse_projections = lambda: None
-    gpu = type("", (), {"device": torch.device("cuda"), "transformer": transformer})()
+    gpu = type("", (), {"device": torch.device("cuda"), "transformer": transformer, "in_8_bits": False})()
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(machine.importlib.util, "find_spec", lambda name: True)
     assert machine.tune(gpu) == "attention cuDNN" and chosen == ["_native_cudnn"]
@@ -380,6 +379,9 @@ def test_no_room_says_what_would_fit(wan21, monkeypatch):
     for chunks in (stream(tight, picture(tight), StaticTracks(Tracks.empty(0))), later):
         with pytest.raises(InputError, match=words):
             next(chunks)
+    low = random_model(preset, 1, vae="tiny", low_memory=True)
+    with pytest.raises(InputError, match=r"--resolution \d+ would fit, a smaller model needs less$"):
+        next(stream(low, picture(low), StaticTracks(Tracks.empty(0))))
 
 
 def test_low_memory_halves_the_transformer_and_still_streams():
@@ -410,10 +412,13 @@ def test_weights_that_do_not_fit_are_told(wan21, monkeypatch):
     def full(part, place):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
+    other = random_model(wan21.preset, 1)
     monkeypatch.setattr(device, "free_bytes", lambda place: 3 * 2**30)
     monkeypatch.setattr(MotionTransformer, "to", full)
     with pytest.raises(InputError, match="weights do not fit into the 3.0 GiB .* free some, or use --low-memory"):
         checkpoint.assemble(wan21.preset, wan21.components(), "cpu", None)
+    with pytest.raises(InputError, match="weights do not fit into the 3.0 GiB .* free some, or use a smaller model$"):
+        checkpoint.assemble(other.preset, other.components(), "cpu", None, low_memory=True)
 
 
 def test_streams_at_once_do_not_get_at_each_others_weights():

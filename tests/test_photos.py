@@ -160,6 +160,28 @@ def test_a_missing_library_says_how_to_make_one(tmp_path):
         photos.load_library(tmp_path / "nothing")
 
 
+@pytest.mark.parametrize(
+    ("amiss", "message"),
+    [
+        ("photos/b.jpg", "b.jpg is damaged or no RGB picture: remove it"),
+        ("cutouts/c.png", "c.png is damaged or no RGBA picture"),
+        ("objects/a-0.png", "a-0.png is damaged"),
+        ("photos/a.jpg", "a-0.png is of no photo in"),
+    ],
+)
+def test_what_is_amiss_in_a_library_is_named(tmp_path, amiss, message):
+    for name, channels in (("photos/a.jpg", 3), ("photos/b.jpg", 3), ("cutouts/c.png", 4), ("objects/a-0.png", 4)):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, channels), np.uint8)).save(tmp_path / name)
+    assert len(photos.load_library(tmp_path).objects) == 1
+    whole = (tmp_path / amiss).read_bytes()
+    (tmp_path / amiss).write_bytes(whole[: len(whole) // 2])
+    if "no photo" in message:
+        (tmp_path / amiss).unlink()
+    with pytest.raises(InputError, match=message):
+        photos.load_library(tmp_path)
+
+
 def test_without_apt_the_tool_says_so(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(RuntimeError, match="apt-get is not on this machine"):

@@ -3,7 +3,9 @@
 import json
 import os
 import socket
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -26,6 +28,7 @@ from motionstream.streaming import Condition
 from motionstream.training import adaptation, clips, command
 from motionstream.training.guidance import Guidance
 from motionstream.training.network import load_network, model_folder, new_network, save_network, widened_network
+from motionstream.training.parallel import World
 from motionstream.training.rgb_tracks import RgbTracks
 from motionstream.training.settings import RECIPES
 
@@ -116,6 +119,46 @@ def test_the_whole_pipeline(workshop, capsys):
     assert (settings["rate"], settings["steps"], settings["model"]) == (1e-9, 4, str(workshop / "masked" / "model"))
     assert train(workshop, "adapt", "--resume causal --batch 7") == 2
     assert "a resumed run keeps its --batch" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "kept"), [("--stage a", "stage"), ("--preset embedded", "preset"), ("--seed 0", "seed")]
+)
+def test_a_resumed_run_keeps_what_is_given_as_its_default_too(workshop, options, kept, tmp_path, capsys):
+    begun = f"--stage b --model start --data clips --out {tmp_path} --steps 1 --seed 3 --workers 1"
+    assert train(workshop, "teacher", begun) == 0
+    assert train(workshop, "teacher", f"--resume {tmp_path} {options}") == 2
+    assert f"a resumed run keeps its --{kept}: leave it out" in capsys.readouterr().err
+    assert train(workshop, "teacher", f"--resume {tmp_path} --stage b --seed 3 --workers 0 --minutes 1e-9") == 0
+    settings = json.loads((tmp_path / "run.json").read_text())
+    assert [settings[name] for name in ("stage", "seed", "workers", "steps", "minutes")] == ["b", 3, 0, None, 1e-9]
+
+
+@pytest.mark.parametrize("text", ["", '{"command": "teac', "[]", '{"preset": null}'])
+def test_notes_that_are_torn_are_named(workshop, text, tmp_path, capsys):
+    for name in ("run.json", "shards.json", "model_index.json", "clip.safetensors"):
+        (tmp_path / name).write_text(text)
+    for stage, options in (
+        ("teacher", f"--resume {tmp_path}"),
+        ("clips", f"--model start --library any --count 2 --out {tmp_path}"),
+        ("adapt", f"--model {tmp_path} --data clips --out {tmp_path / 'run'}"),
+    ):
+        assert train(workshop, stage, options) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"motionstream: {tmp_path}") and said.count("\n") == 1
+
+
+def test_commands_that_begin_at_once_share_a_folder(tmp_path):
+    ready = threading.Barrier(8)
+
+    def begin(folder):
+        ready.wait()
+        clips.claim_shards(folder, {"command": "clips", "chunks": 3}, World())
+
+    with ThreadPoolExecutor(8) as pool:
+        for number in range(20):
+            list(pool.map(begin, [tmp_path / str(number)] * 8))
+            assert json.loads((tmp_path / str(number) / "shards.json").read_text())["chunks"] == 3
 
 
 def test_shards_of_other_settings_are_not_taken_for_these(workshop, capsys):

@@ -34,6 +34,7 @@ from motionstream.training.trainer import (
     made_samples,
     optimisers_for,
     read_checkpoint,
+    whole_folder,
     write_whole,
 )
 
@@ -341,6 +342,43 @@ def test_a_dead_worker_is_named_with_the_step(tmp_path):
         Trainer(line_stage(Line(), data=data), tmp_path, FAST, World()).train()
 
 
+def test_a_worker_that_dies_while_the_loss_is_computed_is_named_too(tmp_path):
+    line, ready = Line(), []
+
+    def loss(batch):
+        ready.append(line_loss(line)(batch))
+        if len(ready) == 5:
+            [worker] = multiprocessing.active_children()
+            worker.kill()
+            deadline = time.monotonic() + 60
+            while time.monotonic() < deadline:  # PyTorch raises when the system tells it
+                time.sleep(0.01)
+        return ready[-1]
+
+    data = made_samples(points, FAST, 0, World(), workers=1)
+    with pytest.raises(InputError, match=r"a data worker died at step 4; no checkpoint yet: continue with --resume"):
+        Trainer(line_stage(line, loss=loss, data=data), tmp_path, FAST, World()).train()
+
+
+def test_a_workers_sentence_comes_alone(tmp_path):
+    def nothing(rng):
+        raise InputError("clips has no clip of 9 frames: name another folder")
+
+    for workers in (0, 1):
+        data = made_samples(nothing, FAST, 0, World(), workers)
+        with pytest.raises(InputError, match="^clips has no clip of 9 frames: name another folder$"):
+            Trainer(line_stage(Line(), data=data), tmp_path, FAST, World()).train()
+
+
+def test_a_full_gpu_is_told(tmp_path):
+    def full(batch):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+
+    told = r"^the GPU has too little memory at step 0; no checkpoint yet: free some .* more --pieces$"
+    with pytest.raises(InputError, match=told):
+        Trainer(line_stage(Line(), loss=full), tmp_path, FAST, World()).train()
+
+
 def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path, monkeypatch):
     line = Line()
     trainer = Trainer(line_stage(line), tmp_path, replace(FAST, steps=2), World())
@@ -431,7 +469,26 @@ def test_half_a_file_is_never_seen(tmp_path):
     (tmp_path / "x").write_bytes(b"whole")
     with pytest.raises(KeyboardInterrupt):
         write_whole(tmp_path / "x", stop, "now")
-    assert (tmp_path / "x").read_bytes() == b"whole"
+    assert (tmp_path / "x").read_bytes() == b"whole" and list(tmp_path.iterdir()) == [tmp_path / "x"]
+
+
+def test_half_a_folder_is_never_seen(tmp_path):
+    def fill(text, error=None):
+        with whole_folder(tmp_path / "model") as unfinished:
+            unfinished.mkdir()
+            (unfinished / "config.json").write_text(text)
+            if error is not None:
+                raise error
+
+    (tmp_path / "model.tmp").mkdir()  # of a run that was killed
+    fill("first")
+    for error in (OSError(28, "No space left on device"), KeyboardInterrupt()):
+        with pytest.raises(type(error)):
+            fill("half", error)
+        assert (tmp_path / "model" / "config.json").read_text() == "first"
+        assert list(tmp_path.iterdir()) == [tmp_path / "model"]
+    fill("second")
+    assert (tmp_path / "model" / "config.json").read_text() == "second"
 
 
 @pytest.mark.parametrize("junk", [b"", b"junk", b"PK\x03\x04 half a file"])

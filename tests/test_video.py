@@ -13,6 +13,7 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
+from av.stream import Disposition
 from PIL import Image
 
 from motionstream.errors import InputError
@@ -483,15 +484,43 @@ def test_an_unknown_codec_is_named(tmp_path, read):
     assert run.returncode == 1 and "InputError: the video's codec is not known here" in run.stderr
 
 
+def silence() -> av.AudioFrame:
+    frame = av.AudioFrame.from_ndarray(np.zeros((1, 4096), np.float32), "fltp", "mono")
+    frame.sample_rate = 44100
+    return frame
+
+
+def test_a_cover_picture_is_no_clip(tmp_path):
+    song, film = make_song(tmp_path / "a.mp4", moving=False), make_song(tmp_path / "b.mp4", moving=True)
+    for read in (read_clip, Clip.open):
+        with pytest.raises(InputError, match="sound with a cover picture, and has no video in it"):
+            read(song)
+    assert read_clip(film)[0].shape == (4, 32, 32, 3) and Clip.open(film).width == 32
+
+
+def make_song(path, moving):
+    """-> path: sound with a cover of 64x48, beside a video of 4 frames of 32x32 where it is `moving`."""
+    with av.open(str(path), "w") as container:
+        cover = container.add_stream("mjpeg", width=64, height=48, pix_fmt="yuvj420p")
+        cover.disposition = Disposition.attached_pic
+        streams = [(cover, [av.VideoFrame.from_ndarray(quadrants(64, 48), "rgb24")])]
+        if moving:
+            film = container.add_stream("libx264", 10, width=32, height=32, pix_fmt="yuv420p")
+            streams.append((film, [av.VideoFrame.from_ndarray(quadrants(32, 32), "rgb24")] * 4))
+        streams.append((container.add_stream("aac", 44100), [silence()]))
+        for stream, frames in streams:
+            for frame in (*frames, None):
+                container.mux(stream.encode(frame))
+    return path
+
+
 def test_what_is_no_clip_is_named(tmp_path):
     path = tmp_path / "a.mp4"
     make_clip(path, BARS)
     whole = path.read_bytes()
     with av.open(str(tmp_path / "sound.mp4"), "w") as container:
         stream = container.add_stream("aac", 44100)
-        silence = av.AudioFrame.from_ndarray(np.zeros((1, 4096), np.float32), "fltp", "mono")
-        silence.sample_rate = 44100
-        container.mux(stream.encode(silence))
+        container.mux(stream.encode(silence()))
         container.mux(stream.encode())
     for data, message in (
         (b"", "empty file"),

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from motionstream.errors import InputError, one_line
 from motionstream.model.device import holding_weights, usable_device
+from motionstream.model.fp8 import FORMAT
 from motionstream.model.presets import Preset
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "weights"
@@ -78,6 +79,11 @@ class Model:
         """What turns latents into frames: the tiny VAE where there is one, else the VAE."""
         return self.tiny_vae or self.vae
 
+    @property
+    def in_8_bits(self) -> bool:
+        """Whether the transformer's weights are, to save memory or time."""
+        return FORMAT in {weight.dtype for weight in self.transformer.state_dict().values()}
+
     def components(self) -> dict[str, nn.Module]:
         """The parts that are there, by the name of their sub-folder."""
         parts = {name: getattr(self, name) for name in REQUIRED + OPTIONAL}
@@ -100,14 +106,14 @@ def load_model(
     """
     device = usable_device(device)
     folder = _find(name_or_path)
-    index = _read_json(folder / "model_index.json")
+    index = read_json(folder / "model_index.json")
     preset = _preset(index, folder)
     optional = [name for name in OPTIONAL if (folder / name).is_dir() and (name, vae) != ("tiny_vae", "full")]
     needed = {"motion_prior": preset.motion_prior, "image_encoder": preset.image_encoder, "tiny_vae": vae == "tiny"}
     for name, is_needed in needed.items():
         if is_needed and name not in optional:
             raise InputError(f"{folder} has no sub-folder {name}, which its preset {preset.name} needs")
-    config = _read_json(folder / "transformer" / "config.json")
+    config = read_json(folder / "transformer" / "config.json")
     for key, value in preset.transformer_config().items():
         if (given := _tuples(config.get(key))) != value:
             raise InputError(f"{folder / 'transformer'} has {key} = {given}; its preset {preset.name} has {value}")
@@ -148,7 +154,7 @@ def random_model(
     device = usable_device(device)
     classes = {name: _class(recipe[0]) for name, recipe in recipes.items()}  # all known before a large one is built
     devices = [device] if device.type == "cuda" else []
-    with holding_weights(device), torch.random.fork_rng(devices=devices), device:
+    with holding_weights(device, low_memory), torch.random.fork_rng(devices=devices), device:
         torch.manual_seed(seed)
         parts = {name: classes[name](**keywords) for name, (_, keywords) in recipes.items()}
     return assemble(preset, parts, device, dtype, low_memory)
@@ -180,14 +186,14 @@ def assemble(
     slower.
     """
     device, dtype = torch.device(device), default_dtype(device, dtype)
-    with holding_weights(device):
+    with holding_weights(device, low_memory):
         for name, part in parts.items():
             part.eval()
             visits = getattr(part, "visits", False)
             if visits or name in ("transformer", "track_head") or getattr(part, "follows_dtype", False):
                 _cast(part, dtype)
             if low_memory and name == "transformer":  # before it goes to a GPU that may not hold it otherwise
-                part.enable_layerwise_casting(torch.float8_e4m3fn, dtype)
+                part.enable_layerwise_casting(FORMAT, dtype)
             part.to("cpu" if visits or getattr(part, "stays_on_cpu", False) else device)
     if low_memory:
         parts["vae"].latents_at_once = 1
@@ -219,7 +225,7 @@ def load_component(folder: Path, dtype: torch.dtype | None = None) -> nn.Module:
 
     dtype: of the weights where that class lives in reduced precision; None for the class's own, float32.
     """
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     name = config.get("_class_name") or next(iter(config.get("architectures") or ()), None)
     cls = _class(name, folder)
     with torch.device("meta"):
@@ -308,7 +314,7 @@ def _find(name_or_path: str) -> Path:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name_or_path):
         raise InputError(f"{name_or_path} is neither a folder, nor in {WEIGHTS}, nor a Hub repository (owner/name)")
     folder = _fetch(name_or_path, "model_index.json")
-    _preset(_read_json(folder / "model_index.json"), folder)  # before gigabytes of something else are fetched
+    _preset(read_json(folder / "model_index.json"), folder)  # before gigabytes of something else are fetched
     return _fetch(name_or_path, "*.json", "*.safetensors")
 
 
@@ -367,7 +373,8 @@ def _dtype_of(part: nn.Module, name: str, weight: Tensor, dtype: torch.dtype | N
     return dtype
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; `InputError` if it is not there, is none or torn."""
     if not path.is_file():
         raise InputError(f"{path.parent} has no {path.name}: is it a model folder?")
     try:

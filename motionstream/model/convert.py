@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -45,6 +46,7 @@ MARKS = {  # a name that only this part has -> the part
 FILE = "diffusion_pytorch_model.safetensors"
 WRAPPERS = ("generator_ema", "generator", "model", "state_dict", "module")  # of which the first that is there is taken
 PREFIX = re.compile(r"^(?:(?:model|generator|module|diffusion_model|_fsdp_wrapped_module|_orig_mod)\.)+")
+PICKLED = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # begins files of PyTorch before 1.6; later ones are zip archives
 INNER = re.compile(r"(?:_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod)\.")
 TEXT_NAMES = (  # Wan's T5 -> transformers'
     (r"^token_embedding\.", "shared."),
@@ -202,14 +204,23 @@ def _load(*files: Path) -> Weights:
             weights |= checkpoint.read_weights(file)[0]
             continue
         try:
-            content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+            zipped = zipfile.is_zipfile(file)
+            known = zipped or _begins(file, PICKLED)
+            content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipped) if known else None
         except OSError as error:
             raise InputError(f"cannot read {file}: {one_line(error)}") from error
         except (UnpicklingError, RuntimeError, ValueError, EOFError) as error:  # PyTorch's advice is to run the code
             remedy = "it is opened no other way, since it could run code: look for its weights as .safetensors"
-            raise InputError(f"{file} holds more than tensors, or is no file of PyTorch's; {remedy}") from error
+            raise InputError(f"{file} holds more than tensors, or is damaged; {remedy}") from error
+        if not known:
+            raise InputError(f"{file} is no checkpoint of PyTorch's, or half of one: fetch it again")
         weights |= _unwrap(content, file)
     return {INNER.sub("", PREFIX.sub("", name)): tensor for name, tensor in weights.items()}
+
+
+def _begins(file: Path, mark: bytes) -> bool:
+    with open(file, "rb") as opened:
+        return opened.read(len(mark)) == mark
 
 
 def _unwrap(content: object, file: Path) -> Weights:

@@ -45,14 +45,18 @@ def usable_device(name: torch.device | str) -> torch.device:
 
 
 @contextlib.contextmanager
-def holding_weights(device: torch.device | str) -> Iterator[None]:
-    """Work inside the block puts a model's weights on `device`; `InputError` if they do not fit."""
+def holding_weights(device: torch.device | str, low_memory: bool = False) -> Iterator[None]:
+    """Work inside the block puts a model's weights on `device`; `InputError` if they do not fit.
+
+    low_memory: whether the transformer's are in 8 bits already.
+    """
     room = free_bytes(torch.device(device))
     try:
         yield
     except torch.OutOfMemoryError as error:
+        remedy = "a smaller model" if low_memory else "--low-memory, which halves the transformer's"
         raise InputError(f"the model's weights do not fit into the {room / GIB:.1f} GiB that are free on the GPU: free "
-                         "some, or use --low-memory, which halves the transformer's") from error
+                         f"some, or use {remedy}") from error
 
 
 def upload(x: Tensor, device: torch.device | str) -> Tensor:

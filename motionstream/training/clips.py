@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from motionstream.controls.trackers import MAX_GRID, open_tracker
 from motionstream.errors import InputError, make_folder, one_line, writing
-from motionstream.model.checkpoint import follow_umask, load_component
+from motionstream.model.checkpoint import follow_umask, load_component, read_json
 from motionstream.model.presets import Preset
 from motionstream.model.text import EffectTextEncoder
 from motionstream.streaming import pack_confidence
@@ -47,7 +47,7 @@ from motionstream.training.scenes import (
     sliding_scene,
 )
 from motionstream.training.settings import MIXTURES
-from motionstream.training.trainer import Draws, Schedule, single_thread, write_whole
+from motionstream.training.trainer import Draws, Schedule, single_thread
 
 SHARD = 32
 
@@ -240,21 +240,25 @@ def folder_records(
 def write_stream(folder: Path, records: Iterator[Record], world: World) -> None:
     """Shards of this process's records as they come; what is in the folder from an earlier run is replaced.
 
-    Earlier shards that are not written over stay to the end, so that a run that fails at once loses none. Raises
-    `InputError` in the last of the processes to end if none of them had a record.
+    Earlier shards that are not written over stay to the end, so that a run that fails loses none of them. The last of
+    the processes to end removes them, or raises `InputError` if none of the processes had a record.
     """
     make_folder(folder)
-    every = folder.glob("clips-*.safetensors")
-    earlier = {path for path in every if int(path.stem.split("-")[1]) % world.size == world.rank}
+
+    def place(rank: int, number: int) -> Path:
+        return folder / f"clips-{rank:02d}-{number:05d}.safetensors"
+
     number = 0
     while shard := list(itertools.islice(records, SHARD)):
-        path = folder / f"clips-{world.rank:02d}-{number:05d}.safetensors"
-        write_shard(path, shard)
-        earlier.discard(path)
+        write_shard(place(world.rank, number), shard)
         number += 1
-    if not number and world.last_to_say(f"no clip for {folder}"):
+    written = world.last_to_say(f"shards in {folder}", number)
+    if written is None:
+        return
+    if not any(written):
         raise InputError("no clip was good enough: see what was skipped, and why, above")
-    for path in earlier:
+    now = {place(rank, number) for rank, count in enumerate(written) for number in range(count)}
+    for path in set(folder.glob("clips-[0-9]*-[0-9]*.safetensors")) - now:
         path.unlink()
 
 
@@ -282,7 +286,7 @@ def claim_shards(folder: Path, settings: dict[str, Any], world: World) -> None:
     others. Where there is no note, as of earlier versions, shards are taken as they are."""
     note = folder / "shards.json"
     if note.exists() and any(folder.glob("*.safetensors")):
-        noted = json.loads(note.read_text())
+        noted = read_json(note)
         for name, value in settings.items():
             if noted.get(name) != value:
                 raise InputError(
@@ -291,7 +295,9 @@ def claim_shards(folder: Path, settings: dict[str, Any], world: World) -> None:
                 )
     elif world.leads:
         make_folder(folder)
-        write_whole(note, lambda file: file.write(json.dumps(settings, indent=1).encode()), "before the first shard")
+        # Without a temporary name: commands that begin in one folder at once would take it from each other.
+        with writing(note, "make room and run the same command again"):
+            note.write_text(json.dumps(settings, indent=1))
 
 
 def write_shards(

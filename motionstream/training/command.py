@@ -30,7 +30,7 @@ from motionstream.cli import parse_seed
 from motionstream.controls.trackers import TRACKERS
 from motionstream.errors import InputError, make_folder
 from motionstream.machine import keep_memory, parse_resolution, pick_device, pick_dtype, size_for
-from motionstream.model.checkpoint import follow_umask, load_component
+from motionstream.model.checkpoint import follow_umask, load_component, read_json
 from motionstream.model.device import usable_device
 from motionstream.model.motion_prior import MotionPrior
 from motionstream.model.presets import PRESETS, Preset
@@ -87,6 +87,7 @@ from motionstream.training.trainer import (
     Trainer,
     made_samples,
     optimisers_for,
+    whole_folder,
     write_whole,
 )
 
@@ -96,6 +97,7 @@ VAE_CLIPS = {"EmbeddedVAE": (128, 9), "WanVAE": (144, 21)}  # pixels a side and 
 TINY_VAE_SIZE = (288, 160)  # what real clips are scaled to before a square is cut from them
 SETTINGS = "run.json"
 PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
+NO_SETTINGS = ("run", "needs", "resume")
 CHANGEABLE = {"steps", "minutes", "rate", "workers", "device"}  # when a run is resumed
 
 
@@ -103,7 +105,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs one stage -> 0."""
     args = _parser().parse_args(argv)
     if getattr(args, "resume", None):
-        args = _resumed(args)
+        args = _resumed(args, argv)
     for name in args.needs:
         if getattr(args, name) is None:
             raise InputError(f"train {args.command} needs --{name}")
@@ -245,8 +247,9 @@ def train_motion_prior(args: argparse.Namespace, world: World) -> None:
 
 def save_part(part: torch.nn.Module, folder: Path, world: World) -> None:
     if world.leads:
-        part.save_pretrained(folder)
-        follow_umask(*folder.glob("*.safetensors"))
+        with whole_folder(folder) as unfinished:
+            part.save_pretrained(unfinished)
+            follow_umask(*unfinished.glob("*.safetensors"))
 
 
 def _library(args: argparse.Namespace) -> Library:
@@ -361,7 +364,7 @@ def _claim(args: argparse.Namespace, world: World) -> None:
     settings = {
         name: str(v) if isinstance(v, Path) else v
         for name, v in vars(args).items()
-        if name not in ("run", "needs", "resume")
+        if name not in NO_SETTINGS
     }
     if args.resume is None and (args.out / "last.pt").exists():
         raise InputError(f"{args.out} holds a run: continue it with --resume {args.out}, or name another folder")
@@ -373,24 +376,25 @@ def _claim(args: argparse.Namespace, world: World) -> None:
     )
 
 
-def _resumed(args: argparse.Namespace) -> argparse.Namespace:
+def _resumed(args: argparse.Namespace, argv: Sequence[str]) -> argparse.Namespace:
     """The settings of the run in --resume; of those that may change, what is given now counts instead."""
     path = args.resume / SETTINGS
     if not path.is_file():
         raise InputError(f"{args.resume} has no {SETTINGS}: it is no run folder")
-    saved = json.loads(path.read_text())
-    if saved["command"] != args.command:
-        raise InputError(f"{args.resume} is a run of {saved['command']}, not of {args.command}")
-    defaults = vars(_parser().parse_args([args.command]))
-    given = {name: value for name, value in vars(args).items() if value != defaults[name] and name != "resume"}
-    fixed = sorted(name for name in given.keys() - CHANGEABLE if str(given[name]) != str(saved.get(name)))
-    if fixed:
+    saved = read_json(path)
+    if saved.get("command") != args.command:
+        raise InputError(f"{args.resume} is a run of {saved.get('command')}, not of {args.command}")
+    # With what the run has as defaults, what differs was given: options' own defaults may be given too.
+    before, now = (vars(_parser(saved).parse_args(words)) for words in ([args.command], argv))
+    given = {name for name, value in now.items() if value != before[name] and name != "resume"}
+    if fixed := sorted(given - CHANGEABLE):
         raise InputError(f"a resumed run keeps its --{fixed[0].replace('_', '-')}: leave it out, or start another run")
-    if given.keys() & {"steps", "minutes"}:
-        saved |= {"steps": None, "minutes": None}
+    for one, other in (("steps", "minutes"), ("minutes", "steps")):
+        if one in given:
+            now[other] = None
     argv = [args.command]
-    for name, value in (saved | given).items():
-        if name == "command" or value is None or value is False:
+    for name, value in now.items():
+        if name in NO_SETTINGS or name == "command" or value is None or value is False:
             continue
         values, option = value if isinstance(value, list) else [value], "--" + name.replace("_", "-")
         argv += [option] if value is True else [option, *map(str, values)]
@@ -421,7 +425,8 @@ def rate(text: str) -> float:
     return value
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(saved: dict[str, Any] | None = None) -> argparse.ArgumentParser:
+    """saved: settings of a run, which are the defaults then."""
     parser = argparse.ArgumentParser(
         prog="motionstream train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -479,6 +484,7 @@ def _parser() -> argparse.ArgumentParser:
     }
     for command in stages.choices.values():
         _common_options(command, starts.get(command, "default: weights/PRESET"), on_gpu=command is not motion)
+        command.set_defaults(**saved or {})
     return parser
 
 

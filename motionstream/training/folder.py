@@ -9,6 +9,7 @@ pieces of the length that is asked for, and read piece by piece.
 import hashlib
 import itertools
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -120,7 +121,7 @@ def cached_tracks(
     try:
         with np.load(file, allow_pickle=False) as saved:
             return Tracks(saved["points"], saved["visible"], saved["ids"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error):
         pass
     following = tracker(Seeds(GRID, rows=GRID))
     with torch.inference_mode():

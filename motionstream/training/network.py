@@ -25,7 +25,14 @@ from torch.utils.checkpoint import checkpoint
 
 from motionstream.errors import InputError
 from motionstream.model.cache import RollingCache
-from motionstream.model.checkpoint import INDEX_CLASS, WEIGHTS, follow_umask, load_component, read_weights
+from motionstream.model.checkpoint import (
+    INDEX_CLASS,
+    WEIGHTS,
+    follow_umask,
+    load_component,
+    read_json,
+    read_weights,
+)
 from motionstream.model.presets import Preset
 from motionstream.model.text import EffectTextEncoder
 from motionstream.model.track_head import TrackHead, track_maps
@@ -34,7 +41,7 @@ from motionstream.streaming import Condition, assemble_condition, image_channels
 from motionstream.training.clips import ClipBatch, chunk_bounds
 from motionstream.training.parallel import World, full_state
 from motionstream.training.rgb_tracks import RgbTracks
-from motionstream.training.trainer import Draws
+from motionstream.training.trainer import Draws, whole_folder
 
 RESIDUAL_VARIANCE = 0.35  # of the clips' latents around the motion prior's, as a share of all of it
 
@@ -214,10 +221,8 @@ def model_folder(name: str | Path, preset: Preset) -> Path:
     folder = next((f for f in (Path(name), WEIGHTS / name) if f.is_dir()), None)
     if folder is None:
         raise InputError(f"{name} is no model folder, nor one in {WEIGHTS}")
-    index = folder / "model_index.json"
-    if not index.is_file():
-        raise InputError(f"{folder} has no model_index.json: is it a model folder?")
-    given = json.loads(index.read_text()).get("preset", {}).get("name")
+    noted = read_json(folder / "model_index.json").get("preset")
+    given = noted.get("name") if isinstance(noted, dict) else None
     if given != preset.name:
         raise InputError(f"{folder} is of the preset {given}; asked for was {preset.name}")
     return folder
@@ -247,9 +252,8 @@ def widened_network(preset: Preset, folder: Path, world: World | None = None, sk
     tracks. So it begins by making exactly what that model makes. The transformer of one of our own model folders serves
     too: what it was told of tracks and by a motion prior, which come after these, is left out.
     """
-    config = json.loads((folder / "config.json").read_text()) if (folder / "config.json").is_file() else None
     files = sorted(folder.glob("*.safetensors"))
-    if config is None or not files:
+    if not (folder / "config.json").is_file() or not files:
         raise InputError(f"{folder} is no transformer folder: it needs config.json and .safetensors files")
     transformer = MotionTransformer(**preset.transformer_config())
     weights = {name: weight for file in files for name, weight in read_weights(file)[0].items()}
@@ -277,26 +281,23 @@ def save_network(network: Network, source: Path, folder: Path, dtype: torch.dtyp
     weights, _ = full_state(network, [])
     if not network.world.leads:
         return
-    unfinished = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(unfinished, ignore_errors=True)
     rgb = isinstance(network.track_head, RgbTracks)
-    for name, part in network.named_children():
-        if rgb and name == "track_head":
-            continue
-        whole = type(part).from_config(part.config)
-        whole.load_state_dict(
-            {key.removeprefix(f"{name}."): v for key, v in weights.items() if key.startswith(f"{name}.")}
-        )
-        whole.to(dtype).save_pretrained(unfinished / name)
-    for other in source.iterdir():
-        needless = {"motion_prior": not network.preset.motion_prior, "track_head": rgb}
-        if other.is_dir() and not needless.get(other.name) and not (unfinished / other.name).exists():
-            shutil.copytree(other, unfinished / other.name)
-    follow_umask(*unfinished.glob("*/*.safetensors"))
-    index = {"_class_name": INDEX_CLASS, "preset": asdict(network.preset)}
-    (unfinished / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-    shutil.rmtree(folder, ignore_errors=True)
-    unfinished.rename(folder)
+    with whole_folder(folder) as unfinished:
+        for name, part in network.named_children():
+            if rgb and name == "track_head":
+                continue
+            whole = type(part).from_config(part.config)
+            whole.load_state_dict(
+                {key.removeprefix(f"{name}."): v for key, v in weights.items() if key.startswith(f"{name}.")}
+            )
+            whole.to(dtype).save_pretrained(unfinished / name)
+        for other in source.iterdir():
+            needless = {"motion_prior": not network.preset.motion_prior, "track_head": rgb}
+            if other.is_dir() and not needless.get(other.name) and not (unfinished / other.name).exists():
+                shutil.copytree(other, unfinished / other.name)
+        follow_umask(*unfinished.glob("*/*.safetensors"))
+        index = {"_class_name": INDEX_CLASS, "preset": asdict(network.preset)}
+        (unfinished / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
 def _assembled(

@@ -78,10 +78,17 @@ class World:
         dist.broadcast(shared, 0)
         return shared.item()
 
-    def last_to_say(self, what: str) -> bool:
-        """Whether with this process all have said so. None waits for another: a process group gives that up after
-        an hour, and shares of work may differ by more."""
-        return self.size == 1 or _get_default_store().add(what, 1) == self.size
+    def last_to_say(self, what: str, number: int) -> list[int] | None:
+        """The last process to say its number of something is given those of all, the others None.
+
+        None waits for another: a process group gives that up after an hour, and shares of work may differ by more.
+        """
+        if self.size == 1:
+            return [number]
+        store = _get_default_store()
+        store.add(f"{what} {self.rank}", number)
+        last = store.add(what, 1) == self.size
+        return [store.add(f"{what} {rank}", 0) for rank in range(self.size)] if last else None
 
     def autocast(self) -> torch.autocast:
         """Reduced precision, sharded or not: weights, their gradients and what goes over the wire stay float32.

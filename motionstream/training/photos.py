@@ -340,14 +340,24 @@ class PhotoLibrary:
 
 
 def load_library(folder: str | Path) -> PhotoLibrary:
-    """Read a folder written by this tool. `InputError` when it has no photos."""
+    """Read a folder written by this tool. `InputError` when it has no photos, or names the picture that is amiss."""
     photos, cutouts, objects = (
         sorted(Path(folder).glob(names)) for names in ("photos/*.jpg", "cutouts/*.png", "objects/*.png"))
     if not photos:
         raise InputError(f"no photos in {folder}: run python -m motionstream.training.photos --out {folder}")
     index = {path.stem: number for number, path in enumerate(photos)}
-    return PhotoLibrary([read(path, "RGB") for path in photos], [read(path, "RGBA") for path in cutouts],
-                        [(index[path.stem.rpartition("-")[0]], read(path, "RGBA")[..., 3]) for path in objects])
+    for path in objects:
+        if path.stem.rpartition("-")[0] not in index:
+            raise InputError(f"{path} is of no photo in {folder}: remove it, or write the library anew")
+    return PhotoLibrary([_whole(path, "RGB") for path in photos], [_whole(path, "RGBA") for path in cutouts],
+                        [(index[path.stem.rpartition("-")[0]], _whole(path, "RGBA")[..., 3]) for path in objects])
+
+
+def _whole(path: Path, mode: str) -> np.ndarray:
+    image = read(path, mode)
+    if image is None:
+        raise InputError(f"{path} is damaged or no {mode} picture: remove it, or write the library anew")
+    return image
 
 
 def write_library(folder: Path, packages: list[Package]) -> tuple[int, int]:

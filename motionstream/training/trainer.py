@@ -20,6 +20,7 @@ import json
 import math
 import os
 import pickle
+import shutil
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -253,12 +254,20 @@ def made_samples(
         while True:
             pieces = []
             for group in places:
-                values = {name: value.to(world.device) for name, value in next(loader).items()}
+                values = {name: value.to(world.device) for name, value in _made(loader).items()}
                 pieces.append(Samples(values, Draws(seed, step, group, world.device)))
             yield pieces
             step += 1
 
     return data
+
+
+def _made(loader: Iterator[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The next samples; of a worker's `InputError` the sentence, without the traceback that PyTorch puts before it."""
+    try:
+        return next(loader)
+    except InputError as error:
+        raise InputError(str(error).rpartition("InputError: ")[2].strip()) from error
 
 
 def single_thread(worker: int) -> None:
@@ -355,10 +364,10 @@ class Trainer:
         started, before = time.monotonic(), self.seconds
         draw = _NowAndThen(self.sheet_seconds, self._draw, self.world)
         save_all = _NowAndThen(self.checkpoint_seconds, self._save, self.world)
-        with tqdm(total=self.schedule.steps, initial=self.step, unit="step", disable=None) as bar:
+        with self._told(), tqdm(total=self.schedule.steps, initial=self.step, unit="step", disable=None) as bar:
             while self.schedule.gone(self.step, self.seconds) < 1:
                 player = self.stage.turn(self.step)
-                terms = self._update(player, self._pieces(data))
+                terms = self._update(player, next(data))
                 self.step += 1
                 # The learning rate may follow it: one clock for all.
                 self.seconds = self.world.agreed(before + time.monotonic() - started)
@@ -384,9 +393,14 @@ class Trainer:
                 stack.enter_context(average.applied())
             yield
 
-    def _pieces(self, data: Iterator[list[Piece]]) -> list[Piece]:
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """The death of a data worker, which PyTorch raises wherever we are, and a full GPU: `InputError`."""
         try:
-            return next(data)
+            yield
+        except torch.OutOfMemoryError as error:
+            remedy = "free some and continue with --resume, or start another run with more --pieces"
+            raise InputError(f"the GPU has too little memory {self.progress}: {remedy}") from error
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise
@@ -560,6 +574,19 @@ def write_whole(path: Path, write: Callable[[_Disk], object], progress: str) -> 
                 file.flush()
                 os.fsync(file.fileno())
             unfinished.replace(path)
-        except OSError:
+        finally:  # after the last line there is nothing of that name
             unfinished.unlink(missing_ok=True)
-            raise
+
+
+@contextlib.contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """The folder of a temporary name that the block fills, and that then takes this one's place. After an error there
+    is nothing of it, and what was at `folder` stays."""
+    unfinished = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was killed
+    try:
+        yield unfinished
+        shutil.rmtree(folder, ignore_errors=True)
+        unfinished.rename(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)

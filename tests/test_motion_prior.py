@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from motionstream.model import motion_prior
 from motionstream.model.checkpoint import assemble
-from motionstream.model.motion_prior import LAYERED, MotionPrior, connect
+from motionstream.model.motion_prior import Cells, Grips, MotionPrior, connect
 from motionstream.model.presets import PRESETS
 from motionstream.model.warping import (
     BEHIND,
@@ -235,32 +235,34 @@ def test_decided_motion_changes_little_where_its_tracks_do(seed, spread):
     assert (after - motion).abs().max() < 0.3 and (shared - share).abs().max() < 0.05
 
 
-def test_the_background_does_not_follow_what_lies_in_front_of_it(prior, monkeypatch):
+def test_the_background_does_not_follow_what_lies_in_front_of_it(prior):
     centres, cells = cell_centres(HEIGHT, WIDTH), HEIGHT * WIDTH // 4
     thing = (centres - 32).abs().amax(1) < 8
     anchors, valid = torch.tensor([[32.0, 32.0], [4.0, 4.0]]), torch.ones(1, 2, dtype=torch.bool)
-    monkeypatch.setattr("motionstream.model.motion_prior.LOOK", HEIGHT * WIDTH)
 
-    def odds(front):
+    def odds(front, held):
         """Of following each of the two tracks, over staying, where features tell nothing but what lies in front."""
-        told = torch.zeros(1, cells, 4), torch.zeros(1, cells), front[None], torch.zeros(1, 2, 4), torch.zeros(1, 2)
-        monkeypatch.setattr(prior, "features", lambda *given: told)
-        weights, _ = prior._look(image(), centres, anchors, valid)
+        told = Cells(torch.zeros(1, cells, 4), torch.zeros(1, cells), front[None])
+        grips = Grips(torch.zeros(1, 2, 4), torch.tensor([held]), torch.zeros(1, 2))
+        weights = prior.weigh(centres[None], told, anchors[None], grips, valid)[0]
         torch.testing.assert_close(weights.sum(1), torch.ones(cells))
         return weights[:, 1:] / weights[:, :1]
 
-    flat, layered = odds(torch.zeros(cells)), odds(torch.where(thing, 20.0, -20.0))
+    flat = odds(torch.zeros(cells), [0.0, 0.0])
+    layered = odds(torch.where(thing, 20.0, -20.0), [20.0, -20.0])
     torch.testing.assert_close(layered[thing], flat[thing])
-    torch.testing.assert_close(layered[~thing, 0], flat[~thing, 0] * np.exp(-LAYERED))
+    against = torch.nn.functional.softplus(prior.layered)
+    torch.testing.assert_close(layered[~thing, 0], flat[~thing, 0] * torch.exp(-against))
     torch.testing.assert_close(layered[~thing, 1], flat[~thing, 1])
 
 
 def test_beside_what_moves_the_background_is_put_behind_and_not_brought_to_the_front(prior, monkeypatch):
     centres, cells, seen = cell_centres(HEIGHT, WIDTH), HEIGHT * WIDTH // 4, []
     thing = (centres - 32).abs().amax(1) < 8
-    told = torch.zeros(1, cells, 4), torch.zeros(1, cells), torch.where(thing, 20.0, 0.0)[None], torch.zeros(1, 1, 4)
+    told = Cells(torch.zeros(1, cells, 4), torch.zeros(1, cells), torch.where(thing, 20.0, 0.0)[None])
+    grips = Grips(torch.zeros(1, 1, 4), torch.tensor([[20.0]]), torch.full((1, 1), 5.0))
     monkeypatch.setattr("motionstream.model.motion_prior.LOOK", HEIGHT * WIDTH)
-    monkeypatch.setattr(prior, "features", lambda *given: (*told, torch.full((1, 1), 5.0)))
+    monkeypatch.setattr(prior, "features", lambda *given: (told, grips))
     in_motion = motion_prior.in_motion
     monkeypatch.setattr(motion_prior, "in_motion", lambda *given: seen.append(given[-1]) or in_motion(*given))
     state = prior.start(image())
@@ -449,8 +451,9 @@ def test_nothing_jumps_when_something_is_grabbed_where_motion_is_cut(prior):
 
 def test_of_tracks_that_look_alike_the_nearer_is_followed(prior):
     centres, anchors = cell_centres(HEIGHT, WIDTH), torch.tensor([[10.0, 10.0], [50.0, 30.0], [30.0, 20.0]])
-    told = torch.zeros(1, len(centres), 4), torch.zeros(1, len(centres)), anchors[None], torch.zeros(1, 3, 4)
-    weights = prior.weigh(centres[None], *told, torch.zeros(1, 3), torch.tensor([[True, True, False]]))[0]
+    told = Cells(torch.zeros(1, len(centres), 4), torch.zeros(1, len(centres)), torch.zeros(1, len(centres)))
+    grips = Grips(torch.zeros(1, 3, 4), torch.zeros(1, 3), torch.zeros(1, 3))
+    weights = prior.weigh(centres[None], told, anchors[None], grips, torch.tensor([[True, True, False]]))[0]
     squared = torch.cdist(centres, anchors[:2]).square() + prior.reach**2
     odds = (squared.amin(1, keepdim=True) / squared) ** torch.nn.functional.softplus(prior.nearness)
     odds = torch.cat([torch.ones(len(centres), 1), odds, torch.zeros(len(centres), 1)], 1)

@@ -1,6 +1,7 @@
 """Training data and stages: scenes whose tracks are true, effects, shards, real clips, autoencoder and motion prior."""
 
 import os
+from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -19,7 +20,7 @@ from motionstream.model.tiny_vae import TinyVAE
 from motionstream.model.vae import EmbeddedVAE
 from motionstream.streaming import pack_confidence
 from motionstream.tracks import Tracks
-from motionstream.training import prior, scenes, tiny_vae
+from motionstream.training import parallel, prior, scenes, tiny_vae
 from motionstream.training.clips import (
     Clips,
     Encoders,
@@ -315,6 +316,16 @@ def test_the_motion_prior_learns():
     assert prior.motion_loss(small, batch())["loss"] < 0.97 * before
 
 
+def test_the_motion_prior_minds_thin_things_most():
+    layers = np.zeros((40, 64), np.uint8)
+    layers[:, 32:] = 1
+    layers[20, :20] = 2  # a rope
+    weight = prior._rarity(layers)
+    assert weight.dtype == np.float32 and (weight > 0).all()
+    assert weight[20, 10] > 1.4 * weight[20, 31] > 1.4 * 1.2 * weight[5, 50]
+    np.testing.assert_allclose(weight[5, 50], 1.1**-0.5, rtol=1e-5)
+
+
 def test_made_samples_are_the_same_with_any_number_of_workers():
     schedule = Schedule(4, steps=9, pieces=2)
 
@@ -608,17 +619,26 @@ def test_tracks_are_cached_and_a_broken_cache_is_made_anew(clip_folder, tmp_path
     assert len(asked[0].centres(832, 480)) == len(asked[0].centres(480, 832)) == 50 * 50
     np.testing.assert_array_equal(one.points, two.points)
     [file] = (tmp_path / "cache").iterdir()
-    for junk in (b"junk", b"", file.read_bytes()[:200]):
+    whole = file.read_bytes()
+    torn = whole[:300] + bytes(64) + whole[364:]  # which zlib finds out, in the middle of a compressed array
+    for junk in (b"junk", b"", whole[:200], torn):
         file.write_bytes(junk)
         again = cached_tracks(*place, frames, "lucas-kanade", tracker)
         np.testing.assert_array_equal(again.points, one.points)
-    assert len(asked) == 4
+    assert len(asked) == 5
     mirrored = cached_tracks(*place, frames[:, :, ::-1], "lucas-kanade", tracker)  # another clip of that name
     cached_tracks(*place, frames, "cotracker3", tracker)
-    assert len(asked) == 6 and not np.array_equal(mirrored.points[0], one.points[0])
+    assert len(asked) == 7 and not np.array_equal(mirrored.points[0], one.points[0])
 
 
-def test_a_folder_of_real_clips_becomes_shards(clip_folder, encoders, tmp_path):
+def test_a_folder_of_real_clips_becomes_shards(clip_folder, encoders, tmp_path, monkeypatch):
+    class Store(Counter):
+        def add(self, key, number):
+            self[key] += number
+            return self[key]
+
+    store = Store()
+    monkeypatch.setattr(parallel, "_get_default_store", lambda: store)
     clips = RealClips(clip_folder, (96, 64), 16, lambda line: None)
     shares = [World(rank, 2) for rank in range(2)]
     for world in shares:  # each process writes its own clips' shards
@@ -626,9 +646,12 @@ def test_a_folder_of_real_clips_becomes_shards(clip_folder, encoders, tmp_path):
             tmp_path, folder_records(encoders, clips, 2, world, tmp_path / "tracks", "lucas-kanade"), world
         )
     assert sum(len(load_file(shard)["latents"]) for shard in tmp_path.glob("*.safetensors")) == 3
+    (tmp_path / "clips-of-mine.safetensors").hardlink_to(next(tmp_path.glob("clips-0*")))  # no name of ours
     world = World()  # and a later run with fewer processes leaves nothing of it
     write_stream(tmp_path, folder_records(encoders, clips, 2, world, tmp_path / "tracks", "lucas-kanade"), world)
-    [shard] = tmp_path.glob("*.safetensors")
+    shard, mine = sorted(tmp_path.glob("*.safetensors"))
+    assert mine.name == "clips-of-mine.safetensors"
+    mine.unlink()
     stored = load_file(shard)
     assert stored["latents"].shape == (3, 48, 6, 8, 12)
     assert stored["text"][0].tolist() == [1 + encoders.text_encoder.vocabulary.index("fog"), 0, 0, 0]

@@ -20,6 +20,7 @@ which new tracks add; a track that starts later finds its anchor through the inv
 """
 
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -58,7 +59,6 @@ from motionstream.tracks import Tracks
 
 CERTAIN = 3.0  # log-odds with which a track moves the place it is attached to, at the least
 CONNECTED = 0.15  # share of a cell's motion that must come from tracks for the cell to join two others
-LAYERED = 2.0  # log-odds against following a track that lies fully in front
 LOOK = 320 * 192  # pixels, at the least, of the picture that the U-Net sees: in smaller ones it cuts off what is thin
 
 
@@ -116,6 +116,24 @@ def _nearest(centres: Tensor, anchors: Tensor, valid: Tensor) -> Tensor:
     """Distance of each centre [B, P, 2] to its nearest valid anchor, pixels [B, P]; far away where there is none."""
     with torch.no_grad():
         return torch.cdist(centres, anchors).masked_fill(~valid[:, None], 1e4).amin(-1)
+
+
+class Cells(NamedTuple):
+    """What each cell of a picture is like: queries [B, P, C], logits [B, P] of staying and of lying in front."""
+
+    queries: Tensor
+    stay: Tensor
+    front: Tensor
+
+
+class Grips(NamedTuple):
+    """What each track holds: keys [B, N, C], logits [B, N] of lying in front, and a head start [B, N] in log-odds, so
+    large that a track surely moves the very place that it is attached to.
+    """
+
+    keys: Tensor
+    front: Tensor
+    head_start: Tensor
 
 
 @dataclass(frozen=True)
@@ -214,14 +232,13 @@ class MotionPrior(ModelMixin, ConfigMixin):
         self.nearness = nn.Parameter(torch.tensor(1.0))
         self.reach = nn.Parameter(torch.tensor(4.0))  # pixels within which all anchors are equally near
         self.ridge = nn.Parameter(torch.tensor(3.0))  # log of pixels squared
+        self.layered = nn.Parameter(torch.tensor(2.0))  # log-odds against following a track that lies fully in front
         self.to(memory_format=torch.channels_last)
 
-    def features(self, image: Tensor, anchors: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """What each cell is like, given the picture and where its tracks start.
+    def features(self, image: Tensor, anchors: Tensor, valid: Tensor) -> tuple[Cells, Grips]:
+        """What each cell is like, and what each track holds, given the picture and where its tracks start.
 
-        image [B, 3, H, W] in [-1, 1]; anchors [B, N, 2] pixels; valid bool [B, N]: which of them count. Returns per
-        cell queries [B, P, C] and logits [B, P] of staying and of lying in front; per anchor keys [B, N, C] and a head
-        start [B, N], so large that a track surely moves the very place that it is attached to.
+        image [B, 3, H, W] in [-1, 1]; anchors [B, N, 2] pixels; valid bool [B, N]: which of them count.
         """
         height, width = image.shape[-2:]
         nearest = _nearest(cell_centres(height, width).expand(len(image), -1, -1), anchors, valid)
@@ -230,31 +247,29 @@ class MotionPrior(ModelMixin, ConfigMixin):
         x = torch.cat([F.pixel_unshuffle(image, CELL), marks.to(image)], dim=1)
         found = self.net(x.contiguous(memory_format=torch.channels_last)).float()
         channels = self.config.features
-        queries, keys, stay, front = found.split([channels, channels, 1, 1], dim=1)
-        own_query, key, own_stay = at_points(found[:, :-1], anchors).split([channels, channels, 1], dim=-1)
-        head_start = F.relu(own_stay[..., 0] - self._match(own_query, key) + CERTAIN)
-        return queries.flatten(2).transpose(1, 2), stay.flatten(1), front.flatten(1), key, head_start
+        queries, _, stay, front = found.flatten(2).transpose(1, 2).split([channels, channels, 1, 1], dim=-1)
+        own_query, keys, own_stay, own_front = at_points(found, anchors).split([channels, channels, 1, 1], dim=-1)
+        head_start = F.relu(own_stay[..., 0] - self._match(own_query, keys) + CERTAIN)
+        return Cells(queries, stay[..., 0], front[..., 0]), Grips(keys, own_front[..., 0], head_start)
 
     def _match(self, query: Tensor, key: Tensor) -> Tensor:
         return (query * key).sum(-1) * self.sharpness / self.config.features**0.5
 
-    def weigh(
-        self,
-        centres: Tensor,
-        queries: Tensor,
-        stay: Tensor,
-        anchors: Tensor,
-        keys: Tensor,
-        head_start: Tensor,
-        valid: Tensor,
-    ) -> Tensor:
-        """Shares [B, P, 1 + N] with which each cell stays (first) or follows each track; they sum to 1."""
+    def weigh(self, centres: Tensor, cells: Cells, anchors: Tensor, grips: Grips, valid: Tensor) -> Tensor:
+        """Shares [B, P, 1 + N] with which each cell stays (first) or follows each track; they sum to 1.
+
+        centres [B, P, 2] of the cells and anchors [B, N, 2] of the tracks, pixels.
+        """
         distance = torch.cdist(centres, anchors)
         nearest = _nearest(centres, anchors, valid)[..., None]
-        match = queries @ keys.transpose(1, 2) * self.sharpness / self.config.features**0.5 + head_start[:, None]
+        match = cells.queries @ grips.keys.transpose(1, 2) * self.sharpness / self.config.features**0.5
+        match = match + grips.head_start[:, None]
         near = torch.log((distance**2 + self.reach**2) / (nearest**2 + self.reach**2))
-        follow = (match - F.softplus(self.nearness) * near).masked_fill(~valid[:, None], float("-inf"))
-        return torch.cat([stay[..., None], follow], dim=-1).softmax(-1)
+        # The background does not follow what lies in front of it.
+        behind = F.relu(grips.front.sigmoid()[:, None] - cells.front.sigmoid()[..., None])
+        follow = match - F.softplus(self.nearness) * near - F.softplus(self.layered) * behind
+        follow = follow.masked_fill(~valid[:, None], float("-inf"))
+        return torch.cat([cells.stay[..., None], follow], dim=-1).softmax(-1)
 
     def start(self, image: Tensor) -> PriorState:
         """A stream that begins with `image` [3, H, W] in [-1, 1], H and W even, on any device."""
@@ -335,17 +350,13 @@ class MotionPrior(ModelMixin, ConfigMixin):
         seen = F.interpolate(image[None], (rows * CELL, columns * CELL), mode="bicubic", align_corners=False)
         times = torch.tensor([columns, rows]) * CELL / size
         centres, places = times * centres[None], times * anchors[None]
-        queries, stay, front, keys, head_start = self.features(seen.clamp(-1, 1), places, valid)
-        cells = torch.cat([queries, stay[..., None], front[..., None]], dim=2)[0].T.unflatten(1, (rows, columns))
-        cells = F.adaptive_avg_pool2d(cells, [side // CELL for side in image.shape[1:]]).flatten(1).T
-        queries, stay, front = cells[:, :-2], cells[:, -2], cells[:, -1]
+        cells, grips = self.features(seen.clamp(-1, 1), places, valid)
+        maps = torch.cat([cells.queries, cells.stay[..., None], cells.front[..., None]], dim=2)[0].T
+        maps = F.adaptive_avg_pool2d(maps.unflatten(1, (rows, columns)), [side // CELL for side in image.shape[1:]])
+        queries, stay, front = maps.flatten(1).T[None].split([self.config.features, 1, 1], dim=2)
+        cells = Cells(queries, stay[..., 0], front[..., 0])
         with torch.autocast("cpu", enabled=False):
-            weights = self.weigh(centres, queries[None], stay[None], places, keys, head_start, valid)[0]
-        front = front.sigmoid()
-        # The background does not follow what lies in front of it.
-        there = at_points(front.view(1, 1, -1, image.shape[2] // CELL), anchors[None])[0, :, 0]
-        weights[:, 1:] *= torch.exp(-LAYERED * (there - front[:, None]).clamp_min(0))
-        return weights / weights.sum(1, keepdim=True), front
+            return self.weigh(centres, cells, places, grips, valid)[0], cells.front[0].sigmoid()
 
     def _regroup(self, state: PriorState, tracks: Tracks, points: Tensor, visible: Tensor) -> None:
         """Takes in a new set of tracks: bakes the motion so far, anchors the newcomers, weighs all of them anew."""

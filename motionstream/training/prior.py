@@ -6,12 +6,13 @@ cross-entropy of following a track of one's own layer (or of staying, where the 
 layers. What moves although no track says so is left out: nobody could know.
 """
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from motionstream.model.motion_prior import MotionPrior
+from motionstream.model.motion_prior import Cells, MotionPrior
 from motionstream.model.warping import CELL, cell_centres, least_squares_motion
 from motionstream.training.clips import to_tensor
 from motionstream.training.scenes import (
@@ -27,7 +28,8 @@ from motionstream.training.scenes import (
 SIZE = (256, 160)
 FRAMES = 25
 MAX_TRACKS = 300
-WINDOW, WINDOWS = 16, 4  # the loss looks at this many windows of so many cells squared in each picture
+WINDOW, WINDOWS = 16, 8  # the loss looks at this many windows of so many cells squared in each picture
+AROUND = 9  # cells to a side of what lies around one
 
 def sample(rng: np.random.Generator, library: Library) -> dict[str, Tensor]:
     scene = random_scene(rng, library, *SIZE, FRAMES)
@@ -47,12 +49,14 @@ def sample(rng: np.random.Generator, library: Library) -> dict[str, Tensor]:
     inside = np.arange(WINDOW)
     cells = ((corners[:, :1, None] + inside[:, None]) * columns + corners[:, 1:, None] + inside).reshape(-1)
     centres = cell_centres(SIZE[1], SIZE[0]).numpy()[cells]
-    layers = owner[0][centres[:, 1].astype(int), centres[:, 0].astype(int)].astype(np.int64)
+    seen = owner[0][CELL // 2 :: CELL, CELL // 2 :: CELL]
+    layers = seen.ravel()[cells].astype(np.int64)
     return {
         "image": to_tensor(rendered[0][0][None])[:, 0],
         **_padded(tracks, owner[0]),
         "cells": torch.from_numpy(cells),
         "layers": torch.from_numpy(layers),
+        "weight": torch.from_numpy(_rarity(seen).ravel()[cells]),
         "stays": _staying(scene),
         "target": torch.from_numpy(_displacement(scene, centres, layers, time)),
     }
@@ -73,6 +77,15 @@ def _staying(scene: Scene) -> Tensor:
     stays[: len(scene.layers)] = torch.tensor([not layer.moves for layer in scene.layers])
     return stays
 
+def _rarity(layers: np.ndarray) -> np.ndarray:
+    """How much the loss weighs each cell [h, w]: the fewer around it are of its own layer, the more.
+
+    Legs, ropes, tails and outlines are few cells, but to the eye as much as the rest.
+    """
+    shares = np.stack([cv2.blur((layers == n).astype(np.float32), (AROUND, AROUND)) for n in range(MAX_LAYERS)])
+    return (np.take_along_axis(shares, layers[None].astype(np.int64), 0)[0] + 0.1) ** -0.5
+
+
 def _displacement(scene: Scene, points: np.ndarray, layers: np.ndarray, time: int) -> np.ndarray:
     moved = np.zeros(points.shape, np.float32)
     for layer in np.unique(layers):
@@ -83,32 +96,34 @@ def _displacement(scene: Scene, points: np.ndarray, layers: np.ndarray, time: in
 def motion_loss(prior: MotionPrior, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     image, anchors, valid, cells = batch["image"], batch["anchors"], batch["valid"], batch["cells"]
     with torch.autocast("cpu", torch.bfloat16):
-        queries, stay, front, keys, head_start = prior.features(image, anchors, valid)
-    here = cells[..., None].expand(-1, -1, queries.shape[-1])
+        everywhere, grips = prior.features(image, anchors, valid)
+    here = cells[..., None].expand(-1, -1, everywhere.queries.shape[-1])
+    looked_at = Cells(everywhere.queries.gather(1, here), *(part.gather(1, cells) for part in everywhere[1:]))
     centres = cell_centres(*image.shape[-2:])[cells]
-    weights = prior.weigh(centres, queries.gather(1, here), stay.gather(1, cells), anchors, keys, head_start, valid)
+    weights = prior.weigh(centres, looked_at, anchors, grips, valid)
     motion = torch.func.vmap(least_squares_motion, in_dims=(0, 0, 0, 0, 0, None))(
         weights[..., 1:], centres, anchors, batch["moved"][:, None], valid[:, None], prior.ridge.exp()
     )
     layers = batch["layers"]
     own = (batch["group"][:, None] == layers[..., None]) & valid[:, None]
     stays = batch["stays"].gather(1, layers)
-    known = (stays | own.any(-1)).float()
+    known = stays | own.any(-1)
+    counts = known * batch["weight"]
     correct = (weights[..., 1:] * own).sum(-1) + weights[..., 0] * stays
-    total = known.sum()
-    chosen = -(torch.log(correct + 1e-4) * known).sum() / total
+    total = counts.sum()
+    chosen = -(torch.log(correct + 1e-4) * counts).sum() / total
     difference = motion[:, 0] * (1 - weights[..., :1]) - batch["target"]
     error = difference.square().sum(-1).add(1e-4).sqrt()
-    moving = (torch.log1p(error) * known).sum() / total
+    moving = (torch.log1p(error) * counts).sum() / total
     patches = (difference * known[..., None]).unflatten(1, (WINDOWS, WINDOW, WINDOW))
     torn = patches.diff(dim=2).abs().clamp_max(8).mean() + patches.diff(dim=3).abs().clamp_max(8).mean()
-    in_front = F.binary_cross_entropy_with_logits(front.gather(1, cells), (layers > 0).float())
+    in_front = F.binary_cross_entropy_with_logits(looked_at.front, (layers > 0).float())
     still = batch["target"].square().sum(-1).sqrt()
     return {
         "loss": moving + 2 * chosen + 0.3 * in_front + 0.7 * torn,
         "torn": torn.detach(),
-        "epe": (error * known).sum().detach() / total,
-        "still_epe": (still * known).sum() / total,
+        "epe": (error * known).sum().detach() / known.sum(),
+        "still_epe": (still * known).sum() / known.sum(),
         "chosen": chosen.detach(),
         "in_front": in_front.detach(),
     }

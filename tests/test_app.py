@@ -9,6 +9,7 @@ import math
 import os
 import pickle
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -601,6 +602,16 @@ def test_port_that_cannot_be_had_is_named(site, port):
         port = taken.getsockname()[1] if port == "taken" else port
         with pytest.raises(InputError, match=f"port {port} cannot be used"):
             app.serve(demo, site.live, port)
+
+
+@pytest.mark.parametrize("port", ["abc", "-1", ""])
+def test_port_of_the_environment_that_is_no_number_is_named(port):
+    environment = os.environ | {"GRADIO_SERVER_PORT": port}
+    done = subprocess.run([sys.executable, app.__file__], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        f"app.py: GRADIO_SERVER_PORT is {port!r}, no number: set it to a free port from 1024 to 65535, or unset it"
+    ]
 
 
 def test_engine_runs_on_zero_gpu_only_where_it_is_on(monkeypatch):

@@ -394,6 +394,23 @@ def test_files_in_and_out(page, site, tmp_path):
     expect(part(page, "message")).to_contain_text("no camera file")
 
 
+@pytest.mark.parametrize("chosen", ["keyframes", "dolly"])
+def test_the_path_outlives_a_lost_connection(page, site, tmp_path, chosen):
+    open_camera(page, site)
+    cameras = tmp_path / "cameras.json"
+    cameras.write_text(CAMERAS)
+    part(page, "cameras-file").set_input_files(cameras)
+    expect(part(page, "route")).to_have_value("keyframes")
+    part(page, "route").select_option(chosen)
+    seat = list(site.live._visitors.values())[-1].seats["camera"]
+    seat.close()
+    expect(part(page, "message")).to_contain_text("reconnecting")
+    in_state(page, "idle")
+    page.wait_for_timeout(500)
+    expect(part(page, "route")).to_have_value(chosen)
+    expect(part(page, "route").locator("[value=keyframes]")).to_have_text("Camera file, 2 keyframes")
+
+
 def test_latency_is_of_what_a_visitor_does(page, site):
     open_camera(page, site)
     part(page, "start").click()
@@ -460,3 +477,12 @@ def test_a_finger_on_the_stick_steers(chromium, site):
         reach_chunks(page, site, len(site.paste.chunks) + 5)
         assert np.abs(motion(site)).max() < 0.1
         page.close()
+
+
+def test_a_phone_does_not_zoom_in_on_what_is_typed_or_chosen(chromium, site):
+    with chromium.new_context(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True) as context:
+        page = context.new_page()
+        open_camera(page, site)
+        for name in ("prompt", "route", "method"):
+            size = part(page, name).evaluate("element => parseFloat(getComputedStyle(element).fontSize)")
+            assert size >= 16  # pixels; below, iPhones do

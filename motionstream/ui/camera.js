@@ -6,6 +6,7 @@
 const REACH = 26;                        // CSS pixels around a handle
 const INSET = 12;                        // CSS pixels that a handle at the picture's edge is drawn inside of it
 const FAN = '#facc15', WALL = '#38bdf8';
+const READING_MS = 60000;                // Safari begins to read a file that it saves after the click is over
 const SETTLE_MS = 120;                   // sliders rest so long before the way is drawn anew
 const KEYFRAMES = 'keyframes';
 const AXES = {                           // key -> what it asks for: [part of the steer message, axis, sign]
@@ -75,12 +76,14 @@ function showDepth(header, blob) {
   askFan();
 }
 
-function showKeyframes({ count }) {
+function showKeyframes({ count, uploaded }) {
   calm();
-  part('route').querySelector(`[value="${KEYFRAMES}"]`)?.remove();
+  const route = part('route'), chosen = uploaded || route.value === KEYFRAMES;
+  route.querySelector(`[value="${KEYFRAMES}"]`)?.remove();
   if (!count) return;
-  part('route').append(option(KEYFRAMES, `Camera file, ${count} keyframes`));
-  part('route').value = KEYFRAMES;
+  route.append(option(KEYFRAMES, `Camera file, ${count} keyframes`));
+  if (!chosen) return;                   // after a lost connection: something else was chosen before
+  route.value = KEYFRAMES;
   changed();
 }
 
@@ -88,7 +91,7 @@ function saveCameras({ text }) {
   const anchor = document.createElement('a'), url = URL.createObjectURL(new Blob([text], { type: 'application/json' }));
   Object.assign(anchor, { href: url, download: 'cameras.json' });
   anchor.click();
-  URL.revokeObjectURL(url);
+  setTimeout(() => URL.revokeObjectURL(url), READING_MS);
 }
 
 function chooseDepth(message) {
@@ -232,9 +235,10 @@ for (const [name, what] of [['depth', 'depth'], ['cameras', 'cameras']]) {
 part('cameras-save').onclick = () => link.send({ kind: 'save', plan: plan() });
 
 panel.welcomed = ({ paths, methods }) => {
-  const before = part('route').value || 'orbit';
-  part('route').replaceChildren(...paths.map(name => option(name, name[0].toUpperCase() + name.slice(1))));
-  part('route').value = paths.includes(before) ? before : 'orbit';
+  const route = part('route'), before = route.value || 'orbit', file = route.querySelector(`[value="${KEYFRAMES}"]`);
+  route.replaceChildren(...paths.map(name => option(name, name[0].toUpperCase() + name.slice(1))));
+  if (file) route.append(file);
+  route.value = before;
   part('method').replaceChildren(...Object.entries(methods).map(([name, label]) => option(name, label)));
   showPlan();
 };

@@ -152,7 +152,7 @@ class CameraTab(CanvasTab):
         coming, view.coming = view.coming, ""
         if coming == "cameras":
             view.keyframes = Keyframes.from_json(data)
-            self._send_cameras(seat)
+            self._send_cameras(seat, uploaded=True)
         elif coming == "depth" or is_depth_file(data):
             if seat.streaming:
                 raise InputError("a stream is running: stop it before you change the depth")
@@ -226,9 +226,11 @@ class CameraTab(CanvasTab):
             header["vanishing"] = planes.vanishing_point
         seat.send(header, jpeg(picture))
 
-    def _send_cameras(self, seat: Seat) -> None:
+    def _send_cameras(self, seat: Seat, uploaded: bool = False) -> None:
+        """uploaded: just now, to be taken at once."""
         keyframes = self._view(seat).keyframes
-        seat.send({"kind": "keyframes", "count": len(keyframes.cameras) if keyframes else 0})
+        count = len(keyframes.cameras) if keyframes else 0
+        seat.send({"kind": "keyframes", "count": count, "uploaded": uploaded})
 
     def _send_fan(self, seat: Seat, plan: Plan) -> None:
         """The first seconds of the tracks, as [[x, y, x, y, ...], ...] in pixels of the picture."""

@@ -123,7 +123,6 @@ const panel = {
 let state = 'offline', tool = 'drag', release = 'hold', nextId = 1, runs = 0, token = null;
 let controls = [];                       // pins, paths and held drags, oldest first
 let initial = [];                        // those that were there at Start: Stop brings them back
-let reason = '';                         // why the last stream ended, if not because the visitor stopped it
 let afterStop = null;                    // what to do once the running stream has ended
 let asked = 0;                           // pictures that the server was asked for: no start before they are here
 let onCanvas = null, leaving = null;     // number of the picture that is shown; timer of a page out of sight
@@ -226,12 +225,12 @@ function stop() {
 function pause() {
   if (state !== 'live' && state !== 'paused') return;
   player.paused = player.dry = state === 'live';
+  lastInput = performance.now();         // what was done before has waited for the visitor, not for the machine
   link.send({ kind: 'pause', value: player.paused });
   enter(player.paused ? 'paused' : 'live');
 }
 
 function ended(text, failed) {
-  reason = text;
   player.reset(facts.fps);
   link.held = null;
   drags.clear();
@@ -239,6 +238,7 @@ function ended(text, failed) {
   for (const control of controls) Object.assign(control, { at: null, over: false });   // what a drag did to it
   enter('idle');
   if (text) say(text, failed ? 'error' : 'hint');
+  sayReady();
   const next = afterStop;
   afterStop = null;
   next?.();
@@ -257,7 +257,12 @@ function offerClip(clip) {
   if (!clip) return button.removeAttribute('href');
   button.href = clip.url;
   button.download = clip.orig_name;
-  if (state === 'idle' && !reason) say('The clip is ready: Download saves it, Start begins anew');
+  sayReady();
+}
+
+function sayReady() {                    // clip and end come in any order; only what is said to everybody gives way
+  if (state !== 'idle' || !part('download').href || part('message').textContent !== hint()) return;
+  say('The clip is ready: Download saves it, Start begins anew');
 }
 
 /* ---- gestures: pointer events become control messages ---- */
@@ -659,7 +664,7 @@ async function readable(file) {          // a WebSocket that is given what canno
   }
 }
 
-async function shrunk(file) {            // cameras make larger photos than the server takes
+async function shrunk(file) {            // cameras make larger photos than the server takes, iPhones some it cannot read
   let bitmap;
   try {
     bitmap = await createImageBitmap(file);
@@ -667,7 +672,8 @@ async function shrunk(file) {            // cameras make larger photos than the 
     return file;                         // the server says what is wrong with it
   }
   const { width, height } = bitmap, side = Math.max(width, height), scale = Math.min(1, SHRUNK_SIDE / side);
-  if (side <= facts.max_side && file.size <= facts.max_bytes) return file;
+  const fits = side <= facts.max_side && file.size <= facts.max_bytes;
+  if (fits && !/^image\/hei[cf]/.test(file.type)) return file;
   const [columns, rows] = [width, height].map(pixels => Math.max(1, Math.round(scale * pixels)));
   const small = new OffscreenCanvas(columns, rows), context = small.getContext('2d');
   Object.assign(context, { fillStyle: '#fff', imageSmoothingQuality: 'high' });

@@ -473,8 +473,7 @@ def _parser(saved: dict[str, Any] | None = None) -> argparse.ArgumentParser:
     for command in (teacher, adapt, distil, vae, motion):
         _run_options(command)
     for command in (teacher, trajectories, distil):
-        names = ("TEXT", "MOTION")
-        command.add_argument("--guidance", type=float, nargs=2, metavar=names, help="default: the preset's")
+        command.add_argument("--guidance", type=float, nargs=2, metavar=("TEXT", "MOTION"), help="default: preset's")
     for command in (teacher, trajectories):
         command.add_argument("--ode-steps", type=positive, metavar="N", help="of the sampler; a multiple of 3")
     starts = {

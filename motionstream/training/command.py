@@ -97,7 +97,6 @@ VAE_CLIPS = {"EmbeddedVAE": (128, 9), "WanVAE": (144, 21)}  # pixels a side and 
 TINY_VAE_SIZE = (288, 160)  # what real clips are scaled to before a square is cut from them
 SETTINGS = "run.json"
 PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
-NO_SETTINGS = ("run", "needs", "resume")
 CHANGEABLE = {"steps", "minutes", "rate", "workers", "device"}  # when a run is resumed
 
 
@@ -364,7 +363,7 @@ def _claim(args: argparse.Namespace, world: World) -> None:
     settings = {
         name: str(v) if isinstance(v, Path) else v
         for name, v in vars(args).items()
-        if name not in NO_SETTINGS
+        if name not in ("run", "needs", "resume")
     }
     if args.resume is None and (args.out / "last.pt").exists():
         raise InputError(f"{args.out} holds a run: continue it with --resume {args.out}, or name another folder")
@@ -385,22 +384,15 @@ def _resumed(args: argparse.Namespace, argv: Sequence[str]) -> argparse.Namespac
     if saved.get("command") != args.command:
         raise InputError(f"{args.resume} is a run of {saved.get('command')}, not of {args.command}")
     # With what the run has as defaults, what differs was given: options' own defaults may be given too.
-    before, now = (vars(_parser(saved).parse_args(words)) for words in ([args.command], argv))
-    given = {name for name, value in now.items() if value != before[name] and name != "resume"}
+    before, now = (_parser(saved).parse_args(words) for words in ([args.command], argv))
+    given = {name for name, value in vars(now).items() if value != getattr(before, name) and name != "resume"}
     if fixed := sorted(given - CHANGEABLE):
         raise InputError(f"a resumed run keeps its --{fixed[0].replace('_', '-')}: leave it out, or start another run")
     for one, other in (("steps", "minutes"), ("minutes", "steps")):
         if one in given:
-            now[other] = None
-    argv = [args.command]
-    for name, value in now.items():
-        if name in NO_SETTINGS or name == "command" or value is None or value is False:
-            continue
-        values, option = value if isinstance(value, list) else [value], "--" + name.replace("_", "-")
-        argv += [option] if value is True else [option, *map(str, values)]
-    again = _parser().parse_args(argv)
-    again.out, again.resume = args.resume, args.resume
-    return again
+            setattr(now, other, None)
+    now.out = args.resume  # which may have moved
+    return now
 
 
 def positive(text: str) -> int:

@@ -64,8 +64,9 @@ def sample(rng: np.random.Generator, library: Library) -> dict[str, Tensor]:
 def _padded(tracks, owner: np.ndarray) -> dict[str, Tensor]:
     anchors, moved = np.zeros((2, MAX_TRACKS, 2), np.float32)
     valid, group = np.zeros(MAX_TRACKS, bool), np.zeros(MAX_TRACKS, np.int64)
-    n, first = tracks.N, tracks.points[0]
-    anchors[:n], moved[:n], valid[:n] = first, tracks.points[1] - first, tracks.visible[1]
+    first, last = tracks.points[:, tracks.visible[1]]  # the others tell nothing
+    n = len(first)
+    anchors[:n], moved[:n], valid[:n] = first, last - first, True
     group[:n] = owner[first[:, 1].astype(int), first[:, 0].astype(int)]
     return {
         name: torch.from_numpy(value)
@@ -94,7 +95,9 @@ def _displacement(scene: Scene, points: np.ndarray, layers: np.ndarray, time: in
     return moved
 
 def motion_loss(prior: MotionPrior, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    image, anchors, valid, cells = batch["image"], batch["anchors"], batch["valid"], batch["cells"]
+    most = max(1, int(batch["valid"].sum(1).max()))  # the rest is padding
+    anchors, moved, valid, group = (batch[name][:, :most] for name in ("anchors", "moved", "valid", "group"))
+    image, cells = batch["image"], batch["cells"]
     with torch.autocast("cpu", torch.bfloat16):
         everywhere, grips = prior.features(image, anchors, valid)
     here = cells[..., None].expand(-1, -1, everywhere.queries.shape[-1])
@@ -102,10 +105,10 @@ def motion_loss(prior: MotionPrior, batch: dict[str, Tensor]) -> dict[str, Tenso
     centres = cell_centres(*image.shape[-2:])[cells]
     weights = prior.weigh(centres, looked_at, anchors, grips, valid)
     motion = torch.func.vmap(least_squares_motion, in_dims=(0, 0, 0, 0, 0, None))(
-        weights[..., 1:], centres, anchors, batch["moved"][:, None], valid[:, None], prior.ridge.exp()
+        weights[..., 1:], centres, anchors, moved[:, None], valid[:, None], prior.ridge.exp()
     )
     layers = batch["layers"]
-    own = (batch["group"][:, None] == layers[..., None]) & valid[:, None]
+    own = (group[:, None] == layers[..., None]) & valid[:, None]
     stays = batch["stays"].gather(1, layers)
     known = stays | own.any(-1)
     counts = known * batch["weight"]

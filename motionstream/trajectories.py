@@ -22,6 +22,7 @@ import io
 import json
 import math
 import pickle
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -36,13 +37,16 @@ from motionstream.errors import InputError
 from motionstream.tracks import MAX_FRAMES, MAX_TRACKS, Tracks, draw_ids
 
 MAX_FILE_BYTES = 64 * 2**20
+ZIP = b"PK\x03\x04"  # how an archive begins
 WAN_FPS, ATI_FPS, SVD_FPS = 16.0, 24.0, 7.0
 ATI_FRAMES, ATI_SCALE = 121, 8
 SG_I2V_FRAMES, SG_I2V_SIZE = 14, (1024, 576)
 TORA_SIZE, TORA_SECONDS = (256, 256), 6.0  # 49 frames at 8 fps
 # Of damaged files; there is no common class. PyTorch reads what is pickled on a stack of its own, and trusts it.
 NPY_ERRORS = (ValueError, EOFError, OSError, MemoryError, SyntaxError, TokenError, OverflowError)
-PTH_ERRORS = (RuntimeError, ValueError, EOFError, LookupError, TypeError, AttributeError, pickle.UnpicklingError)
+PTH_ERRORS = (
+    RuntimeError, ValueError, EOFError, LookupError, TypeError, AttributeError, pickle.UnpicklingError, struct.error
+)
 NPZ_ERRORS = (*NPY_ERRORS, RuntimeError, KeyError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error)
 Writer = Callable[[Path, Tracks, "tuple[int, int]", float], "dict[Path, bytes]"]  # file contents by name
 
@@ -75,7 +79,7 @@ def read_trajectories(path: str | Path) -> Trajectories:
     data = _read(path)
     if data[:6] == b"\x93NUMPY":
         return _from_npy(_load_npy(data, path.name), path)
-    if data[:4] == b"PK\x03\x04" or path.suffix in (".pth", ".pt"):
+    if data[:4] == ZIP or path.suffix in (".pth", ".pt"):
         return _from_torch(data, path.name)
     text = data.decode("utf-8", "replace").strip()
     return _from_json(text) if text[:1] in ("{", "[") else _from_lines(text, path.name)
@@ -95,9 +99,10 @@ def write_trajectories(
             unfinished.write_bytes(data)
             unfinished.replace(name)
         except OSError as error:
+            raise InputError(f"cannot write {name}: {error.strerror}") from error
+        finally:  # after the last line there is nothing of that name
             with suppress(OSError):  # where there is no such folder, there is nothing to clean up either
                 unfinished.unlink(missing_ok=True)
-            raise InputError(f"cannot write {name}: {error.strerror}") from error
 
 
 def pick_writer(path: str | Path, kind: str | None) -> Writer:
@@ -118,7 +123,7 @@ def _read(path: Path) -> bytes:
 
 
 def _make(points: np.ndarray, visible: np.ndarray | None = None) -> Tracks:
-    """points [T, N, 2], visible [T, N] or all -> Tracks with IDs drawn; what is no number is hidden."""
+    """points [T, N, 2], visible (above 0) [T, N] or all -> Tracks with IDs drawn; what is no number is hidden."""
     points = np.asarray(points)
     if points.ndim != 3 or points.shape[2] != 2 or points.dtype.kind not in "iuf":
         given = f"{points.dtype} {list(points.shape)}"
@@ -126,11 +131,11 @@ def _make(points: np.ndarray, visible: np.ndarray | None = None) -> Tracks:
     if points.shape[0] > MAX_FRAMES or points.shape[1] > MAX_TRACKS:
         raise InputError(f"{points.shape[1]} tracks of {points.shape[0]} frames; at most {MAX_TRACKS} of {MAX_FRAMES}")
     visible = np.ones(points.shape[:2], bool) if visible is None else visible
-    if visible.shape != points.shape[:2]:
+    if visible.shape != points.shape[:2]:  # before anything is made of it: a few bytes may claim any shape
         raise InputError(f"the visibility has shape {list(visible.shape)}; the points need {list(points.shape[:2])}")
     known = np.isfinite(points).all(axis=-1)
     points = np.where(known[..., None], points, 0)
-    return Tracks(points, visible & known, draw_ids(points.shape[1], np.random.default_rng(0)))
+    return Tracks(points, (visible > 0) & known, draw_ids(points.shape[1], np.random.default_rng(0)))
 
 
 def _load_npy(data: bytes, name: str) -> np.ndarray:
@@ -150,7 +155,7 @@ def _from_npy(array: np.ndarray, path: Path) -> Trajectories:
     beside = path.with_name(path.stem.removesuffix("tracks").removesuffix("_") + "_visibility.npy")
     if beside != path and beside.exists():
         visible = _load_npy(_read(beside), beside.name)
-        visible = (visible[0] if visible.ndim == 3 and len(visible) == 1 else visible) > 0
+        visible = visible[0] if visible.ndim == 3 and len(visible) == 1 else visible
     return Trajectories(_make(array[0] if array.ndim == 4 and len(array) == 1 else array, visible), None, WAN_FPS)
 
 
@@ -209,9 +214,9 @@ def _from_comfyui(data: dict) -> Trajectories:
     points = _array(data.get("track_path"), "track_path")
     visible = data.get("track_visibility")
     if visible is not None:
-        visible = _array(visible, "track_visibility") > 0
+        visible = _array(visible, "track_visibility")
         if visible.ndim == 2 and visible.shape[1] == 1 and points.ndim == 3:  # from a mask: one for all tracks
-            visible = np.repeat(visible, points.shape[1], axis=1)
+            visible = np.broadcast_to(visible, (len(visible), points.shape[1]))
     return Trajectories(_make(points, visible), None, WAN_FPS)
 
 
@@ -229,6 +234,8 @@ def _from_torch(data: bytes, name: str) -> Trajectories:
     """ATI's .pth, or ComfyUI's TRACKS as saved by torch."""
     import torch
 
+    if data[:4] != ZIP:  # its reader of older files gives way in too many places for files of strangers
+        raise InputError(f"{name} is not a file of trajectories, or of PyTorch before 1.6: save it with a newer one")
     _check_unpacked(data, name)
     try:
         value = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)

@@ -201,11 +201,10 @@ def test_one_run_writes_tables_plot_and_sheets(model, tmp_path, monkeypatch, cap
     ("argv", "message"),
     [
         ([], "name a folder"),
-        (["folder", "--frames", "3"], "3 frames a clip are too few"),
+        (["folder", "--frames", "8"], "8 frames a clip are too few; give --frames 9 or more"),
         (["folder", "--spacing", "0"], "tracks 0 px apart"),
         (["folder", "--long", "15"], "--long 15 is less than a second; at least 16 frames"),
         (["folder", "--long", "-1"], "--long -1 is less than a second"),
-        (["folder", "--frames", "8"], "noise has 8 frames; at least 9 are needed"),
         (["folder", "--frames", "20", "--teacher", "x"], "noise has 20 frames; at least 21 are needed"),
     ],
 )

@@ -591,15 +591,19 @@ def test_page_that_was_forgotten_is_told_to_reload(page, site):
     expect(part(page, "message")).to_contain_text("reload the page")
 
 
-def test_stranger_sees_that_the_machine_is_busy(page, site):
+def test_a_visitor_sees_that_the_machine_is_busy_and_keeps_the_clip(page, site):
+    open_page(page, site)
+    start(page)
+    part(page, "start").click()
+    expect(part(page, "download")).to_have_attribute("aria-disabled", "false")
     others = [site.visit() for _ in range(site.live.sessions.limit)]
     for other in others:
         other.start()
         other.chunk(ack=False)
-    open_page(page, site)
     part(page, "start").click()
     expect(part(page, "message")).to_contain_text("try again")
     in_state(page, "idle")
+    expect(part(page, "download")).to_have_attribute("aria-disabled", "false")
     for other in others:
         Visitor.close(other)
 
@@ -639,3 +643,16 @@ def test_a_pause_is_no_latency(page, site):
     page.keyboard.press("Space")
     reach_frame(page, frame_number(page) + 30)
     expect(part(page, "latency")).to_have_text("–")
+
+
+def test_a_page_that_is_loaded_anew_keeps_its_photo(page, site, tmp_path):
+    open_page(page, site)
+    part(page, "file").set_input_files(photo(tmp_path / "disc.png"))
+    wait_for(lambda: page.wait_for_timeout(50) or "name" not in newest_seat(site).shown[0], "the photo", 20)
+    old = newest_seat(site)
+    page.reload()
+    in_state(page, "idle")
+    wait_for(lambda: page.wait_for_timeout(50) or newest_seat(site) is not old, "the page", 20)
+    wait_for(lambda: page.wait_for_timeout(50) or newest_seat(site).shown, "its picture", 20)
+    assert "name" not in newest_seat(site).shown[0]
+    assert np.abs(newest_seat(site).picture.astype(int) - old.picture).mean() < 4

@@ -3,8 +3,10 @@
 import dataclasses
 import io
 import json
+import multiprocessing
 import subprocess
 import sys
+import time
 
 import av
 import numpy as np
@@ -180,6 +182,19 @@ def test_ctrl_c_exits_with_130_and_leaves_nothing(run, tmp_path, monkeypatch):
     code, out, err = run()
     assert (code, out, err) == (130, "", "motionstream: stopped\n")
     assert [p.read_bytes() for p in tmp_path.iterdir()] == [b"old"]
+
+
+def test_a_program_that_is_asked_to_end_leaves_nothing(folder, tmp_path, monkeypatch):
+    words = f"generate {folder}/photo.png -o {tmp_path}/out.mp4 --model {folder}/model --seconds 3000"
+    monkeypatch.setattr(sys, "argv", ["motionstream", *words.split()])
+    program = multiprocessing.get_context("fork").Process(target=lambda: sys.exit(main()))
+    program.start()
+    while not list(tmp_path.iterdir()):
+        assert program.is_alive()
+        time.sleep(0.01)
+    program.terminate()
+    program.join(60)
+    assert program.exitcode == 130 and list(tmp_path.iterdir()) == []
 
 
 def test_progress_is_shown_on_a_terminal_only(run, monkeypatch):

@@ -15,6 +15,7 @@ from training_kit import RECIPE, clip_batch, network, part
 from motionstream.errors import InputError
 from motionstream.training.adaptation import causal_loss
 from motionstream.training.clips import write_stream
+from motionstream.training.command import sole_run
 from motionstream.training.network import save_network
 from motionstream.training.parallel import World, is_sharded, join_world, shard
 from motionstream.training.teacher import flow_loss
@@ -96,7 +97,13 @@ def two(rank, port, folder, tasks):
         write_stream(folder / "nothing", iter(()), world)
     except InputError as error:
         (folder / f"refused-{rank}.txt").write_text(str(error))
-    train_whole(world, folder / "whole")
+    try:
+        with sole_run(folder / "taken", world):
+            pass
+    except InputError as error:
+        (folder / f"taken-{rank}.txt").write_text(str(error))
+    with sole_run(folder / "whole", world):
+        train_whole(world, folder / "whole")
     for name, settings in tasks.items():
         trainer = train(world, folder / name, **settings)
         net = trainer.stage.players[0].module
@@ -118,7 +125,8 @@ def runs(tmp_path_factory):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     tasks = {"teacher": {}, "drawn": {"sheets": True}, "adapt": {"causal": True}, "begun": {"steps": 2}}
-    mp.start_processes(two, (port, folder, tasks), nprocs=2, start_method="fork")
+    with sole_run(folder / "taken", World()):
+        mp.start_processes(two, (port, folder, tasks), nprocs=2, start_method="fork")
     return folder
 
 
@@ -149,6 +157,11 @@ def test_one_process_without_a_good_clip_is_not_fatal(runs):
     [refused] = runs.glob("refused-*.txt")
     assert "no clip was good enough" in refused.read_text()
     assert len(list((runs / "nothing").iterdir())) == 2  # a run without any clip loses none of an earlier one's
+
+
+def test_all_processes_of_a_second_command_hear_of_the_first(runs):
+    for rank in range(2):
+        assert (runs / f"taken-{rank}.txt").read_text().startswith(f"another process trains in {runs / 'taken'}")
 
 
 def test_two_processes_train_a_whole_module_together(runs, tmp_path):

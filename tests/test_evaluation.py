@@ -307,13 +307,14 @@ def test_a_drag_file_becomes_tracks_of_the_generated_frame(drag_file):
     assert np.allclose(run.paths[0][[0, -1]], [[50, 60], [90, 60]])
 
 
-def test_drags_end_with_the_last_of_them_and_count_if_they_end_inside(drag_file):
+def test_drags_end_with_the_last_of_them_and_count_if_they_begin_and_end_inside(drag_file):
     preset, data = PRESETS["embedded"], json.loads(drag_file.read_text())
     data["paths"].append({"points": [[220, 200], [220, 300]], "seconds": 0.5})  # out of the frame
+    data["paths"].append({"points": [[-40, 200], [220, 200]], "seconds": 0.5})  # into it
     drag_file.write_text(json.dumps(data))
     run = motion.read_drags(drag_file, preset, lambda image: (fit_image(image, 160, 120), None))
-    assert run.end == 16 and len(run.paths) == 2
-    np.testing.assert_allclose([path[-1] for path in run.paths], [[90, 60], [110, 150]])
+    assert run.end == 16 and len(run.paths) == 3
+    np.testing.assert_allclose([path[-1] for path in run.paths], [[90, 60], [110, 150], [110, 100]])
     video = np.repeat(run.image[None], run.tracks.T, axis=0)
     video[9:21] //= 2  # chunk 1: a quarter of the energy
     figures = motion.score_drags(video, run, preset)
@@ -326,7 +327,8 @@ def test_clips_are_sampled_evenly_with_first_and_last_frame():
 
 
 @pytest.mark.parametrize("text", ["not json", "[1]", '{"paths": []}', '{"image": "photo.png", "paths": [{"point": 1}]}',
-                                  '{"image": "photo.png", "paths": []}', '{"image": "none.png", "paths": []}'])
+                                  '{"image": "photo.png", "paths": []}', '{"image": "none.png", "paths": []}',
+                                  pytest.param("[" * 100_000, id="deep")])
 def test_a_bad_drag_file_is_named(drag_file, text):
     drag_file.write_text(text)
     with pytest.raises(InputError):
@@ -564,6 +566,12 @@ def test_help_names_every_table_and_a_seed_is_from_0_on(capsys):
 def test_a_clip_of_one_frame_is_named(tmp_path):
     sheets.save_png(tmp_path / "0.png", texture())
     with pytest.raises(InputError, match=f"{tmp_path} has 1 frames; a clip needs at least 2"):
+        motion.main(["motion", str(tmp_path), "--model", "none"])
+
+
+def test_a_clip_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "second.mp4").write_text("no video")
+    with pytest.raises(InputError, match=f"{tmp_path}/second.mp4: the video cannot be read"):
         motion.main(["motion", str(tmp_path), "--model", "none"])
 
 

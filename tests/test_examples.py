@@ -10,6 +10,8 @@ import cv2
 import numpy as np
 import pytest
 
+from motionstream.tracks import ChunkRequest
+
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
 RENDERER = ROOT / "scripts" / "render_examples"
@@ -70,3 +72,19 @@ def test_script_makes_this_picture(tmp_path):
     made, kept = (cv2.imread(str(folder / "planet.jpg")).astype(float) for folder in (tmp_path, EXAMPLES))
     assert np.abs(made - kept).mean() < 1
     assert (tmp_path / "planet.json").read_text() == (EXAMPLES / "planet.json").read_text()
+
+
+@pytest.mark.parametrize("name", ["balloon", "boat", "car"])
+def test_the_preview_goes_along_the_paths_and_ends_where_it_begins(name, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    data, frames = drags(name), 80
+    source = importlib.import_module("render_preview").RoundTrip(data, 0.5, frames)
+    tracks = source.tracks_for(ChunkRequest(0, 0, frames + 1, data["width"] // 2, data["height"] // 2, 16, {}))
+    held = tracks.points[:, : -len(data["pins"])]
+    np.testing.assert_allclose(tracks.points[frames], tracks.points[0], atol=1e-3)
+    away = [np.subtract(path["points"][-1], path["points"][0]) / 2 for path in data["paths"]]
+    each = data["grid"]["size"] ** 2
+    np.testing.assert_allclose(held[frames // 2] - held[0], np.repeat(away, each, axis=0), atol=1e-3)
+    assert np.ptp(tracks.points[:, -len(data["pins"]) :], axis=0).max() == 0
+    assert len(set(tracks.ids.tolist())) == tracks.N and tracks.visible.all()
+    assert (tracks.points >= 0).all() and (tracks.points < (data["width"] / 2, data["height"] / 2)).all()

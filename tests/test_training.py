@@ -1,5 +1,6 @@
 """Training data and stages: scenes whose tracks are true, effects, shards, real clips, autoencoder and motion prior."""
 
+import itertools
 import os
 from collections import Counter
 from dataclasses import replace
@@ -496,6 +497,22 @@ def test_wrong_shards_are_named(record, tmp_path):
     path.write_bytes(b"junk")
     with pytest.raises(InputError, match="00-00000.safetensors is no shard"):
         Clips(tmp_path, PRESET, 3)
+
+
+@pytest.mark.parametrize("left", [None, 100], ids=["gone", "cut"])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_shard_that_is_gone_or_cut_during_a_training_is_named(record, tmp_path, workers, left):
+    path = tmp_path / "00-00000.safetensors"
+    write_shard(path, [record])
+    updates = Clips(tmp_path, PRESET, 3).data(Schedule(2, steps=1), 0, World(), workers)(0)
+    next(updates)
+    whole = path.read_bytes()
+    path.unlink()
+    if left is not None:
+        path.write_bytes(whole[:left])
+    with pytest.raises(InputError, match=rf"^{path} is no shard: .*; remove what is there and write it again$"):
+        for _ in itertools.islice(updates, 9):  # some were read ahead
+            pass
 
 
 def test_a_full_disk_leaves_no_half_shard(record, tmp_path, monkeypatch):

@@ -1,7 +1,9 @@
 """`motionstream train`: the whole pipeline of a tiny model by its commands, the paper's settings, and bad input."""
 
+import errno
 import json
 import os
+import signal
 import socket
 import threading
 import time
@@ -132,6 +134,42 @@ def test_a_resumed_run_keeps_what_is_given_as_its_default_too(workshop, options,
     assert train(workshop, "teacher", f"--resume {tmp_path} --stage b --seed 3 --workers 0 --minutes 1e-9") == 0
     settings = json.loads((tmp_path / "run.json").read_text())
     assert [settings[name] for name in ("stage", "seed", "workers", "steps", "minutes")] == ["b", 3, 0, None, 1e-9]
+
+
+def hold(folder, workers):
+    with command.sole_run(folder, World()):
+        if worker := os.fork():  # which outlives it
+            workers.put(worker)
+        time.sleep(100)
+
+
+def test_a_run_is_trained_by_one_command_at_a_time(workshop, tmp_path, capsys):
+    begun = f"--model start --data clips --out {tmp_path} --steps 1"
+    assert train(workshop, "teacher", begun) == 0
+    before, context = {path.name: path.read_bytes() for path in tmp_path.glob("*.*")}, mp.get_context("fork")
+    workers = context.SimpleQueue()
+    other = context.Process(target=hold, args=(tmp_path, workers))
+    other.start()
+    worker = workers.get()
+    capsys.readouterr()
+    for options in (begun, f"--resume {tmp_path} --steps 2"):
+        assert train(workshop, "teacher", options) == 2
+        said = f"motionstream: another process trains in {tmp_path}: stop it first, or name another folder\n"
+        assert capsys.readouterr().err == said
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.*")} == before
+    other.kill()
+    other.join()
+    assert train(workshop, "teacher", f"--resume {tmp_path} --steps 2") == 0
+    os.kill(worker, signal.SIGKILL)
+
+
+def test_where_there_are_no_locks_a_run_goes_unguarded(tmp_path, monkeypatch):
+    def none(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.lockf", none)
+    with command.sole_run(tmp_path, World()), command.sole_run(tmp_path, World()):
+        assert list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("text", ["", '{"command": "teac', "[]", '{"preset": null}'])

@@ -33,9 +33,9 @@ def npy(array, **settings) -> bytes:
     return data.getvalue()
 
 
-def saved(value) -> bytes:
+def saved(value, **settings) -> bytes:
     data = io.BytesIO()
-    torch.save(value, data)
+    torch.save(value, data, **settings)
     return data.getvalue()
 
 
@@ -149,6 +149,7 @@ def damaged(archive: bytes, mark: bytes, at: int, value: int) -> bytes:
 
 
 ENDLESS = b"{'descr': '<f8', 'fortran_order': False, 'shape': (99999999999999999999, 2, 2)}\n"
+VAST = torch.ones(1, 1, 1).expand(2**20, 2**36, 1)  # four bytes
 ARCHIVE = npz(array=np.zeros((2, 3)))
 
 
@@ -160,7 +161,9 @@ ARCHIVE = npz(array=np.zeros((2, 3)))
         ("a.pth", saved(damaged(ARCHIVE, b"array.npy", 29, 255)), "no ATI trajectory"),  # no deflated block
         ("a.pth", saved(damaged(ARCHIVE, b"PK\x01\x02", 8, 1)), "no ATI trajectory"),  # encrypted, it says
         ("a.npy", npy(np.array([Evil()], object), allow_pickle=True), "not a NumPy file of numbers"),
+        ("a.pth", pickled(b"\x80\x02J\x00"), "no file of trajectories"),  # half a number
         ("a.pth", pickle.dumps(Evil()), "not a file of trajectories"),
+        ("a.pth", saved(ARCHIVE, _use_new_zipfile_serialization=False), "or of PyTorch before 1.6: save it with"),
         ("a.pth", saved(Evil()), "only numbers and bytes"),
         ("a.pth", saved(npz(array=np.array([Evil()], object))), "no ATI trajectory"),
         ("a.pth", saved(b"nonsense"), "damaged"),
@@ -183,6 +186,8 @@ ARCHIVE = npz(array=np.zeros((2, 3)))
         ("a.json", b'[[{"x": 1, "y": 1' + b"0" * 400 + b"}]]", "must be"),
         ("a.json", b'{"track_path": [[1], [1, 2]]}', "lists of equal length"),
         ("a.json", b'{"track_path": [[[1, 2]]], "track_visibility": [[1, 1, 1]]}', "visibility has shape"),
+        ("a.pt", saved({"track_path": torch.ones(3, 2, 2), "track_visibility": VAST[..., 0]}), "visibility has shape"),
+        ("a.pt", saved({"track_path": VAST[:3].expand(-1, -1, 2), "track_visibility": torch.ones(3, 1)}), "tracks"),
         ("a.json", b"{'a", "not JSON"),
         ("a.json", b"[" * 100_000, "not JSON"),
         ("a.txt", b"1,2\nhello", "no trajectory file of a known format"),
@@ -217,6 +222,16 @@ def test_what_cannot_be_written_is_named(tmp_path):
     for kind in WRITERS:
         with pytest.raises(InputError, match="cannot write"):
             write_trajectories(tmp_path / "none" / "a.json", wave(), SIZE, 16.0, kind)
+
+
+def test_a_file_that_is_not_written_to_the_end_is_not_there(tmp_path, monkeypatch):
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pathlib.Path.replace", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        write_trajectories(tmp_path / "a.json", wave(), SIZE, 16.0)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ["file/a.json", f"{'x' * 300}.json"])

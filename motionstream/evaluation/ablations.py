@@ -49,7 +49,7 @@ from motionstream.streaming import inference, stream
 from motionstream.tracks import StaticTracks, Tracks
 
 CONTEXT_FRAMES = 241
-LEAST_FRAMES = 8  # with fewer there is no drift to speak of
+LEAST_FRAMES = 9  # a first chunk; with fewer there is no drift to speak of either
 MOMENTS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)  # of a long stream, on its sheet
 REPEATS = 5  # of what is timed
 HEAD, RGB = "track head", "RGB through the VAE"

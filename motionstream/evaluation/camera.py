@@ -35,7 +35,7 @@ from motionstream.evaluation.sheets import check_place, draw_tracks
 from motionstream.machine import Choice, parse_resolution, size_for
 from motionstream.model.checkpoint import Model, load_model
 from motionstream.model.presets import sharp_times
-from motionstream.tracks import Tracks, draw_ids
+from motionstream.tracks import MAX_TRACKS, Tracks, draw_ids
 from motionstream.video import PICTURE, fit_image, read_image
 
 SIZE = (512, 288)  # pixels, of everything that is compared
@@ -209,8 +209,8 @@ def _score(made: np.ndarray, real: np.ndarray, lpips: Lpips | None) -> dict[str,
 def main(argv: list[str]) -> int:
     """`motionstream eval camera ...`: prints a table, writes a contact sheet, with --json one JSON line last -> 0."""
     args = _parser().parse_args(argv)
-    if args.frames < 2 or args.tracks < 1:
-        raise InputError(f"{args.frames} frames of {args.tracks} tracks; at least 2 of 1 are needed")
+    if args.frames < 2 or not 1 <= args.tracks <= MAX_TRACKS:
+        raise InputError(f"{args.frames} frames of {args.tracks} tracks; give at least 2, of 1 to {MAX_TRACKS}")
     check_place(sheet_place(args))
     model = None if args.model == "none" else load_model(args.model, args.device)
     lpips = Lpips.load(args.lpips) if args.lpips else None

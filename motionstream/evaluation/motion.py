@@ -277,12 +277,15 @@ def _read(path: Path, frames: int) -> np.ndarray:
 
     Pictures are fitted to the size of the first.
     """
-    if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix.lower() in PICTURE)
-        pictures = [read_image(files[i]) for i in _evenly(len(files), frames)]
-        return np.stack([fit_image(picture, *pictures[0].shape[1::-1]) for picture in pictures])
-    video, _ = read_clip(path)
-    return video[_evenly(len(video), frames)]
+    try:
+        if path.is_dir():
+            files = sorted(file for file in path.iterdir() if file.suffix.lower() in PICTURE)
+            pictures = [read_image(files[i]) for i in _evenly(len(files), frames)]
+            return np.stack([fit_image(picture, *pictures[0].shape[1::-1]) for picture in pictures])
+        video, _ = read_clip(path)
+        return video[_evenly(len(video), frames)]
+    except InputError as error:  # of many clips, which one
+        raise InputError(f"{path}: {error}") from error
 
 
 def _evenly(count: int, wanted: int) -> np.ndarray:
@@ -327,7 +330,7 @@ def read_drags(file: Path, preset: Preset, fit: Fit) -> DragRun:
         drags = [(path["points"], round(path.get("seconds", 2.0) * preset.fps)) for path in data["paths"]]
         centres = [along(np.asarray(points, float), length, frames) for points, length in drags]
         pins = [np.repeat(np.asarray(pin, float)[None], frames, axis=0) for pin in data.get("pins", [])]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise InputError(f"{file} does not describe drags: {type(error).__name__}: {error}") from error
     if not centres:
         raise InputError(f"{file} has no drags; give at least one path")
@@ -365,11 +368,12 @@ def score_drags(video: np.ndarray, run: DragRun, preset: Preset) -> dict[str, fl
     arrived: share of the drags whose patch is within 4 px of its target when the drags end, stayed: at the end of the
     video; off: median distance of the patch from the target when the drags end, px; rest_changed: share of pixels
     farther than a quarter of the frame's shorter side from all drags that changed, at the end; sharp_1, sharp_20:
-    Laplacian energy of these chunks over the first frame's. Drags that end outside the frame don't count.
+    Laplacian energy of these chunks over the first frame's. Drags that begin or end outside the frame don't count.
     """
     height, width = run.image.shape[:2]
     radius = max(round(min(width, height) / 20), 4)
-    inside = [path for path in run.paths if (path[-1] >= 0).all() and (path[-1] < (width, height)).all()]
+    ends = ((path, path[[0, -1]]) for path in run.paths)
+    inside = [path for path, both in ends if (both >= 0).all() and (both < (width, height)).all()]
     at_end, at_last = (
         [metrics.arrival(run.image, video[t], path[0], path[-1], radius) for path in inside] for t in (run.end, -1))
     late = chunk_span(preset, LAST_CHUNK)

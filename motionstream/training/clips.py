@@ -14,6 +14,7 @@ asks for. See `folder.py` for real clips.
 import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -47,7 +48,7 @@ from motionstream.training.scenes import (
     sliding_scene,
 )
 from motionstream.training.settings import MIXTURES
-from motionstream.training.trainer import Draws, Schedule, single_thread
+from motionstream.training.trainer import Draws, Schedule, next_made, single_thread
 
 SHARD = 32
 
@@ -418,11 +419,13 @@ class Clips:
         def data(start: int) -> Iterator[list[ClipBatch]]:
             options = {"prefetch_factor": 2, "worker_init_fn": single_thread} if workers else {}
             steps = itertools.count(start)
-            loader = DataLoader(
-                batches, batch_size=None, sampler=steps, num_workers=workers, collate_fn=_as_it_is, **options
+            loader = iter(
+                DataLoader(
+                    batches, batch_size=None, sampler=steps, num_workers=workers, collate_fn=_as_it_is, **options
+                )
             )
-            for pieces in loader:
-                yield [piece.to(world.device) for piece in pieces]
+            while True:
+                yield [piece.to(world.device) for piece in next_made(loader)]
 
         return data
 
@@ -434,7 +437,7 @@ class Clips:
         """Clips by their shards, all of one shape, and rows, in half precision on the CPU."""
         found: dict[int, Record] = {}
         for path in dict.fromkeys(path for path, _ in clips):
-            with safe_open(path, framework="pt") as shard:
+            with _opened(path) as shard:
                 for n in (n for n, (own, _) in enumerate(clips) if own == path):
                     found[n] = {name: self._cut(name, shard.get_slice(name), int(clips[n][1])) for name in shard.keys()}
         values = {name: torch.stack([found[n][name] for n in range(len(clips))]) for name in found[0]}
@@ -499,8 +502,15 @@ def _as_it_is(pieces: list[ClipBatch]) -> list[ClipBatch]:
 
 def _shapes(path: Path) -> dict[str, list[int]]:
     """Of all tensors of a shard."""
+    with _opened(path) as shard:
+        return {name: shard.get_slice(name).get_shape() for name in shard.keys()}
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[safe_open]:
+    """A shard; `InputError` names it where it cannot be read, be it that it has gone during the training."""
     try:
         with safe_open(path, framework="pt") as shard:
-            return {name: shard.get_slice(name).get_shape() for name in shard.keys()}
+            yield shard
     except (OSError, SafetensorError) as error:
-        raise InputError(f"{path} is no shard: {one_line(error)}; remove it and write it again") from error
+        raise InputError(f"{path} is no shard: {one_line(error)}; remove what is there and write it again") from error

@@ -13,6 +13,8 @@ Under `torchrun` the same command trains on many processes. Exit codes as in `mo
 """
 
 import argparse
+import contextlib
+import fcntl
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +30,7 @@ from tqdm import tqdm
 
 from motionstream.cli import parse_seed
 from motionstream.controls.trackers import TRACKERS
-from motionstream.errors import InputError, make_folder
+from motionstream.errors import InputError, make_folder, writing
 from motionstream.machine import keep_memory, parse_resolution, pick_device, pick_dtype, size_for
 from motionstream.model.checkpoint import follow_umask, load_component, read_json
 from motionstream.model.device import usable_device
@@ -96,6 +98,7 @@ LANDSCAPE = (832, 480)  # what real clips are fitted to, as near as the preset's
 VAE_CLIPS = {"EmbeddedVAE": (128, 9), "WanVAE": (144, 21)}  # pixels a side and frames; Wan's are the paper's
 TINY_VAE_SIZE = (288, 160)  # what real clips are scaled to before a square is cut from them
 SETTINGS = "run.json"
+LOCK = "run.lock"
 PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 CHANGEABLE = {"steps", "minutes", "rate", "workers", "device"}  # when a run is resumed
 
@@ -114,8 +117,32 @@ def main(argv: Sequence[str]) -> int:
     if args.precision is None:  # of all processes, and of the run when it is resumed
         reduced = world.agreed(pick_dtype(world.device.type) == torch.bfloat16)
         args.precision = "bf16" if reduced else "fp32"
-    args.run(args, replace(world, dtype=PRECISIONS[args.precision]))
+    with sole_run(args.out, world) if "resume" in args else contextlib.nullcontext():
+        args.run(args, replace(world, dtype=PRECISIONS[args.precision]))
     return 0
+
+
+@contextlib.contextmanager
+def sole_run(folder: Path, world: World) -> Iterator[None]:
+    """Nobody else trains in `folder` meanwhile, or `InputError`; where the file system knows no locks, nothing is sure.
+
+    The system takes the lock from a process that dies, and a `lockf`'s is not inherited by workers that outlive it.
+    """
+    free = True
+    with contextlib.ExitStack() as held:
+        if world.leads:
+            make_folder(folder)
+            with writing(folder / LOCK, "name another folder with --out"):
+                lock = held.enter_context(open(folder / LOCK, "w"))
+            try:
+                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                free = False
+            except OSError:
+                pass
+        if not world.agreed(free):
+            raise InputError(f"another process trains in {folder}: stop it first, or name another folder")
+        yield
 
 
 def train_teacher(args: argparse.Namespace, world: World) -> None:

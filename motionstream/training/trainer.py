@@ -10,7 +10,8 @@ Decisions:
 - A checkpoint is written to a temporary name and then renamed: the last good one stays whole whatever happens.
 - What went wrong is an `InputError` that names step and checkpoint, never a bare traceback.
 
-In a run folder: `run.json` (its settings), `log.jsonl`, `loss.png`, `sheet-STEP.png`, `last.pt`, in the end `model/`.
+In a run folder: `run.json` (its settings), `run.lock` (see `command.sole_run`), `log.jsonl`, `loss.png`,
+`sheet-STEP.png`, `last.pt`, in the end `model/`.
 """
 
 import contextlib
@@ -254,7 +255,7 @@ def made_samples(
         while True:
             pieces = []
             for group in places:
-                values = {name: value.to(world.device) for name, value in _made(loader).items()}
+                values = {name: value.to(world.device) for name, value in next_made(loader).items()}
                 pieces.append(Samples(values, Draws(seed, step, group, world.device)))
             yield pieces
             step += 1
@@ -262,8 +263,8 @@ def made_samples(
     return data
 
 
-def _made(loader: Iterator[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The next samples; of a worker's `InputError` the sentence, without the traceback that PyTorch puts before it."""
+def next_made(loader: Iterator[Any]) -> Any:
+    """What a `DataLoader` gives next; of a worker's `InputError` the sentence, without PyTorch's traceback."""
     try:
         return next(loader)
     except InputError as error:

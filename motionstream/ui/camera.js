@@ -255,6 +255,7 @@ panel.entered = now => {
   if (now === 'starting') steered = REST;
   if (now === 'idle') { release(); askFan(); takeOffer(); }
 };
+panel.idle = () => 'Press Start: the camera moves along its path, and you can still drag';
 panel.starting = plan;
 panel.file = file => {
   if (!file || !/\.(npy|exr|json)$/i.test(file.name)) return false;

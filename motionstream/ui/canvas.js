@@ -14,6 +14,7 @@ const RECONNECT_MS = 1500;
 const DOUBLE_CLICK_MS = 500;             // between its two halves, at most
 const HIDDEN_MS = 15000;                 // a page out of sight for so long makes room for others
 const SHRUNK_SIDE = 2048;               // pixels of a photo that is larger than the server takes
+const KEPT = 'motionstream';             // in the session storage: the newest page's token, for the one after it
 const STALE_PAGE = 4401;                 // WebSocket close code: the server does not know this page's token
 const HINTS = {
   offline: '',
@@ -181,7 +182,10 @@ function showStill() {                   // a new stream starts from the picture
 const player = new Player(picture.getContext('2d'), painted, chunk => link.send({ kind: 'ack', chunk }));
 
 function painted(header) {
-  if (state === 'starting') enter('live');
+  if (state === 'starting') {
+    offerClip(null);                     // not before: a start that is refused leaves the clip of the stream before
+    enter('live');
+  }
   poster.hidden = true;
   dirty = true;
   part('counter').textContent = header.frame;
@@ -206,7 +210,6 @@ function start() {
   initial = controls.map(control => Object.assign(control, { since: 0 }));
   latencies = []; speeds = []; lastInput = -Infinity;
   part('latency').textContent = part('fps').textContent = '–';
-  offerClip(null);
   player.reset(facts.fps);
   link.held = [];
   enter('starting');
@@ -496,6 +499,13 @@ function paintArrow(points, colour, unit, alpha) {
 
 /* ---- Link: the WebSocket ---- */
 
+function stored(action) {                // null where the browser allows no storage, as in some embedded pages
+  try { return action(sessionStorage); } catch { return null; }
+}
+
+window.motionstreamBefore ??= [stored(storage => storage.getItem(KEPT))].filter(Boolean);   // once for all canvases
+const before = window.motionstreamBefore;
+
 const link = {
   socket: null,
   held: null,                            // messages made before the server has opened the stream's mailbox
@@ -503,7 +513,7 @@ const link = {
   connect() {
     const base = window.gradio_config?.root ?? location.origin + location.pathname;
     const url = `${base.replace(/^http/, 'ws').replace(/\/$/, '')}/motionstream/live/${props.seat}`;
-    const socket = this.socket = new WebSocket(url, ['motionstream', token]);   // in a header: URLs end up in logs
+    const socket = this.socket = new WebSocket(url, ['motionstream', token, ...before]);   // in a header: URLs end up in logs
     socket.binaryType = 'arraybuffer';
     let last = Promise.resolve();        // one message after the other, though a picture takes time to decode
     socket.onmessage = ({ data }) => {
@@ -799,7 +809,11 @@ function everyFrame() {
 
 function valueChanged() {
   const value = props.value ?? {};
-  if (value.token && value.token !== token) { token = value.token; link.connect(); }
+  if (value.token && value.token !== token) {
+    token = value.token;
+    stored(storage => storage.setItem(KEPT, token));
+    link.connect();
+  }
   offerClip(value.clip);
 }
 

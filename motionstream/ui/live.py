@@ -2,6 +2,8 @@
 
 A page load is admitted by a Gradio event and gets a secret token (`Live.admit`). The page's canvases open
 /motionstream/live/SEAT with that token as second WebSocket subprotocol; who has none is turned away with code 4401.
+A third one may be the token of the page before, which keeps its picture when it is loaded anew: Gradio's script does
+that by itself where the network breaks during a stream.
 A `Seat` is one visitor's place at one canvas. Its socket's end is its stream's end: nothing is generated for nobody.
 Picture and clip outlive a connection that is lost; a visitor without any socket is forgotten after a while.
 
@@ -95,7 +97,7 @@ class Seat:
 
     picture: uint8 RGB [H, W, 3] at generation size, what the next stream starts from; sharp: a larger copy of it or
     None, see `stream`; shown: the message that showed it, for a canvas that connects again; own: whatever else the tab
-    remembers of this visitor; all set by the tab.
+    remembers of this visitor; all set by the tab. before: `shown` of the page that this one has replaced, if any.
     stopped_for: why the newest stream was stopped, if not by the visitor: a sentence or "".
     """
 
@@ -104,6 +106,7 @@ class Seat:
         self.sharp: np.ndarray | None = None
         self.shown: tuple[dict, bytes] | None = None
         self.own: object | None = None
+        self.before: tuple[dict, bytes] | None = None
         self.stopped_for = ""
         self._tab, self._sessions = tab, sessions
         self._lock = threading.Lock()
@@ -350,10 +353,12 @@ class Live:
     async def _connect(self, socket: WebSocket) -> None:
         offered = socket.scope["subprotocols"]
         await socket.accept(SUBPROTOCOL if SUBPROTOCOL in offered else None)
-        session, visitor = self._find(offered[1] if len(offered) == 2 else "")
+        session, visitor = self._find(offered[1] if len(offered) in (2, 3) else "")
         seat = visitor.seats.get(socket.path_params["seat"]) if visitor else None
         if seat is None:
             return await socket.close(UNKNOWN_VISITOR, "the server does not know this page: reload it")
+        before = self._find(offered[2])[1] if len(offered) == 3 else None
+        seat.before = before and before.seats[socket.path_params["seat"]].shown
         if visitor.timer is not None:
             visitor.timer.cancel()
         try:

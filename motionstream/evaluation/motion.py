@@ -372,8 +372,7 @@ def score_drags(video: np.ndarray, run: DragRun, preset: Preset) -> dict[str, fl
     """
     height, width = run.image.shape[:2]
     radius = max(round(min(width, height) / 20), 4)
-    ends = ((path, path[[0, -1]]) for path in run.paths)
-    inside = [path for path, both in ends if (both >= 0).all() and (both < (width, height)).all()]
+    inside = [path for path in run.paths if ((path[[0, -1]] >= 0) & (path[[0, -1]] < (width, height))).all()]
     at_end, at_last = (
         [metrics.arrival(run.image, video[t], path[0], path[-1], radius) for path in inside] for t in (run.end, -1))
     late = chunk_span(preset, LAST_CHUNK)

@@ -513,7 +513,8 @@ const link = {
   connect() {
     const base = window.gradio_config?.root ?? location.origin + location.pathname;
     const url = `${base.replace(/^http/, 'ws').replace(/\/$/, '')}/motionstream/live/${props.seat}`;
-    const socket = this.socket = new WebSocket(url, ['motionstream', token, ...before]);   // in a header: URLs end up in logs
+    const shown = ['motionstream', token, ...before];   // in a header: URLs end up in logs
+    const socket = this.socket = new WebSocket(url, shown);
     socket.binaryType = 'arraybuffer';
     let last = Promise.resolve();        // one message after the other, though a picture takes time to decode
     socket.onmessage = ({ data }) => {

@@ -6,10 +6,12 @@ The names below are imported when they are first used, so that `import motionstr
 import importlib
 import os
 
-# Threads of PyTorch that wait for each other must sleep: spinning, they keep the cores from whatever else there is to
-# do (JPEGs, a browser), and beside one busy process a stream is two to three times slower. OpenMP reads this once, when
-# PyTorch is loaded.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Threads of PyTorch that wait for each other must soon sleep: spinning, they keep the cores from whatever else there is
+# to do (JPEGs, a browser), and beside one busy process a stream is two to three times slower. But to wake one takes as
+# long as a small operation, so they spin for some 50 microseconds first. OpenMP reads it once, when PyTorch is loaded.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ["OMP_WAIT_POLICY"] = "passive"
+    os.environ.setdefault("GOMP_SPINCOUNT", "1500")
 
 _EXPORTS = {
     "Chunk": "streaming",

@@ -115,11 +115,11 @@ def disc_at(picture: np.ndarray) -> np.ndarray:
     return np.array([np.median(red[1]) / picture.shape[1], np.median(red[0]) / picture.shape[0]])
 
 
-def whole_loop(page: Page, site: Site, tmp_path) -> None:
+def test_whole_loop_with_the_embedded_student(page, student_site, tmp_path):
     """Upload, start, drag, pause, resume, stop, download: the painted pixels and the clip show the drag."""
     arrivals = []
     page.on("websocket", lambda socket: socket.on("framereceived", lambda data: arrivals.append(time.monotonic())))
-    open_page(page, site)
+    open_page(page, student_site)
     part(page, "file").set_input_files(photo(tmp_path / "disc.png"))
     expect(part(page, "facts")).to_contain_text("picture")
     page.wait_for_function("document.querySelectorAll('.ms-example[aria-pressed=true]').length === 0")
@@ -155,15 +155,6 @@ def whole_loop(page: Page, site: Site, tmp_path) -> None:
         assert "MotionStream" in clip.metadata["description"] and '"controls"' in clip.metadata["comment"]
     assert len(frames) >= shown and np.abs(disc_at(frames[0]) - before).max() < 0.03
     assert np.abs(disc_at(frames[-1]) - last).max() < 0.1
-
-
-def test_whole_loop(page, site, tmp_path):
-    site.paste.seconds = 0.2
-    whole_loop(page, site, tmp_path)
-
-
-def test_whole_loop_with_the_embedded_student(page, student_site, tmp_path):
-    whole_loop(page, student_site, tmp_path)
 
 
 def test_chunks_that_come_in_bursts_are_played_evenly(chromium, site):

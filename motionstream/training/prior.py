@@ -31,6 +31,7 @@ MAX_TRACKS = 300
 WINDOW, WINDOWS = 16, 8  # the loss looks at this many windows of so many cells squared in each picture
 AROUND = 9  # cells to a side of what lies around one
 
+
 def sample(rng: np.random.Generator, library: Library) -> dict[str, Tensor]:
     scene = random_scene(rng, library, *SIZE, FRAMES)
     time = int(rng.integers(4, FRAMES))
@@ -61,6 +62,7 @@ def sample(rng: np.random.Generator, library: Library) -> dict[str, Tensor]:
         "target": torch.from_numpy(_displacement(scene, centres, layers, time)),
     }
 
+
 def _padded(tracks, owner: np.ndarray) -> dict[str, Tensor]:
     anchors, moved = np.zeros((2, MAX_TRACKS, 2), np.float32)
     valid, group = np.zeros(MAX_TRACKS, bool), np.zeros(MAX_TRACKS, np.int64)
@@ -73,10 +75,12 @@ def _padded(tracks, owner: np.ndarray) -> dict[str, Tensor]:
         for name, value in (("anchors", anchors), ("moved", moved), ("valid", valid), ("group", group))
     }
 
+
 def _staying(scene: Scene) -> Tensor:
     stays = torch.ones(MAX_LAYERS, dtype=torch.bool)
     stays[: len(scene.layers)] = torch.tensor([not layer.moves for layer in scene.layers])
     return stays
+
 
 def _rarity(layers: np.ndarray) -> np.ndarray:
     """How much the loss weighs each cell [h, w]: the fewer around it are of its own layer, the more.
@@ -93,6 +97,7 @@ def _displacement(scene: Scene, points: np.ndarray, layers: np.ndarray, time: in
         own = points[layers == layer]
         moved[layers == layer] = scene.positions(layer, own, time) - own
     return moved
+
 
 def motion_loss(prior: MotionPrior, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     most = max(1, int(batch["valid"].sum(1).max()))  # the rest is padding

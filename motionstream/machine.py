@@ -3,7 +3,7 @@
 Decisions:
 - bfloat16 is used where it is measured to be faster than float32: CPUs without its instructions are slower with it.
 - A chunk of the smallest trained size is generated; its time is scaled up to the larger sizes. The largest one that
-  keeps up with playback, with HEADROOM to spare for the web server and the browser's encoder, is taken. Where none
+  keeps up with playback, with ALONE_HEADROOM to spare for web server, encoder and browser, is taken. Where none
   does, the smallest is, and its frames are shown less sharp. Every stream tells anew how fast the machine is, for the
   next picture: it may have got other work.
 - On a CPU freed memory is kept (`keep_memory`): getting it from the system anew took a sixth of a chunk's time.
@@ -43,7 +43,8 @@ T = TypeVar("T")
 Run = Callable[[np.ndarray, np.ndarray | None], Iterator[Chunk]]  # (image, sharp) as in `stream` -> its chunks
 
 HEADROOM = 1.25  # generation must be this many times as fast as playback
-SEEN_HEADROOM = 1.1  # the same where server and encoder were at work while it was measured
+ALONE_HEADROOM = 1.75  # the same where nothing else was at work while it was measured: a browser here takes a core
+SEEN_HEADROOM = 1.1  # the same where server and encoder were, and it was too slow
 COST_EXPONENT = 0.9  # a chunk's time grows with its pixels to this power at most (measured: 0.5 to 1.0)
 PROBE_ASPECT = (5, 3)
 PROBE_SIDE = 512  # of the matrices and pictures of the format measurement
@@ -204,7 +205,7 @@ def pick_size(preset: Preset, run: Run) -> Choice:
     smallest = fit_size(preset, *PROBE_ASPECT, min(preset.budgets))
     picture = _ramp(*(MAX_PROBE_TIMES * side for side in smallest))
     image, sharp = fit_pictures(preset, Choice(None, smallest), picture)
-    return Cost.of(image, sharp, _fastest_frame(run(image, sharp), 1)).best(preset, HEADROOM)
+    return Cost.of(image, sharp, _fastest_frame(run(image, sharp), 1)).best(preset, ALONE_HEADROOM)
 
 
 def time_size(preset: Preset, choice: Choice, run: Run) -> Choice:

@@ -64,44 +64,56 @@ def matmul_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     depends on the processor (`machine.tune` measures which is faster); in float32 the fused kernel is.
     Scores are rounded to bfloat16: about 1 % error where the fused kernel has 0.2 %. All [B, tokens, heads, head_dim].
     """
-    samples = []
     # Contiguous: each block's products would copy keys and values anew.
-    heads_first = (x.transpose(1, 2).contiguous() for x in (query * query.shape[-1] ** -0.5, key, value))
-    for q, k, v in zip(*heads_first, strict=True):
-        parts = q.chunk(math.ceil(q.shape[0] * q.shape[1] * k.shape[1] / SCORES_AT_ONCE), 1)
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            samples.append(torch.cat([torch.softmax(part @ k.mT, -1) @ v for part in parts], 1))
-        else:
-            samples.append(_attend_in_place(parts, k, v))
+    query, key, value = query.transpose(1, 2), key.transpose(1, 2).contiguous(), value.transpose(1, 2).contiguous()
+    blocks = math.ceil(query[0, ..., 0].numel() * key.shape[2] / SCORES_AT_ONCE)
+    scale = query.shape[-1] ** -0.5
+    if not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
+        return _attend_in_place(query, key, value, scale, blocks)
+    samples = []
+    for q, k, v in zip(query * scale, key, value, strict=True):
+        samples.append(torch.cat([torch.softmax(part @ k.mT, -1) @ v for part in q.chunk(blocks, 1)], 1))
     return torch.stack(samples).transpose(1, 2)
 
 
-def _attend_in_place(parts: tuple[Tensor, ...], key: Tensor, value: Tensor) -> Tensor:
-    """Softmax attention of the parts of a query, one after the other in the same memory: new memory is slow to get."""
-    heads, most, size = parts[0].shape
-    room = key.new_empty(heads * most * key.shape[1])
-    out, start = key.new_empty(heads, sum(part.shape[1] for part in parts), size), 0
-    for part in parts:
-        stop = start + part.shape[1]
-        scores = room[: heads * part.shape[1] * key.shape[1]].view(heads, part.shape[1], key.shape[1])
-        torch.bmm(part, key.mT, out=scores)
-        torch.softmax(scores, -1, out=scores)
-        torch.bmm(scores, value, out=out[:, start:stop])
-        start = stop
+def _attend_in_place(query: Tensor, key: Tensor, value: Tensor, scale: float, blocks: int) -> Tensor:
+    """`matmul_attention` of tensors [B, heads, tokens, head_dim], block after block in the same memory: new memory is
+    slow to get, and so is every operation."""
+    scaled = torch.mul(query, scale, out=key.new_empty(query.shape))
+    out = key.new_empty(query.transpose(1, 2).shape)
+    tokens = math.ceil(query.shape[2] / blocks)
+    room = key.new_empty(query.shape[1] * tokens * key.shape[2])
+    for sample, k, v, filled in zip(scaled, key, value, out.transpose(1, 2), strict=True):
+        for part, place in zip(sample.split(tokens, 1), filled.split(tokens, 1), strict=True):
+            scores = room[: part[..., 0].numel() * k.shape[1]].view(*part.shape[:2], k.shape[1])
+            torch.bmm(part, k.mT, out=scores)
+            torch.softmax(scores, -1, out=scores)
+            torch.bmm(scores, v, out=place)
     return out
 
 
-def _normed(x: Tensor, norm: nn.RMSNorm) -> Tensor:
-    """norm(x). In reduced precision on a CPU, PyTorch's own takes four times as long, and float32 on the way twice."""
+def _normed(x: Tensor, *norms: nn.RMSNorm) -> Tensor:
+    """x [..., norms, dim], each through its own norm.
+
+    In reduced precision on a CPU, PyTorch's own takes four times as long, and float32 on the way twice.
+    """
     if x.device.type != "cpu" or x.dtype == torch.float32:
-        return norm(x)
-    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).float()
-    return x * (length.square() / x.shape[-1] + norm.eps).rsqrt().type_as(x) * norm.weight
+        return torch.stack([norm(part) for norm, part in zip(norms, x.unbind(-2), strict=True)], -2)
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    unit = x / (length * x.shape[-1] ** -0.5).clamp_min(norms[0].eps ** 0.5)
+    return unit * torch.stack([norm.weight for norm in norms])
 
 
-def _project(attn: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Query, key and value of x, with one matrix product after `MotionTransformer.fuse_projections`."""
-    return attn.to_qkv(x).chunk(3, -1) if hasattr(attn, "to_qkv") else (attn.to_q(x), attn.to_k(x), attn.to_v(x))
+def _project(attn: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Query and key of x, normed and side by side [..., 2, dim], and its value [..., 1, dim].
+
+    After `MotionTransformer.fuse_projections` with one matrix product.
+    """
+    if hasattr(attn, "to_qkv"):
+        parts = attn.to_qkv(x).unflatten(-1, (3, -1))
+    else:
+        parts = torch.stack([attn.to_q(x), attn.to_k(x), attn.to_v(x)], -2)
+    return _normed(parts[..., :2, :], attn.norm_q, attn.norm_k), parts[..., 2:, :]
 
 
 class _Processor:
@@ -122,17 +134,15 @@ class SelfAttention(_Processor):
 
     def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, rotary_emb: Place = None):
         place = rotary_emb
-        heads = (place.batch, -1, attn.heads, attn.inner_dim // attn.heads)
-        query, key, value = _project(attn, hidden_states)
-        query, key = (_normed(x, norm).reshape(heads) for x, norm in ((query, attn.norm_q), (key, attn.norm_k)))
-        value = value.reshape(heads)
-
-        keys, values = rotate(key, place.table), value
+        both, values = (x.reshape(place.batch, place.table.shape[0], -1, attn.inner_dim // attn.heads)
+                        for x in _project(attn, hidden_states))
+        query, keys = rotate(both, place.table).chunk(2, 2)  # heads of the query, then those of the key
         if place.cache is not None:
-            keys, values = place.cache.extend(place.stored, keys, values, key if place.writes else None)
+            unrotated = both[:, :, attn.heads :] if place.writes else None
+            keys, values = place.cache.extend(place.stored, keys, values, unrotated)
         if place.last:
             return hidden_states
-        out = self._attention(rotate(query, place.table), keys, values)
+        out = self._attention(query, keys, values)
         return attn.to_out[1](attn.to_out[0](out)).view_as(hidden_states)
 
 
@@ -141,7 +151,8 @@ class CrossAttention(_Processor):
 
     def __call__(self, attn, hidden_states, encoder_hidden_states, attention_mask=None, rotary_emb=None):
         text_key, text_value, *image = encoder_hidden_states
-        query = _normed(attn.to_q(hidden_states), attn.norm_q).reshape(text_key.shape[0], -1, *text_key.shape[2:])
+        query = _normed(attn.to_q(hidden_states).unsqueeze(-2), attn.norm_q)
+        query = query.reshape(text_key.shape[0], -1, *text_key.shape[2:])
         out = self._attention(query, text_key, text_value)
         if image:
             out = out + self._attention(query, *image)
@@ -153,7 +164,9 @@ class MotionBlock(WanTransformerBlock):
 
     def forward(self, x: Tensor, context: tuple[Tensor, ...], modulation: Tensor, place: Place) -> Tensor:
         """modulation: shifts, scales and gates of both halves, [R, 6, dim]."""
-        parts = (self.scale_shift_table + modulation.float()).chunk(6, dim=1)
+        parts = self.scale_shift_table + modulation.float()
+        parts[:, 1::3] += 1  # scales are told as what differs from 1
+        parts = (parts if len(x) > 1 else parts.type_as(x)).chunk(6, dim=1)
         change = self.attn1(_modulated(x, self.norm1, *parts[:2]), None, None, place)
         if place.last:
             return x
@@ -170,11 +183,10 @@ def _layer_normed(x: Tensor, norm: nn.LayerNorm) -> Tensor:
 
 
 def _modulated(x: Tensor, norm: nn.LayerNorm, shift: Tensor, scale: Tensor) -> Tensor:
-    """norm(x) * (1 + scale) + shift; x [R, L, dim], shift and scale [R, 1, dim]."""
+    """norm(x) * scale + shift; x [R, L, dim], shift and scale [R, 1, dim], as x where R is 1."""
     if len(x) > 1:
-        return (norm(x.float()) * (1 + scale) + shift).type_as(x)
-    weight, bias = (1 + scale).flatten().type_as(x), shift.flatten().type_as(x)
-    return F.layer_norm(x, norm.normalized_shape, weight, bias, norm.eps).type_as(x)
+        return (norm(x.float()) * scale + shift).type_as(x)
+    return F.layer_norm(x, norm.normalized_shape, scale.flatten(), shift.flatten(), norm.eps).type_as(x)
 
 
 def _gated(x: Tensor, change: Tensor, gate: Tensor) -> Tensor:

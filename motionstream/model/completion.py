@@ -1,10 +1,10 @@
 """What lies behind things: guessed once, in the first frame, so that it stays the same for as long as one can see it.
 
 A hole is filled square by square from its rim inwards, each with the place of the picture whose surroundings are most
-like its own (Criminisi et al. 2004, "Region Filling and Object Removal by Exemplar-Based Inpainting", with large
-squares). What is copied keeps its detail, and takes on the colours around it (Pérez et al. 2003, "Poisson Image
-Editing"). All this happens on cells; the copies are then made of pixels, of as sharp a picture as there is. What the
-thing still covers waits until it does not: filling all at once would take longer than a chunk's denoising.
+like its own (Criminisi et al. 2004, "Region Filling and Object Removal by Exemplar-Based Inpainting"), rather at the
+same height: a horizon goes on. What is copied keeps its detail, and takes on the colours around it (Pérez et al. 2003,
+"Poisson Image Editing"). All this happens on cells; the copies are then made of pixels, of as sharp a picture as there
+is. What the thing still covers waits until it does not: filling all at once would take longer than a chunk's denoising.
 """
 
 from dataclasses import dataclass
@@ -21,10 +21,11 @@ PART, WHOLE = 0.4, 0.8  # how much of a thing has left when a part of it has, an
 FEW = 12  # cells that are no thing yet
 RIM = 3  # cells around a thing that may show it still: its soft edge, its thin parts
 THIN, GAP = 5, 12  # cells: parts that stay and are less wide count for nothing; how wide a gap is beside the others
-SQUARE = 4  # cells that are filled at once, from the middle one to each side
-RING = 3  # cells around them that must be alike
-ODD = 0.25  # how much it counts that what would be copied is unlike the surroundings: it may be another thing
+SQUARE = 3  # cells that are filled at once, from the middle one to each side
+RING = 2  # cells around them that must be alike
+ODD = 0.15  # how much it counts that what would be copied is unlike the surroundings: it may be another thing
 NEAR = 2.0  # squared difference of colours, of 255, that a cell of distance counts as much as
+UPRIGHT = 12.0  # cells to the side that one up or down counts as much as: most pictures lie in layers
 SOFT = (2 * (SQUARE + RING) + 1,) * 2  # cells from which colours spread
 
 
@@ -198,7 +199,8 @@ class Searched:
         """picture, float32 [h, w, 3] of 255; source: bool [h, w]."""
         planes = np.dstack([picture, np.square(picture).sum(2), ~source]).astype(np.float32)
         rows, columns = (np.arange(1 - side, side, dtype=np.float32) for side in source.shape)
-        return cls(torch.fft.rfft2(torch.from_numpy(planes).movedim(2, 0)), NEAR * np.hypot(rows[:, None], columns))
+        far = NEAR * np.hypot(UPRIGHT * rows[:, None], columns)
+        return cls(torch.fft.rfft2(torch.from_numpy(planes).movedim(2, 0)), far)
 
     def best_place(
         self, now: np.ndarray, piece: np.ndarray, ring: np.ndarray, here: tuple[int, int]

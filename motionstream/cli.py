@@ -87,7 +87,7 @@ def generate(args: argparse.Namespace) -> dict[str, float | int | str]:
         raise InputError(f"cannot write {args.out}: only .mp4 is known")
     picture = read_image(args.image)  # before the imports that take seconds: a wrong name is told at once
 
-    from motionstream.machine import Choice, fit_pictures, parse_resolution, pick_device, pick_dtype, shown_size, tune
+    from motionstream.machine import fit_pictures, parse_resolution, pick_device, pick_dtype, shown_size, tune
     from motionstream.model.checkpoint import load_model
     from motionstream.session import check_prompt, recipe_head
     from motionstream.streaming import stream
@@ -99,7 +99,7 @@ def generate(args: argparse.Namespace) -> dict[str, float | int | str]:
     model = load_model(args.model, device, pick_dtype(device))
     tune(model)
     preset, picture_size = model.preset, (picture.shape[1], picture.shape[0])
-    choice = parse_resolution(args.resolution, preset) if args.resolution else Choice(max(preset.budgets))
+    choice = parse_resolution(args.resolution, preset)
     image, sharp = fit_pictures(preset, choice, picture)
     size, shown = image.shape[1::-1], shown_size(image, sharp)
     recipe, tracks = recipe_head(model, image, args.prompt, args.seed, sharp=sharp), Tracks.empty(0)

@@ -231,8 +231,13 @@ def pick_again(
     return replace(choice, fps=now) if now >= preset.fps else cost.best(preset, SEEN_HEADROOM)
 
 
-def parse_resolution(text: str, preset: Preset) -> Choice:
-    """ "240" (tokens per latent frame, shape follows the picture) or "320x192" (pixels, pictures are cropped to it)."""
+def parse_resolution(text: str | None, preset: Preset) -> Choice:
+    """ "240" (tokens per latent frame, shape follows the picture) or "320x192" (pixels, pictures are cropped to it).
+
+    None: the preset's most tokens.
+    """
+    if text is None:
+        return Choice(max(preset.budgets))
     if re.fullmatch(r"\d{1,6}", text) and 1 <= int(text) <= MAX_CELLS:
         return Choice(int(text))
     if match := re.fullmatch(r"(\d{1,5})x(\d{1,5})", text):

@@ -24,7 +24,7 @@ import cv2
 import numpy as np
 from av.stream import Disposition
 from av.video.reformatter import ColorRange, Colorspace
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
 from motionstream.errors import InputError, writing
 
@@ -51,7 +51,7 @@ BT709 = 1  # primaries, transfer and matrix alike
 
 
 def read_image(source: str | Path | bytes, max_side: int = MAX_SIDE, max_bytes: int = MAX_IMAGE_BYTES) -> np.ndarray:
-    """A picture file, or its bytes -> uint8 RGB [H, W, 3], upright, transparency over white.
+    """A picture file, or its bytes -> uint8 sRGB [H, W, 3], upright, transparency over white.
 
     The first picture of an animation; 16 bits scaled to 8. Raises `InputError` where it is no picture, is damaged, or
     has more than `max_side` pixels a side or more than `max_bytes` bytes.
@@ -365,10 +365,26 @@ def _upright_rgb(image: Image.Image) -> np.ndarray:
     image = ImageOps.exif_transpose(image)
     if image.mode == "F" or image.mode.startswith("I"):
         return _gray_to_rgb(np.asarray(image))
+    image = _in_srgb(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return np.array(image.convert("RGB"))
+
+
+def _in_srgb(image: Image.Image) -> Image.Image:
+    """The same in the colours of the web, where a colour profile says that it is in others, as those of phones are.
+
+    Without a profile, or with one that makes no sense, it is taken as it is, as browsers do.
+    """
+    profile, target = image.info.get("icc_profile"), {"RGB": "RGB", "RGBA": "RGBA", "CMYK": "RGB"}.get(image.mode)
+    if not profile or target is None:
+        return image
+    try:
+        own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        return ImageCms.profileToProfile(image, own, ImageCms.createProfile("sRGB"), outputMode=target)
+    except (ImageCms.PyCMSError, OSError):
+        return image
 
 
 def _gray_to_rgb(gray: np.ndarray) -> np.ndarray:

@@ -576,7 +576,9 @@ def test_faster_number_format_is_picked(monkeypatch):
         assert pick_dtype("cpu") == fast
 
 
-@pytest.mark.parametrize("text, choice", [("240", Choice(240)), ("320x192", Choice(None, (320, 192)))])
+@pytest.mark.parametrize(
+    "text, choice", [("140", Choice(140)), ("320x192", Choice(None, (320, 192))), (None, Choice(max(PRESET.budgets)))]
+)
 def test_resolution_is_read(text, choice):
     assert parse_resolution(text, PRESET) == choice
 

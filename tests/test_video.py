@@ -14,7 +14,7 @@ import av
 import numpy as np
 import pytest
 from av.stream import Disposition
-from PIL import Image
+from PIL import Image, ImageCms
 
 from motionstream.errors import InputError
 from motionstream.video import Clip, Mp4Writer, fit_image, read_clip, read_image
@@ -139,6 +139,18 @@ def test_cmyk_gray_bilevel_and_16_bit():
         image = read_image(encoded(Image.fromarray(array), kind))
         assert np.array_equal(image, ramp[..., None].repeat(3, axis=2))
     assert read_image(encoded(Image.fromarray(ramp > 127), "PNG"))[0, [0, 63]].tolist() == [[0] * 3, [255] * 3]
+
+
+@pytest.mark.parametrize("kind", ("PNG", "JPEG", "WEBP", "TIFF"))
+def test_colours_are_those_of_the_profile(kind):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    swapped = profile.replace(b"rXYZ", b"tmp_").replace(b"gXYZ", b"rXYZ").replace(b"tmp_", b"gXYZ")
+    image = quadrants(64, 64)
+    for mode in ("RGB", "RGBA") if kind != "JPEG" else ("RGB",):
+        stored = Image.fromarray(image[..., [1, 0, 2]]).convert(mode)
+        assert_like(read_image(encoded(stored, kind, icc_profile=swapped)), corners(image))
+    for harmless in (profile, b"no profile", profile[:300]):
+        assert_like(read_image(encoded(Image.fromarray(image), kind, icc_profile=harmless)), corners(image))
 
 
 def test_first_picture_of_an_animation():

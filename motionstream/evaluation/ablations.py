@@ -41,7 +41,7 @@ from motionstream.evaluation.lpips import Lpips
 from motionstream.evaluation.motion import Clip, Fit, check_clip_options, mean_over, real_clips, synthetic_clips
 from motionstream.evaluation.plot import line_plot
 from motionstream.evaluation.sheets import check_place, contact_sheet, save_png, table
-from motionstream.machine import Choice, fit_pictures, parse_resolution
+from motionstream.machine import fit_pictures, parse_resolution
 from motionstream.model.checkpoint import Model, load_model
 from motionstream.model.presets import Preset
 from motionstream.model.track_head import track_map
@@ -324,7 +324,7 @@ def main(argv: list[str]) -> int:
     if args.long and args.long < round(model.preset.fps):
         raise InputError(f"--long {args.long} is less than a second; at least {model.preset.fps:g} frames")
     lpips = Lpips.load(args.lpips) if args.lpips else None
-    choice = parse_resolution(args.resolution, model.preset) if args.resolution else Choice(max(model.preset.budgets))
+    choice = parse_resolution(args.resolution, model.preset)
     fit = partial(fit_pictures, model.preset, choice)
     clips = _at_least(model.preset.chunk_frames(0), _clips(args, args.frames, fit))
     short = clips

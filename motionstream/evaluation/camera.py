@@ -32,7 +32,7 @@ from motionstream.evaluation import baselines, metrics
 from motionstream.evaluation.lpips import Lpips
 from motionstream.evaluation.motion import add_common, mean_over, report, resized, sheet_place, student
 from motionstream.evaluation.sheets import check_place, draw_tracks
-from motionstream.machine import Choice, parse_resolution, size_for
+from motionstream.machine import parse_resolution, size_for
 from motionstream.model.checkpoint import Model, load_model
 from motionstream.model.presets import sharp_times
 from motionstream.tracks import MAX_TRACKS, Tracks, draw_ids
@@ -217,7 +217,7 @@ def main(argv: list[str]) -> int:
     size, figures, rows = SIZE, {}, []
     if model is not None:
         preset = model.preset
-        choice = parse_resolution(args.resolution, preset) if args.resolution else Choice(max(preset.budgets))
+        choice = parse_resolution(args.resolution, preset)
         size = size_for(preset, choice, *SIZE)
     for scene in scenes(args.folder):
         compared = methods(model, size, PROMPT.format(scene.name))

@@ -39,7 +39,7 @@ from motionstream.errors import InputError, writing
 from motionstream.evaluation import baselines, metrics
 from motionstream.evaluation.lpips import Lpips
 from motionstream.evaluation.sheets import check_place, contact_sheet, draw_tracks, save_png, table
-from motionstream.machine import Choice, fit_pictures, parse_resolution
+from motionstream.machine import fit_pictures, parse_resolution
 from motionstream.model.checkpoint import Model, load_model
 from motionstream.model.presets import PRESETS, Preset
 from motionstream.streaming import stream
@@ -434,7 +434,7 @@ def main(argv: list[str]) -> int:
         check_clip_options(args, 2)
     model = None if args.model == "none" else load_model(args.model, args.device)
     preset = PRESETS["embedded"] if model is None else model.preset
-    choice = parse_resolution(args.resolution, preset) if args.resolution else Choice(max(preset.budgets))
+    choice = parse_resolution(args.resolution, preset)
     fit = partial(fit_pictures, preset, choice)
     compared = methods(model, drags=args.table == "drags")
     if args.table == "motion":

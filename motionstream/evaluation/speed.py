@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop
 
 from motionstream.errors import InputError
 from motionstream.evaluation.sheets import table
-from motionstream.machine import Choice, fit_pictures, parse_resolution, shown_size, tune
+from motionstream.machine import fit_pictures, parse_resolution, shown_size, tune
 from motionstream.model.checkpoint import Model, load_model, random_model
 from motionstream.model.device import weight_bytes
 from motionstream.model.presets import PRESETS
@@ -104,7 +104,7 @@ def bench_model(
 ) -> dict[str, float | int | str]:
     """`bench` for a model that is loaded already."""
     preset = model.preset
-    choice = parse_resolution(resolution, preset) if resolution else Choice(max(preset.budgets))
+    choice = parse_resolution(resolution, preset)
     peak = matmul_peak(model.device, model.dtype)
     image, sharp = fit_pictures(preset, choice, _picture())
     timing = measure(model, image, sharp, chunks)

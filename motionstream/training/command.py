@@ -220,7 +220,7 @@ def write_clips(args: argparse.Namespace, world: World) -> None:
             args, lambda number: scene_records(encoders, library, chunks, args.seed, number, world), world
         )
         return
-    size = size_for(preset, parse_resolution(args.resolution or str(max(preset.budgets)), preset), *LANDSCAPE)
+    size = size_for(preset, parse_resolution(args.resolution, preset), *LANDSCAPE)
     clips = RealClips(args.folder, size, preset.fps)
     records = folder_records(encoders, clips, chunks, world, args.cache or args.out / "tracks", args.tracker)
     write_stream(args.out, records, world)

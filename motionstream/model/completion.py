@@ -27,6 +27,8 @@ ODD = 0.15  # how much it counts that what would be copied is unlike the surroun
 NEAR = 2.0  # squared difference of colours, of 255, that a cell of distance counts as much as
 UPRIGHT = 12.0  # cells to the side that one up or down counts as much as: most pictures lie in layers
 SOFT = (2 * (SQUARE + RING) + 1,) * 2  # cells from which colours spread
+ROUNDS = 60  # in which colours settle: from then on they hardly change
+BESIDE = np.array([[[-1, 0]], [[1, 0]], [[0, -1]], [[0, 1]]])
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,7 @@ def complete(found: Completion, hole: Hole, cells: np.ndarray) -> None:
     """
     hole.left[found.filled] = False
     left, now, picture, reach = hole.left, hole.now, hole.picture, SQUARE + RING
+    before = found.filled.copy()
     while (wanted := left & cells).any():
         known = cv2.boxFilter((~left).astype(np.float32), -1, (2 * reach + 1,) * 2, borderType=cv2.BORDER_CONSTANT)
         middle = np.unravel_index(np.where(wanted, known, -1).argmax(), left.shape)
@@ -181,6 +184,35 @@ def complete(found: Completion, hole: Hole, cells: np.ndarray) -> None:
         now[window][piece] = (copied + colour)[piece]
         found.filled[window][piece], found.colour[window][piece] = True, colour[piece]
         found.shift[window][piece] = corner[0] - window[0].start, corner[1] - window[1].start
+    join(found, hole, found.filled & ~before)
+
+
+def join(found: Completion, hole: Hole, new: np.ndarray) -> None:
+    """Colours for what has just been copied into the cells `new`, bool [h, w], so that one sees no seams.
+
+    Neighbours then differ as they do where they were copied from (the Poisson equation of Pérez et al., by Jacobi's
+    iteration); if that is two places, as in the one where they differ less, which may be not at all: just outside of
+    what was copied there can be anything. What was filled before stays.
+    """
+    size, places = new.shape, np.argwhere(new)
+
+    def seen(at: np.ndarray) -> np.ndarray:
+        return hole.picture[tuple(np.moveaxis(at.clip(0, np.subtract(size, 1)), -1, 0))]
+
+    beside = (places + BESIDE).clip(0, np.subtract(size, 1))  # [4, n, 2]
+    cells = tuple(np.moveaxis(beside, -1, 0))
+    own, theirs = found.shift[new], found.shift[cells]
+    copied = seen(places + own)
+    differ, other = copied - seen(places + own + BESIDE), seen(places + theirs) - seen(beside + theirs)
+    less = np.where(differ * other > 0, np.sign(differ) * np.minimum(abs(differ), abs(other)), 0)
+    known = (hole.usable & (found.filled | (hole.seen == 0)))[cells][..., None]
+    differ = (np.where(new[cells][..., None], less, differ) * known).sum(0)
+    beside = np.where(known, beside, places)  # what says nothing: as the cell itself is
+    numbers = np.ravel_multi_index(tuple(np.moveaxis(beside, -1, 0)), size)
+    colours, here = hole.now.reshape(-1, 3), np.flatnonzero(new)
+    for _ in range(ROUNDS):
+        colours[here] = (colours[numbers].sum(0) + differ) / len(BESIDE)
+    found.colour[new] = hole.now[new] - copied
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,7 @@ from motionstream.model.warping import (
     seen_through,
     settle,
     splat,
+    surely,
     without_seams,
 )
 from motionstream.tracks import Tracks
@@ -185,7 +186,7 @@ def in_motion(
     shown, guessed = fill_holes(warped, known, around), np.zeros_like(known)
     if plate is not None and (holes := known < 1).any():
         # What lies behind a thing moves as what is seen beside it, not as the thing.
-        flow = fill_holes(backward, sure, cv2.resize(around, sure.shape[::-1], interpolation=cv2.INTER_AREA))
+        flow = fill_holes(backward, sure, surely(cv2.resize(around, sure.shape[::-1], interpolation=cv2.INTER_AREA)))
         cells = tuple(slice(max(0, at.min() // CELL - 1), at.max() // CELL + 2) for at in holes.nonzero())
         part = tuple(slice(CELL * at.start, CELL * at.stop) for at in cells)
         moved = enlarged_motion(flow[(slice(None), *cells)], sure[cells])

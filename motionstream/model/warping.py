@@ -342,12 +342,16 @@ def behind(front: np.ndarray, known: np.ndarray) -> np.ndarray:
     """How much each pixel tells about what an object uncovers: what lies behind, not the object, nor its soft rim.
 
     front, known: [H, W] in [0, 1] -> the same. Only differences among the pixels around count: where all that is near
-    lies in front, it tells as much as a background would. What is less than half as surely background as the best tells
-    nothing: it is near, and a little of it would soon outweigh that.
+    lies in front, it tells as much as a background would.
     """
     weight = known * (0.001 + 0.999 * eroded(known, RIM) * (1 - front))
     best = cv2.dilate(weight, np.ones((2 * AROUND + 1, 2 * AROUND + 1), np.uint8))
-    return np.maximum(2 * weight / np.maximum(best, 1e-6) - 1, 0)
+    return weight / np.maximum(best, 1e-6)
+
+
+def surely(share: np.ndarray) -> np.ndarray:
+    """Of shares in [0, 1] what is above a half, as shares: of what is near, a little would soon outweigh all else."""
+    return np.maximum(2 * share - 1, 0)
 
 
 def enlarged_motion(motion: np.ndarray, sure: np.ndarray, scale: int = CELL) -> np.ndarray:

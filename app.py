@@ -14,10 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-if __name__ == "__main__" and not os.environ.get("GRADIO_SERVER_PORT", "7860").isdecimal():
+if __name__ == "__main__" and not (
+    (port := os.environ.get("GRADIO_SERVER_PORT", "7860")).isdecimal() and int(port) < 2**16
+):
     # Here already: Gradio reads it when it is imported, and breaks.
-    port = os.environ["GRADIO_SERVER_PORT"]
-    print(f"app.py: GRADIO_SERVER_PORT is {port!r}, no number: set it to a free port from 1024 to 65535, or unset it",
+    print(f"app.py: GRADIO_SERVER_PORT is {port!r}, no port: set it to a free one from 1024 to 65535, or unset it",
           file=sys.stderr)
     sys.exit(2)
 

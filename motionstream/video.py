@@ -29,6 +29,7 @@ from PIL import Image, ImageCms, ImageOps
 from motionstream.errors import InputError, writing
 
 MAX_SIDE = 4096  # pixels
+ROUNDED = 1  # of 255, by which colours differ from themselves after a conversion to sRGB from sRGB
 MAX_IMAGE_BYTES = 64 * 2**20
 MAX_CLIP_BYTES = 512 * 2**20
 MAX_CLIP_PIXELS = 2**28  # of all frames that `read_clip` returns: 800 MB
@@ -382,9 +383,20 @@ def _in_srgb(image: Image.Image) -> Image.Image:
         return image
     try:
         own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        return ImageCms.profileToProfile(image, own, ImageCms.createProfile("sRGB"), outputMode=target)
+        transform = ImageCms.buildTransform(own, ImageCms.createProfile("sRGB"), image.mode, target)
+        # Most profiles are sRGB's own, under many names: a few colours tell that millions need not be converted.
+        few = _few_colours().convert(image.mode)
+        turned = ImageCms.applyTransform(few, transform)
+        if image.mode == target and np.ptp(np.stack([few, turned]).astype(int), axis=0).max() <= ROUNDED:
+            return image
+        return ImageCms.applyTransform(image, transform)
     except (ImageCms.PyCMSError, OSError):
         return image
+
+
+def _few_colours() -> Image.Image:
+    steps = np.indices((6, 6, 6), np.uint8) * 51
+    return Image.fromarray(steps.reshape(3, 1, -1).transpose(1, 2, 0).copy())
 
 
 def _gray_to_rgb(gray: np.ndarray) -> np.ndarray:

@@ -424,7 +424,7 @@ def test_what_is_visible_or_uncovered_is_told_frame_by_frame():
     assert figures["psnr_uncovered"] == pytest.approx(20 * math.log10(255 / 20), abs=1e-4)
 
 
-def test_videos_are_compared_at_the_size_that_is_asked_for(tmp_path):
+def test_videos_are_compared_at_the_size_that_is_asked_for(tmp_path, capsys):
     (tmp_path / "slide").mkdir()
     for t in range(5):
         frame = np.roll(texture(480, 320, grain=6), 8 * t, axis=1)
@@ -440,8 +440,10 @@ def test_videos_are_compared_at_the_size_that_is_asked_for(tmp_path):
     at_size, _ = motion.evaluate_clips(iter([plain]), {}, 0)
     assert 20 < figures["slide"]["clip itself"]["psnr"] < at_size["slide"]["clip itself"]["psnr"]
     assert figures["slide"]["clip itself"]["epe"] < 1 < figures["slide"]["motionless"]["epe"]
-    with pytest.raises(SystemExit):
-        motion.main(["motion", str(tmp_path), "--compare", "832"])
+    for size, fault in (("832", "832 is not WIDTHxHEIGHT"), ("9999x480", "at most 4096 pixels a side")):
+        with pytest.raises(SystemExit):
+            motion.main(["motion", str(tmp_path), "--compare", size])
+        assert fault in capsys.readouterr().err
 
 
 def test_methods_are_told_a_clips_caption(tmp_path):

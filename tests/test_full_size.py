@@ -84,8 +84,9 @@ def test_a_folder_without_a_tiny_vae_says_so(model, tmp_path):
     save_model(dataclasses.replace(model, tiny_vae=None), tmp_path)
     with pytest.raises(InputError, match="no sub-folder tiny_vae"):
         load_model(str(tmp_path), vae="tiny")
-    with pytest.raises(InputError, match="embedded has no tiny VAE"):
-        random_model(PRESETS["embedded"], vae="tiny")
+    for made in (lambda: random_model(PRESETS["embedded"], vae="tiny"), lambda: load_model("embedded", vae="tiny")):
+        with pytest.raises(InputError, match="embedded has no tiny VAE"):
+            made()
 
 
 @pytest.mark.parametrize("chunk_size", [3, 1])

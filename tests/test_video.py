@@ -141,16 +141,31 @@ def test_cmyk_gray_bilevel_and_16_bit():
     assert read_image(encoded(Image.fromarray(ramp > 127), "PNG"))[0, [0, 63]].tolist() == [[0] * 3, [255] * 3]
 
 
+def srgb_and_swapped():
+    """The profile of sRGB, and one of which the first two colours are swapped."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    return profile, profile.replace(b"rXYZ", b"tmp_").replace(b"gXYZ", b"rXYZ").replace(b"tmp_", b"gXYZ")
+
+
 @pytest.mark.parametrize("kind", ("PNG", "JPEG", "WEBP", "TIFF"))
 def test_colours_are_those_of_the_profile(kind):
-    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    swapped = profile.replace(b"rXYZ", b"tmp_").replace(b"gXYZ", b"rXYZ").replace(b"tmp_", b"gXYZ")
+    profile, swapped = srgb_and_swapped()
     image = quadrants(64, 64)
     for mode in ("RGB", "RGBA") if kind != "JPEG" else ("RGB",):
         stored = Image.fromarray(image[..., [1, 0, 2]]).convert(mode)
         assert_like(read_image(encoded(stored, kind, icc_profile=swapped)), corners(image))
     for harmless in (profile, b"no profile", profile[:300]):
         assert_like(read_image(encoded(Image.fromarray(image), kind, icc_profile=harmless)), corners(image))
+
+
+def test_a_picture_whose_profile_is_srgb_is_not_converted(monkeypatch):
+    converted, convert = [], ImageCms.applyTransform
+    monkeypatch.setattr(ImageCms, "applyTransform", lambda im, by: converted.append(im.size) or convert(im, by))
+    image = np.random.default_rng(0).integers(0, 256, (40, 60, 3)).astype(np.uint8)
+    for profile, wanted in zip(srgb_and_swapped(), (False, True), strict=True):
+        converted.clear()
+        same = np.array_equal(read_image(encoded(Image.fromarray(image), "PNG", icc_profile=profile)), image)
+        assert ((60, 40) in converted) is wanted and same is not wanted
 
 
 def test_first_picture_of_an_animation():

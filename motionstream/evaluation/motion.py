@@ -44,7 +44,7 @@ from motionstream.model.checkpoint import Model, load_model
 from motionstream.model.presets import PRESETS, Preset
 from motionstream.streaming import stream
 from motionstream.tracks import MAX_TRACKS, StaticTracks, Tracks, draw_ids
-from motionstream.video import PICTURE, VIDEO, fit_image, read_clip, read_image
+from motionstream.video import MAX_SIDE, PICTURE, VIDEO, fit_image, read_clip, read_image
 
 # (image uint8 [H, W, 3], tracks of T frames in its pixels, seed[, a sharper copy of the image, prompt; see `stream`])
 # -> video uint8 [T, H, W, 3], or as large as that copy; frame 0 the image
@@ -488,7 +488,10 @@ def _pixels(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"([1-9]\d{1,3})x([1-9]\d{1,3})", text)
     if match is None:
         raise argparse.ArgumentTypeError(f"{text} is not WIDTHxHEIGHT in pixels, such as 832x480")
-    return int(match[1]), int(match[2])
+    size = int(match[1]), int(match[2])
+    if max(size) > MAX_SIDE:
+        raise argparse.ArgumentTypeError(f"{text} is too large; at most {MAX_SIDE} pixels a side, such as 832x480")
+    return size
 
 
 def _without_nan(value):

@@ -108,6 +108,7 @@ def load_model(
     folder = _find(name_or_path)
     index = read_json(folder / "model_index.json")
     preset = _preset(index, folder)
+    _check_decoder(vae, preset)
     optional = [name for name in OPTIONAL if (folder / name).is_dir() and (name, vae) != ("tiny_vae", "full")]
     needed = {"motion_prior": preset.motion_prior, "image_encoder": preset.image_encoder, "tiny_vae": vae == "tiny"}
     for name, is_needed in needed.items():
@@ -124,6 +125,11 @@ def load_model(
     return assemble(preset, parts, device, wanted, low_memory)
 
 
+def _check_decoder(vae: str | None, preset: Preset) -> None:
+    if vae == "tiny" and not preset.tiny_vae:
+        raise InputError(f"the preset {preset.name} has no tiny VAE beside its own: leave --vae out")
+
+
 def random_model(
     preset: Preset,
     seed: int = 0,
@@ -138,6 +144,7 @@ def random_model(
     Instead of UMT5, whose vocabulary is a download, it reads prompts with a small table that gives the same shape.
     vae, low_memory: as in `load_model`.
     """
+    _check_decoder(vae, preset)
     recipes = {"transformer": ("MotionTransformer", preset.transformer_config()), "track_head": track_head(preset)}
     recipes["vae"] = (preset.vae, preset.configs.get("vae", {}))
     text_dim = preset.transformer["text_dim"]
@@ -149,8 +156,6 @@ def random_model(
         "tiny_vae": "" if vae == "full" else preset.tiny_vae,
     }
     recipes |= {name: (kind, preset.configs.get(name, {})) for name, kind in optional.items() if kind}
-    if vae == "tiny" and "tiny_vae" not in recipes:
-        raise InputError(f"the preset {preset.name} has no tiny VAE")
     device = usable_device(device)
     classes = {name: _class(recipe[0]) for name, recipe in recipes.items()}  # all known before a large one is built
     devices = [device] if device.type == "cuda" else []

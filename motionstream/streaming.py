@@ -355,6 +355,8 @@ class _Stream:
             image = image_channels(self.known, preset.temporal_stride, first)
         if self.prior is not None:
             moved = model.motion_prior.step(self.prior, tracks).to(model.device)
+            if self.sharp is not None and model.matte is not None:
+                self.sharp.cut_out(moved, model.matte)
             prior = self.prior_encoder.step(moved.picture)
             packed = pack_confidence(moved.confidence, preset.spatial_stride, preset.temporal_stride, first)
         if first and preset.image_conditioning == "first_latent":

@@ -81,7 +81,7 @@ def test_beside_a_gpu_the_motion_prior_stays_in_float32(monkeypatch):
     monkeypatch.setattr(checkpoint, "assemble", lambda preset, parts, *_: parts)
     parts = load_model("embedded", "cuda")
     dtypes = {name: {weight.dtype for weight in part.parameters()} for name, part in parts.items()}
-    assert dtypes["motion_prior"] == {torch.float32} and torch.bfloat16 in dtypes["transformer"]
+    assert dtypes["motion_prior"] == dtypes["matte"] == {torch.float32} and torch.bfloat16 in dtypes["transformer"]
 
 
 def test_reduced_precision_keeps_what_diffusers_keeps(model):

@@ -3,6 +3,7 @@
 Its motion prior takes the whole of a thing along, in the smallest stream too.
 """
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -100,3 +101,36 @@ def test_a_dragged_fish_takes_its_tail_along(student, budget):
         assert part(*body) == pytest.approx(1, abs=0.1)
     for beside in ((0.5, 0.8), (0.2, 0.5), (0.85, 0.2)):  # water, and another fish
         assert part(*beside) == pytest.approx(0, abs=0.05)
+
+
+class Across:
+    """A grid of nine points on the ball, dragged right."""
+
+    def tracks_for(self, request: ChunkRequest) -> Tracks:
+        share = np.clip((request.start + np.arange(request.frames)) / 20, 0, 1)[:, None]
+        return Tracks.rigid_grid(np.float32([50, 56]) + share * [70, 0], spacing=12, size=3, ids=np.arange(9))
+
+
+def ball_on_paper(at: int) -> tuple[np.ndarray, np.ndarray]:
+    """A ball in front of paper that is dark on the left and light on the right, [336, 576, 3], and where it is."""
+    rng = np.random.default_rng(0)
+    columns = np.indices((336, 576))[1]
+    paper = np.where(columns < 250, 60, 200)[..., None] + rng.normal(0, 6, (336, 576, 1)) + np.float32([0, 8, -20])
+    ball = np.zeros((336, 576), np.float32)
+    cv2.circle(ball, (at, 168), 70, 1.0, -1, cv2.LINE_AA)
+    shade = 30 * np.cos(np.hypot(columns - at + 25, np.indices((336, 576))[0] - 140) / 40)[..., None]
+    return paper + ball[..., None] * (np.float32([200, 60, 40]) + shade - paper), ball > 0.5
+
+
+def test_a_ball_leaves_the_paper_around_it_where_it_is(student):
+    """Without the matte it takes a hem of dark paper along to where the paper is light."""
+    (before, _), (after, ball) = ball_on_paper(150), ball_on_paper(150 + 3 * 70)
+    image, sharp = fit_pictures(student.preset, Choice(100), before.round().clip(0, 255).astype(np.uint8))
+    ring = (cv2.dilate(ball.astype(np.uint8), np.ones((25, 25), np.uint8)) > 0) & ~ball
+    error = {}
+    for model in (student, replace(student, matte=None)):
+        for chunk in stream(model, image, Across(), sharp=sharp, seed=0):
+            if chunk.index == 2:
+                error[model.matte is None] = np.abs(chunk.frames[-1] - after)[ring].mean()
+                break
+    assert error[False] < 0.6 * error[True]

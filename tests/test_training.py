@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from training_kit import falls
 
 from motionstream.errors import InputError
+from motionstream.model.matte import Matte
 from motionstream.model.motion_prior import MotionPrior
 from motionstream.model.presets import PRESETS
 from motionstream.model.text import EffectTextEncoder
@@ -21,7 +22,7 @@ from motionstream.model.tiny_vae import TinyVAE
 from motionstream.model.vae import EmbeddedVAE
 from motionstream.streaming import pack_confidence
 from motionstream.tracks import Tracks
-from motionstream.training import parallel, prior, scenes, tiny_vae
+from motionstream.training import matte, parallel, prior, scenes, tiny_vae
 from motionstream.training.clips import (
     Clips,
     Encoders,
@@ -315,6 +316,26 @@ def test_the_motion_prior_learns():
             optimiser.step()
             optimiser.zero_grad()
     assert prior.motion_loss(small, batch())["loss"] < 0.97 * before
+
+
+def test_the_matte_learns():
+    batch = samples(lambda rng: matte.sample(rng, EMPTY))()
+    torch.manual_seed(0)
+    prior_, net = MotionPrior(widths=(8, 8), features=4).eval().requires_grad_(False), Matte(widths=(8, 8))
+    assert falls(lambda: matte.matte_loss(prior_, net, batch)["loss"], net, steps=12)
+
+
+def test_opacity_is_how_much_hides_the_background():
+    rng = np.random.default_rng(3)
+    for _ in range(6):
+        scene = scenes.random_scene(rng, EMPTY, 96, 64, 2)
+        owner, opaque = scenes.render_frame(scene, 1)[1], scenes.opacity(scene, 1)
+        assert opaque.dtype == np.float32 and 0 <= opaque.min() and opaque.max() <= 1
+        assert (opaque[owner > 0] > scenes.OWNED / 255).all()
+        bare = replace(scene, layers=scene.layers[:1])
+        clear = opaque == 0
+        assert np.array_equal(scenes.render_frame(scene, 1)[0][clear], scenes.render_frame(bare, 1)[0][clear])
+        assert not scenes.opacity(bare, 1).any()
 
 
 def test_the_motion_prior_minds_thin_things_most():

@@ -35,7 +35,7 @@ from motionstream.training.rgb_tracks import RgbTracks
 from motionstream.training.settings import RECIPES
 
 QUICK = replace(RECIPE, batch=2, chunks=2, ode_steps=3)
-STAGES = ("teacher-a", "teacher-b", "adapt", "distil", "tiny-vae", "motion-prior")
+STAGES = ("teacher-a", "teacher-b", "adapt", "distil", "tiny-vae", "motion-prior", "matte")
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +81,7 @@ def train(folder, stage, options, preset="tiny"):
         "rgb",
         "vae",
         "prior",
+        "ends",
     )
     words = [str(folder / word) if word.split("/")[0] in names else word for word in options.split()]
     last = [] if "--resume" in words else ["--preset", preset, "--precision", "fp32"]
@@ -306,6 +307,8 @@ def test_the_embedded_models_own_stages(workshop):
     load_component(workshop / "prior" / "model" / "motion_prior")
     written = workshop / "prior" / "model" / "motion_prior"
     assert len({path.stat().st_mode for path in written.iterdir()}) == 1  # whoever reads the one may read the other
+    assert train(workshop, "matte", "--model start --library any --out ends --steps 1 --batch 2 --workers 0") == 0
+    assert torch.isfinite(load_component(workshop / "ends" / "model" / "matte").gain)
 
 
 @pytest.mark.parametrize(

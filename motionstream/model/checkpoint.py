@@ -1,7 +1,7 @@
 """A model is a folder in diffusers layout: loading, saving, and random weights.
 
     model_index.json          which row of sizes (`Preset`) the model has
-    transformer/ track_head/ vae/ text_encoder/ [motion_prior/] [image_encoder/] [tiny_vae/] [tokenizer/]
+    transformer/ track_head/ vae/ text_encoder/ [motion_prior/] [matte/] [image_encoder/] [tiny_vae/] [tokenizer/]
         config.json           the class (`_class_name`, or transformers' `architectures`) and its configuration
         *.safetensors         weights; no other format is ever opened
 
@@ -37,6 +37,7 @@ CLASSES = {  # the only classes a folder may name, and where they are
     "CLIPVisionModel": "motionstream.model.encoders:CLIPImageEncoder",
     "EffectTextEncoder": "motionstream.model.text:EffectTextEncoder",
     "EmbeddedVAE": "motionstream.model.vae:EmbeddedVAE",
+    "Matte": "motionstream.model.matte:Matte",
     "MotionPrior": "motionstream.model.motion_prior:MotionPrior",
     "MotionTransformer": "motionstream.model.transformer:MotionTransformer",
     "TinyVAE": "motionstream.model.tiny_vae:TinyVAE",
@@ -47,7 +48,7 @@ CLASSES = {  # the only classes a folder may name, and where they are
     "WanVAE": "motionstream.model.wan_vae:WanVAE",
 }
 REQUIRED = ("transformer", "track_head", "vae", "text_encoder")
-OPTIONAL = ("motion_prior", "image_encoder", "tiny_vae")
+OPTIONAL = ("motion_prior", "matte", "image_encoder", "tiny_vae")
 DECODERS = ("full", "tiny")
 INDEX_CLASS = "MotionStream"
 
@@ -70,6 +71,7 @@ class Model:
     motion_prior: nn.Module | None
     device: torch.device
     dtype: torch.dtype
+    matte: nn.Module | None = None
     image_encoder: nn.Module | None = None
     tiny_vae: nn.Module | None = None
     turn: Lock = field(default_factory=Lock, repr=False, compare=False)
@@ -120,7 +122,7 @@ def load_model(
             raise InputError(f"{folder / 'transformer'} has {key} = {given}; its preset {preset.name} has {value}")
     wanted = default_dtype(device, dtype)
     # The prior stays on the CPU: beside a GPU no autocast is in force there.
-    own = {} if device.type == "cpu" else {"motion_prior": None}
+    own = {} if device.type == "cpu" else dict.fromkeys(("motion_prior", "matte"))
     parts = {name: load_component(folder / name, own.get(name, wanted)) for name in (*REQUIRED, *optional)}
     return assemble(preset, parts, device, wanted, low_memory)
 

@@ -18,13 +18,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from motionstream.model.completion import Completion
+from motionstream.model.matte import Matte, beneath, told
 from motionstream.model.motion_prior import Moved
-from motionstream.model.warping import between, fill_holes, on_all_cores, seen_through
+from motionstream.model.warping import (
+    CELL,
+    between,
+    enlarged_motion,
+    fill_holes,
+    in_the_first_frame,
+    on_all_cores,
+    seen_through,
+)
 
 RIDGE = 4e-4  # variance of colours, in [-1, 1], below which they say little of the light
 SMOOTH = 5  # cells over which light does not change by itself
 FILLING = 0.5  # share of the prior's blur in holes; the rest is the student's: the mean is better than either
 GUESSED = 0.7  # share of what the prior guesses to lie behind: less has less detail, more is farther from the truth
+CLEAR, MARGIN = 0.1, 3  # opacity of what is not quite a thing any more, and pixels from there that show nothing of it
 NOISE, FLAKE = 0.14, 0.24  # how much brighter than its surroundings the student makes noise at most, a flake at least
 
 
@@ -131,19 +141,63 @@ class Sharp:
     def __init__(self, picture: np.ndarray):
         self.picture, self._thirds = picture, _thirds(picture)
         self._behind, self._filled = self._thirds, 0  # cells that are filled in it
+        self.thing: np.ndarray | None = None  # float32 [kH, kW] in [0, 1]: how opaque what lies in front is, if known
+        self.opaque: np.ndarray | None = None  # the same, but 1 where tracks tell how what lies behind moves
+        self._cells: np.ndarray | None = None  # what the prior saw when that was found
 
     def seen(self, columns: np.ndarray, rows: np.ndarray, behind: bool = False) -> np.ndarray:
         """See `seen_through`. behind: without the things in front, as far as that has been filled."""
         return cv2.cvtColor(seen_through(self._behind if behind else self._thirds, columns, rows), cv2.COLOR_RGBA2RGB)
 
+    def cut_out(self, moved: Moved, matte: Matte) -> None:
+        """Finds out where things end, anew when the prior has looked anew."""
+        if moved.cells is not None and moved.cells is not self._cells:
+            self._cells, self._filled = moved.cells, 0
+            self.thing = matte.of(self.picture, moved.cells)
+            self.opaque = np.maximum(self.thing, told(self.thing, moved.anchors, *moved.things.shape))
+
     def fill(self, behind: Completion | None) -> None:
         """Takes over what has been filled since."""
         if behind is not None and (filled := np.count_nonzero(behind.filled)) > self._filled:
-            self._behind, self._filled = _thirds(behind.of(self.picture)), filled
+            plate = behind.of(self.picture)
+            if self.thing is not None:  # what surrounds a thing need not be guessed
+                around = np.ones((2 * MARGIN + 1, 2 * MARGIN + 1), np.uint8)
+                share = cv2.blur(np.minimum(cv2.dilate(self.thing, around) / CLEAR, 1), (3, 3))
+                plate = cv2.blendLinear(plate, self.picture, share, 1 - share)
+            self._behind, self._filled = _thirds(plate), filled
 
 
 def _thirds(picture: np.ndarray) -> np.ndarray:
     return between(cv2.cvtColor(picture, cv2.COLOR_RGB2RGBA))
+
+
+def layered(
+    seen: np.ndarray,
+    places: tuple[np.ndarray, np.ndarray],
+    sharp: Sharp,
+    moved: Moved,
+    t: int,
+    look: Callable[[np.ndarray, np.ndarray], np.ndarray],
+) -> np.ndarray:
+    """Frame t, `seen` [kH, kW, 3] at `places` of the sharp copy; where things are not opaque one sees what lies behind.
+
+    look: sees that at other places, in the frame's light.
+    """
+    under, edge = beneath(moved.things, moved.backward[t], moved.sure[t])
+    if not edge.any():
+        return seen
+    edge = cv2.dilate(edge.view(np.uint8), np.ones((3, 3), np.uint8))  # enlarged, motion reaches into the next cell
+    scale = len(seen) // len(edge)
+    cells = tuple(slice(max(0, at.min() - 1), at.max() + 2) for at in edge.nonzero())
+    part = tuple(slice(scale * at.start, scale * at.stop) for at in cells)
+    here = cv2.resize(edge[cells], None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST)
+    at = (place[part] for place in places)
+    opaque = cv2.remap(sharp.opaque, *at, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    opaque = np.where(here, opaque, np.float32(1))
+    motion = enlarged_motion(under[(slice(None), *cells)], np.ones_like(edge[cells], np.float32), scale)
+    below = look(*in_the_first_frame(scale // CELL * motion, part[1].start, part[0].start))
+    seen[part] = cv2.blendLinear(seen[part], below, opaque, 1 - opaque)
+    return seen
 
 
 def sharpened(frames: Tensor, moved: Moved, light: Light | None, sharp: Sharp) -> np.ndarray:
@@ -179,6 +233,8 @@ def sharpened(frames: Tensor, moved: Moved, light: Light | None, sharp: Sharp) -
     def make(t: int) -> np.ndarray:
         places = None if moved.backward is None else moved.places(t, times)
         seen = lit(sharp.picture if places is None else sharp.seen(*places), t)
+        if places is not None and sharp.opaque is not None:
+            seen = layered(seen, places, sharp, moved, t, lambda *at: lit(sharp.seen(*at, behind=True), t))
         frame = cv2.add(cv2.resize(rest[t], size), seen, dtype=cv2.CV_32F)
         put(frame, -unsure[t], lambda part: seen[part])
         put(frame, guessed[t], lambda part: lit(sharp.seen(*(place[part] for place in places), behind=True), t))

@@ -59,6 +59,7 @@ from motionstream.model.warping import (
 from motionstream.tracks import Tracks
 
 CERTAIN = 3.0  # log-odds with which a track moves the place it is attached to, at the least
+IN_FRONT = 0.5  # how far in front, of 1, a cell of a thing lies
 CONNECTED = 0.15  # share of a cell's motion that must come from tracks for the cell to join two others
 LOOK = 320 * 192  # pixels, at the least, of the picture that the U-Net sees: in smaller ones it cuts off what is thin
 
@@ -96,6 +97,13 @@ class UNet(nn.Module):
             skip = levels.pop()
             x = block(F.silu(torch.cat([F.interpolate(x, size=skip.shape[-2:], mode="nearest"), skip], dim=1)))
         return self.leave(F.silu(x))
+
+
+def as_seen(weights: Tensor, front: Tensor, image: Tensor) -> Tensor:
+    """What `MotionPrior.look` gives of an image [3, H, W]: how far in front its cells lie and how much they follow
+    tracks, [2, h, w] in [0, 1].
+    """
+    return torch.stack([front, 1 - weights[:, 0]]).view(2, image.shape[1] // CELL, -1)
 
 
 def connect(weights: Tensor, anchors: Tensor, height: int, width: int) -> Tensor:
@@ -144,7 +152,8 @@ class Moved:
     picture: [1, 3, T, H, W] in [-1, 1]; confidence: [1, 1, T, H, W]; guessed: likewise, where it shows what may lie
     behind; beyond: likewise, where it is mirrored at the first frame's edges. backward: [T, 2, h, w], pixels, where the
     cells of each frame are to be found in the first one, and sure: [T, h, w], their confidence; None where nothing has
-    moved. behind: see `PriorState`.
+    moved. behind, cells: see `PriorState`; things: bool [h, w], cells of the first frame that go with a thing in front;
+    anchors: [N, 2], pixels, where tracks start in it.
     """
 
     picture: Tensor
@@ -154,6 +163,9 @@ class Moved:
     backward: np.ndarray | None = None
     sure: np.ndarray | None = None
     behind: Completion | None = None
+    cells: np.ndarray | None = None
+    things: np.ndarray | None = None
+    anchors: np.ndarray | None = None
 
     def to(self, device: torch.device) -> "Moved":
         parts = ("picture", "confidence", "guessed", "beyond")
@@ -212,6 +224,7 @@ class PriorState:
     weights: Tensor | None = None  # [P, 1 + N]
     front: Tensor | None = None  # [P]
     outlines: tuple[Tensor, Tensor, Tensor] | None = None  # see `outlines`
+    cells: np.ndarray | None = None  # [2, h, w] in [0, 1]: how far in front they lie, how much they follow tracks
     behind: Completion | None = None  # what lies behind things of the first frame that have left
     plate: np.ndarray | None = None  # `between` of [H, W, 4]: the first frame so filled, and how much of that is seen
 
@@ -299,7 +312,7 @@ class MotionPrior(ModelMixin, ConfigMixin):
         frames = on_all_cores(frame, displacement.numpy(), tracks.points[:, placed], tracks.visible[:, placed])
         *shown, backward, sure = (np.stack(part) for part in zip(*frames, strict=True))
         parts = (torch.from_numpy(part).view(tracks.T, -1, height, width).movedim(1, 0)[None] for part in shown)
-        return Moved(*parts, backward, sure, state.behind)
+        return Moved(*parts, backward, sure, state.behind, state.cells, (front > IN_FRONT) | ~moving, anchors)
 
     def _uncover(self, state: PriorState, displacement: Tensor) -> None:
         """Guesses what one sees behind things that have left."""
@@ -341,7 +354,7 @@ class MotionPrior(ModelMixin, ConfigMixin):
         state.latest = displacement[-1].clone()
         return displacement
 
-    def _look(self, image: Tensor, centres: Tensor, anchors: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    def look(self, image: Tensor, centres: Tensor, anchors: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """Weights [P, 1 + N] of the cells of an image [3, H, W], see `weigh`; how far in front, 0 to 1, they are [P].
 
         So that things are cut out of a small picture as well as of a large one, it is enlarged to `LOOK`.
@@ -376,9 +389,10 @@ class MotionPrior(ModelMixin, ConfigMixin):
         state.anchors = {track: state.anchors[track] for track in state.ids}
         anchors = torch.stack([*state.anchors.values(), torch.zeros(2)])  # the last one never counts: N may be 0
         valid = (torch.arange(len(anchors)) < len(state.ids))[None]
-        weights, front = self._look(state.image, centres, anchors, valid)
+        weights, front = self.look(state.image, centres, anchors, valid)
         state.weights = connect(weights[:, :-1], anchors[:-1], *state.size)
         height, width = state.size
+        state.cells = as_seen(weights, front, state.image).numpy()
         state.outlines = outlines(front.view(height // CELL, width // CELL))
         state.front = (front - BEHIND * state.outlines[1].flatten()).clamp_min(0)
         base = state.base.T.unflatten(1, (height // CELL, width // CELL))[None]

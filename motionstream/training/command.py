@@ -34,11 +34,12 @@ from motionstream.errors import InputError, make_folder, writing
 from motionstream.machine import keep_memory, parse_resolution, pick_device, pick_dtype, size_for
 from motionstream.model.checkpoint import follow_umask, load_component, read_json
 from motionstream.model.device import usable_device
+from motionstream.model.matte import Matte
 from motionstream.model.motion_prior import MotionPrior
 from motionstream.model.presets import PRESETS, Preset
 from motionstream.model.tiny_vae import TinyVAE
 from motionstream.model.vae import EmbeddedVAE
-from motionstream.training import prior
+from motionstream.training import matte, prior
 from motionstream.training.adaptation import causal_loss, trajectory_records
 from motionstream.training.clips import (
     SHARD,
@@ -271,6 +272,18 @@ def train_motion_prior(args: argparse.Namespace, world: World) -> None:
     trainer.train(lambda: save_part(net, args.out / "model" / "motion_prior", world))
 
 
+def train_matte(args: argparse.Namespace, world: World) -> None:
+    recipe = _recipe(args, "matte")
+    schedule, library = _schedule(args, recipe, world), _library(args)
+    folder = model_folder(args.model or args.preset, PRESETS[args.preset])
+    seeing = load_component(folder / "motion_prior").to(world.device).eval().requires_grad_(False)
+    net = (load_component(folder / "matte") if (folder / "matte").is_dir() else Matte()).to(world.device)
+    data = made_samples(lambda rng: matte.sample(rng, library), schedule, args.seed, world, args.workers)
+    player = Player("matte", net, lambda batch: matte.matte_loss(seeing, net, batch), optimisers_for(net, recipe.rate))
+    trainer = Trainer(Stage([player], data), args.out, schedule, world)
+    trainer.train(lambda: save_part(net, args.out / "model" / "matte", world))
+
+
 def save_part(part: torch.nn.Module, folder: Path, world: World) -> None:
     if world.leads:
         with whole_folder(folder) as unfinished:
@@ -481,15 +494,17 @@ def _parser(saved: dict[str, Any] | None = None) -> argparse.ArgumentParser:
     vae.set_defaults(run=train_tiny_vae, needs=("out",))
     motion = stages.add_parser("motion-prior", help="dense motion from picture and tracks")
     motion.set_defaults(run=train_motion_prior, needs=("library", "out"))
-    for command in (clips, vae, motion):
+    ends = stages.add_parser("matte", help="where exactly things end, for a motion prior")
+    ends.set_defaults(run=train_matte, needs=("library", "out"))
+    for command in (clips, vae, motion, ends):
         command.add_argument("--library", type=Path, metavar="DIR", help="photographs for synthetic scenes")
     for command in (clips, vae):
         command.add_argument("--folder", type=Path, metavar="DIR", help="real clips instead")
-    for command in (vae, motion):
+    for command in (vae, motion, ends):
         command.add_argument("--workers", type=count, default=1, help="processes that make samples")
     for command in (teacher, adapt, distil):
         command.add_argument("--workers", type=count, default=0, help="processes that read clips, beside a GPU")
-    for command in (teacher, adapt, distil, vae, motion):
+    for command in (teacher, adapt, distil, vae, motion, ends):
         _run_options(command)
     for command in (teacher, trajectories, distil):
         command.add_argument("--guidance", type=float, nargs=2, metavar=("TEXT", "MOTION"), help="default: preset's")
@@ -499,9 +514,10 @@ def _parser(saved: dict[str, Any] | None = None) -> argparse.ArgumentParser:
         trajectories: "the teacher's",
         vae: "default: weights/PRESET; the embedded presets' autoencoders begin anew",
         motion: "default: begins anew",
+        ends: "whose motion prior sees, and whose matte goes on; default: weights/PRESET",
     }
     for command in stages.choices.values():
-        _common_options(command, starts.get(command, "default: weights/PRESET"), on_gpu=command is not motion)
+        _common_options(command, starts.get(command, "default: weights/PRESET"), on_gpu=command not in (motion, ends))
         command.set_defaults(**saved or {})
     return parser
 

@@ -292,7 +292,8 @@ def save_network(network: Network, source: Path, folder: Path, dtype: torch.dtyp
             )
             whole.to(dtype).save_pretrained(unfinished / name)
         for other in source.iterdir():
-            needless = {"motion_prior": not network.preset.motion_prior, "track_head": rgb}
+            priorless = not network.preset.motion_prior
+            needless = {"motion_prior": priorless, "matte": priorless, "track_head": rgb}
             if other.is_dir() and not needless.get(other.name) and not (unfinished / other.name).exists():
                 shutil.copytree(other, unfinished / other.name)
         follow_umask(*unfinished.glob("*/*.safetensors"))

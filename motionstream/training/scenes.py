@@ -432,6 +432,14 @@ def render_frame(scene: Scene, frame: int) -> tuple[np.ndarray, np.ndarray]:
     return picture[..., :3], owner
 
 
+def opacity(scene: Scene, frame: int) -> np.ndarray:
+    """How much of each pixel of a frame is not the background, float32 [H, W] in [0, 1]."""
+    clear = np.ones((scene.height, scene.width), np.float32)
+    for layer in scene.layers[1:]:
+        clear *= 1 - _draw(scene, layer, frame, cv2.BORDER_CONSTANT)[..., 3] / np.float32(255)
+    return 1 - clear
+
+
 def render_clip(scene: Scene) -> Clip:
     frames, owners = zip(*(render_frame(scene, t) for t in range(scene.frames)), strict=True)
     return Clip(np.stack(frames), np.stack(owners))

@@ -77,6 +77,7 @@ RECIPES = {
         "distil": Recipe(batch=4, rate=1e-5, critic_rate=5e-5, anchor=0.3, **(_SMALL | dict(ema=0.98, chunks=5))),
         "tiny-vae": Recipe(batch=12, rate=1.2e-3, floor=0.02, ema=0.995),
         "motion-prior": Recipe(batch=12, rate=1.2e-3, floor=0.02, ema=0.995),
+        "matte": Recipe(batch=6, rate=2e-3, floor=0.02, ema=0.995),
     },
     "wan2.1-1.3b": _paper(7, 800),
     "wan2.2-5b": _paper(10, 400),

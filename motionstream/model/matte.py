@@ -1,0 +1,76 @@
+"""Where exactly things end: how opaque each pixel of the first frame is, where the motion prior sees a thing in cells.
+
+What a thing takes along of its surroundings would be seen as a hem of the old background at its new place. So in a
+sharp frame (`composite`) one sees two layers there: the first frame as opaque as the thing is, and beneath it what lies
+behind, in its own motion.
+"""
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor, nn
+
+from motionstream.model.motion_prior import UNet
+from motionstream.model.warping import BESIDE, CELL, PARTS, fill_holes, in_the_first_frame, nearest_cells
+
+SEES = 2  # pixels to a side of what the network sees as one
+GIVEN = 4.0  # log-odds of what is surely a thing, before the network has looked
+
+
+class Matte(ModelMixin, ConfigMixin):
+    """A picture, and what the motion prior sees in its cells -> how opaque each of its pixels is."""
+
+    stays_on_cpu = True  # as the prior does
+
+    @register_to_config
+    def __init__(self, widths: tuple[int, ...] = (24, 32, 48, 64)):
+        super().__init__()
+        self.net = UNet(3 * SEES**2 + 2, tuple(widths), SEES**2)
+        self.gain = nn.Parameter(torch.tensor(GIVEN))
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, picture: Tensor, cells: Tensor) -> Tensor:
+        """picture [B, 3, H, W] in [-1, 1], H and W even; cells [B, 2, h, w], see `as_seen` -> logits [B, 1, H, W]."""
+        cells = 2 * F.interpolate(cells, picture.shape[-2:], mode="bilinear", align_corners=False) - 1
+        seen = torch.cat([F.pixel_unshuffle(picture, SEES), F.avg_pool2d(cells, SEES)], dim=1)
+        found = self.net(seen.contiguous(memory_format=torch.channels_last)).float()
+        return F.pixel_shuffle(found, SEES) + self.gain * cells.mean(1, keepdim=True)
+
+    @torch.no_grad()
+    def of(self, picture: np.ndarray, cells: np.ndarray) -> np.ndarray:
+        """Opacities, float32 [H, W] in [0, 1], of a picture, uint8 [H, W, 3], with cells [2, h, w]."""
+        seen = torch.from_numpy(picture).movedim(2, 0)[None] / 127.5 - 1
+        return self(seen, torch.from_numpy(cells)[None])[0, 0].sigmoid().numpy()
+
+
+def beneath(things: np.ndarray, flow: np.ndarray, sure: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How what lies behind things moves, as `flow`, and the cells, bool [h, w], in which that is another motion.
+
+    things: bool [h, w], cells of the first frame that go with a thing in front, its rim included; flow: backward motion
+    [2, h, w] of a frame's cells, pixels, without holes; sure: [h, w], how sure it is.
+    """
+    places = in_the_first_frame(flow / CELL)
+    seen = cv2.remap(things.astype(np.float32), *places, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE) > 0
+    under = fill_holes(flow, sure * ~seen)
+    return under, seen & (np.square(flow - under).sum(0) > PARTS**2)
+
+
+def told(opaque: np.ndarray, anchors: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """1 where a track tells how what lies behind things moves, else 0: float32, as large as `opaque` [H, W].
+
+    The prior's own motion is better there. anchors [N, 2] of the tracks, pixels of so many rows and columns of cells:
+    one that is where it is clear tells of the cells that are near, and nearer to no other.
+    """
+    size = rows, columns
+    if not len(anchors):
+        return np.zeros_like(opaque)
+    tracked = np.zeros(size, bool)
+    at = np.clip(anchors // CELL, 0, np.array(size[::-1]) - 1).astype(int)
+    tracked[at[:, 1], at[:, 0]] = True
+    far, nearest = nearest_cells(tracked)
+    cells = cv2.resize(opaque, size[::-1], interpolation=cv2.INTER_AREA)
+    held = (CELL * far < BESIDE) & (cells.ravel()[nearest] < 0.5)
+    return cv2.resize(held.astype(np.float32), opaque.shape[::-1])

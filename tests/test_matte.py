@@ -1,0 +1,188 @@
+"""Along outlines of what moves one sees two layers: the thing, as opaque as it is, and what lies behind, unmoved."""
+
+import dataclasses
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from motionstream.model.completion import Completion
+from motionstream.model.composite import Light, Sharp, sharpened
+from motionstream.model.matte import Matte, beneath, told
+from motionstream.model.motion_prior import Moved
+
+ROWS, COLUMNS, TIMES = 24, 40, 2  # cells, and how many times as large as 2 pixels to a cell the sharp copy is
+SHIFT = 8  # pixels by which the thing has moved right
+
+
+@pytest.fixture
+def photo():
+    coarse = np.random.default_rng(0).integers(0, 256, (24, 40, 3), np.uint8)
+    return cv2.resize(coarse, (2 * TIMES * COLUMNS, 2 * TIMES * ROWS), interpolation=cv2.INTER_CUBIC)
+
+
+def square(top, left, height, width):
+    cells = np.zeros((ROWS, COLUMNS), bool)
+    cells[top : top + height, left : left + width] = True
+    return cells
+
+
+THING, LANDED = square(8, 10, 8, 10), square(8, 10 + SHIFT // 2, 8, 10)
+
+
+def flow():
+    return np.where(LANDED, np.float32([-SHIFT, 0])[:, None, None], np.float32(0))
+
+
+def moved(photo):
+    """The thing has moved right; all of what one sees is sure."""
+    small = cv2.resize(photo, (2 * COLUMNS, 2 * ROWS), interpolation=cv2.INTER_AREA)
+    picture = (torch.tensor(small) / 127.5 - 1).permute(2, 0, 1)[None, :, None]
+    sure = torch.ones_like(picture[:, :1])
+    return Moved(
+        picture,
+        sure,
+        torch.zeros_like(sure),
+        torch.zeros_like(sure),
+        flow()[None],
+        np.ones((1, ROWS, COLUMNS), np.float32),
+        cells=np.stack([THING, THING]).astype(np.float32),
+        things=THING,
+        anchors=np.zeros((0, 2), np.float32),
+    )
+
+
+def frame(photo, opaque, light=None):
+    parts, sharp = moved(photo), Sharp(photo)
+    sharp.opaque = opaque
+    return sharpened(parts.picture[0].transpose(0, 1), parts, light, sharp)[0]
+
+
+def pixels(cells):
+    return np.kron(cells, np.ones((2 * TIMES, 2 * TIMES), bool))
+
+
+def test_beneath_a_thing_lies_what_moves_as_its_surroundings():
+    under, edge = beneath(THING, flow(), np.ones((ROWS, COLUMNS), np.float32))
+    assert np.array_equal(edge, LANDED)
+    assert not under.any()
+
+
+def test_where_all_moves_alike_there_is_nothing_beneath():
+    together = np.broadcast_to(np.float32([-SHIFT, 0])[:, None, None], (2, ROWS, COLUMNS))
+    under, edge = beneath(THING, together, np.ones((ROWS, COLUMNS), np.float32))
+    assert not edge.any()
+    np.testing.assert_allclose(under, together, atol=1e-4)
+
+
+def test_an_opaque_thing_hides_all(photo):
+    assert np.array_equal(frame(photo, np.ones(photo.shape[:2], np.float32)), frame(photo, None))
+
+
+@pytest.mark.parametrize("lit", (False, True))
+def test_through_what_is_clear_one_sees_the_background_where_it_is(lit, photo):
+    light = Light(0.5 * torch.eye(3)[None], torch.zeros(1, 3, 2, 3)) if lit else None
+    made = frame(photo, np.zeros(photo.shape[:2], np.float32), light).astype(float)
+    inside = cv2.erode(pixels(LANDED).astype(np.uint8), np.ones((9, 9), np.uint8)) > 0
+    small = cv2.resize(moved(photo).picture[0, :, 0].permute(1, 2, 0).numpy(), photo.shape[1::-1])
+    # What `frames` had on top of the moved picture stays: here they are that picture in its own light.
+    on_top = (127.5 * (small + 1) - 127.5 - 63.75 * small) if lit else 0
+    wanted = (127.5 + 0.5 * (photo - 127.5) if lit else photo) + on_top
+    assert np.abs(made - wanted)[inside].max() <= 2
+
+
+def test_half_opaque_is_half_of_both(photo):
+    half, all_, none = (frame(photo, np.full(photo.shape[:2], o, np.float32)).astype(float) for o in (0.5, 1, 0))
+    assert np.abs(half - (all_ + none) / 2).max() <= 1
+    assert np.abs(all_ - none).max() > 50
+
+
+def test_opacity_travels_with_the_thing(photo):
+    """Clear in the left half of the thing: so it is where the left half has come to."""
+    opaque = np.ones(photo.shape[:2], np.float32)
+    opaque[pixels(square(8, 10, 8, 5))] = 0
+    made, solid = frame(photo, opaque), frame(photo, None)
+    left = cv2.erode(pixels(square(8, 10 + SHIFT // 2, 8, 5)).astype(np.uint8), np.ones((9, 9), np.uint8)) > 0
+    elsewhere = cv2.dilate(pixels(square(8, 10 + SHIFT // 2, 8, 5)).astype(np.uint8), np.ones((9, 9), np.uint8)) == 0
+    assert np.abs(made.astype(int) - photo)[left].max() <= 1
+    assert np.array_equal(made[elsewhere], solid[elsewhere])
+
+
+def test_what_has_been_filled_behind_is_seen_through_it(photo):
+    parts, sharp = moved(photo), Sharp(photo)
+    behind = Completion.empty(ROWS, COLUMNS)
+    behind.filled[8:16, 10:20], behind.shift[8:16, 10:20] = True, (-8, 0)
+    sharp.thing = np.where(pixels(THING), np.float32(1), np.float32(0))
+    sharp.opaque = 1 - sharp.thing  # so that one sees through all of it
+    made = sharpened(parts.picture[0].transpose(0, 1), dataclasses.replace(parts, behind=behind), None, sharp)[0]
+    inside = cv2.erode(pixels(LANDED).astype(np.uint8), np.ones((9, 9), np.uint8)) > 0
+    assert np.abs(made.astype(int) - behind.of(photo))[inside].max() <= 1
+    assert np.abs(behind.of(photo).astype(int) - photo)[inside].max() > 50
+
+
+def test_where_a_thing_is_clear_nothing_behind_it_is_guessed(photo):
+    behind = Completion.empty(ROWS, COLUMNS)
+    behind.filled[8:16, 10:20], behind.shift[8:16, 10:20] = True, (-8, 0)
+    sharp, right = Sharp(photo), square(8, 15, 8, 5)
+    sharp.thing = pixels(right).astype(np.float32)
+    sharp.fill(behind)
+    rows, columns = np.indices(photo.shape[:2], np.float32)
+    seen = sharp.seen(columns, rows, behind=True)
+    surely = pixels(square(8, 10, 8, 4))  # a few pixels from the thing, so that nothing of its edge is seen
+    assert np.array_equal(seen[surely], photo[surely])
+    assert np.array_equal(seen[pixels(right)], behind.of(photo)[pixels(right)])
+
+
+def test_the_matte_is_found_once_for_each_look(photo):
+    class Counting:
+        looks = 0
+
+        def of(self, picture, cells):
+            self.looks += 1
+            return np.full(picture.shape[:2], self.looks, np.float32)
+
+    matte, sharp, first = Counting(), Sharp(photo), moved(photo)
+    for parts, looks in ((dataclasses.replace(first, cells=None), 0), (first, 1), (first, 1), (moved(photo), 2)):
+        sharp.cut_out(parts, matte)
+        assert matte.looks == looks
+        assert sharp.opaque is None if not looks else (sharp.opaque == looks).all()
+
+
+@pytest.mark.parametrize("times", (1, 2, 3))
+def test_before_it_has_learned_a_matte_is_what_the_prior_sees(times):
+    matte = Matte(widths=(8, 8))
+    for weight in matte.net.parameters():
+        weight.data.zero_()
+    picture = np.zeros((2 * times * ROWS, 2 * times * COLUMNS, 3), np.uint8)
+    found = matte.of(picture, np.stack([THING, THING]).astype(np.float32))
+    assert found.shape == picture.shape[:2] and found.dtype == np.float32
+    seen = cv2.resize(THING.astype(np.float32), picture.shape[1::-1])
+    assert np.array_equal(found > 0.5, seen > 0.5)
+    assert found.min() < 0.05 and found.max() > 0.95
+
+
+def test_tracks_tell_how_what_lies_behind_moves():
+    """Of the thing's own track and one beside it, each tells of what is nearer to it; the thing's needs no telling."""
+    opaque = pixels(THING).astype(np.float32)
+    on_thing, beside = np.float32([[30, 24]]), np.float32([[50, 24]])
+    assert not told(opaque, np.zeros((0, 2), np.float32), ROWS, COLUMNS).any()
+    assert not told(opaque, on_thing, ROWS, COLUMNS).any()
+    found = told(opaque, np.concatenate([on_thing, beside]), ROWS, COLUMNS)
+    assert found.shape == opaque.shape and found.dtype == np.float32
+    row, at = 24 * TIMES, [x * TIMES for x in (20, 37, 43, 50, 58, 66)]
+    assert found[row, at].tolist() == [0, 0, 1, 1, 1, 0]
+    outside = told(opaque, np.float32([[-90, 24], [500, 900]]), ROWS, COLUMNS)  # they count where the picture ends
+    assert outside[row, 0] == 1 and outside[-1, -1] == 1
+
+
+def test_where_tracks_tell_the_picture_is_as_without_a_matte(photo):
+    class Clear:
+        def of(self, picture, cells):
+            return np.zeros(picture.shape[:2], np.float32)
+
+    parts, sharp = moved(photo), Sharp(photo)
+    everywhere = np.stack(np.meshgrid(np.arange(2, 80, 4), np.arange(2, 48, 4)), -1).reshape(-1, 2).astype(np.float32)
+    sharp.cut_out(dataclasses.replace(parts, anchors=everywhere), Clear())
+    made = sharpened(parts.picture[0].transpose(0, 1), parts, None, sharp)[0]
+    assert np.array_equal(made, frame(photo, None))

@@ -176,6 +176,13 @@ def test_tracks_tell_how_what_lies_behind_moves():
     assert outside[row, 0] == 1 and outside[-1, -1] == 1
 
 
+def test_dense_tracks_tell_everything():
+    opaque = pixels(THING).astype(np.float32)
+    for spacing, everything in ((4, True), (8, True), (16, False), (48, False)):
+        grid = np.stack(np.meshgrid(np.arange(spacing / 2, 80, spacing), np.arange(spacing / 2, 48, spacing)), -1)
+        assert told(opaque, grid.reshape(-1, 2).astype(np.float32), ROWS, COLUMNS).all() == everything
+
+
 def test_where_tracks_tell_the_picture_is_as_without_a_matte(photo):
     class Clear:
         def of(self, picture, cells):

@@ -17,6 +17,7 @@ from motionstream.model.motion_prior import UNet
 from motionstream.model.warping import BESIDE, CELL, PARTS, fill_holes, in_the_first_frame, nearest_cells
 
 SEES = 2  # pixels to a side of what the network sees as one
+DENSE = 0.07  # of a picture's side, from a cell to the nearest track in the mean, where these are all over the picture
 GIVEN = 4.0  # log-odds of what is surely a thing, before the network has looked
 
 
@@ -62,7 +63,7 @@ def told(opaque: np.ndarray, anchors: np.ndarray, rows: int, columns: int) -> np
     """1 where a track tells how what lies behind things moves, else 0: float32, as large as `opaque` [H, W].
 
     The prior's own motion is better there. anchors [N, 2] of the tracks, pixels of so many rows and columns of cells:
-    one that is where it is clear tells of the cells that are near, and nearer to no other.
+    one that is where it is clear tells of the cells that are near, and nearer to no other. Dense ones tell everything.
     """
     size = rows, columns
     if not len(anchors):
@@ -72,5 +73,6 @@ def told(opaque: np.ndarray, anchors: np.ndarray, rows: int, columns: int) -> np
     tracked[at[:, 1], at[:, 0]] = True
     far, nearest = nearest_cells(tracked)
     cells = cv2.resize(opaque, size[::-1], interpolation=cv2.INTER_AREA)
-    held = (CELL * far < BESIDE) & (cells.ravel()[nearest] < 0.5)
+    dense = far.mean() < DENSE * (rows * columns) ** 0.5
+    held = dense | (CELL * far < BESIDE) & (cells.ravel()[nearest] < 0.5)
     return cv2.resize(held.astype(np.float32), opaque.shape[::-1])

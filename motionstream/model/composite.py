@@ -22,11 +22,12 @@ from motionstream.model.matte import Matte, beneath, told
 from motionstream.model.motion_prior import Moved
 from motionstream.model.warping import (
     CELL,
+    around,
     between,
-    enlarged_motion,
     fill_holes,
-    in_the_first_frame,
+    in_pixels,
     on_all_cores,
+    places_within,
     seen_through,
 )
 
@@ -161,8 +162,8 @@ class Sharp:
         if behind is not None and (filled := np.count_nonzero(behind.filled)) > self._filled:
             plate = behind.of(self.picture)
             if self.thing is not None:  # what surrounds a thing need not be guessed
-                around = np.ones((2 * MARGIN + 1, 2 * MARGIN + 1), np.uint8)
-                share = cv2.blur(np.minimum(cv2.dilate(self.thing, around) / CLEAR, 1), (3, 3))
+                margin = np.ones((2 * MARGIN + 1, 2 * MARGIN + 1), np.uint8)
+                share = cv2.blur(np.minimum(cv2.dilate(self.thing, margin) / CLEAR, 1), (3, 3))
                 plate = cv2.blendLinear(plate, self.picture, share, 1 - share)
             self._behind, self._filled = _thirds(plate), filled
 
@@ -188,14 +189,13 @@ def layered(
         return seen
     edge = cv2.dilate(edge.view(np.uint8), np.ones((3, 3), np.uint8))  # enlarged, motion reaches into the next cell
     scale = len(seen) // len(edge)
-    cells = tuple(slice(max(0, at.min() - 1), at.max() + 2) for at in edge.nonzero())
-    part = tuple(slice(scale * at.start, scale * at.stop) for at in cells)
+    cells = around(edge)
+    part = in_pixels(cells, scale)
     here = cv2.resize(edge[cells], None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST)
     at = (place[part] for place in places)
     opaque = cv2.remap(sharp.opaque, *at, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     opaque = np.where(here, opaque, np.float32(1))
-    motion = enlarged_motion(under[(slice(None), *cells)], np.ones_like(edge[cells], np.float32), scale)
-    below = look(*in_the_first_frame(scale // CELL * motion, part[1].start, part[0].start))
+    below = look(*places_within(under, np.ones_like(edge, np.float32), cells, scale // CELL))
     seen[part] = cv2.blendLinear(seen[part], below, opaque, 1 - opaque)
     return seen
 
@@ -226,7 +226,7 @@ def sharpened(frames: Tensor, moved: Moved, light: Light | None, sharp: Sharp) -
     def put(frame: np.ndarray, share: np.ndarray, look: Callable[[tuple], np.ndarray]) -> None:
         """Adds a share [H, W] of what `look` sees within a part of the frame, where there is any."""
         if share.any():
-            part = tuple(slice(times * max(0, at.min() - 1), times * (at.max() + 2)) for at in share.nonzero())
+            part = in_pixels(around(share), times)
             share = cv2.resize(share, size)[part]
             frame[part] += cv2.multiply(look(part), cv2.merge([share] * 3), dtype=cv2.CV_32F)
 

@@ -35,6 +35,7 @@ from motionstream.model.warping import (
     BEHIND,
     CELL,
     SEEN,
+    around,
     at_points,
     behind,
     between,
@@ -43,12 +44,14 @@ from motionstream.model.warping import (
     decided_motion,
     enlarged_motion,
     fill_holes,
+    in_pixels,
     in_the_first_frame,
     meet,
     mirrored,
     on_all_cores,
     on_top,
     outlines,
+    places_within,
     planes,
     seen_through,
     settle,
@@ -194,15 +197,14 @@ def in_motion(
     confidence = cv2.resize(sure, (width, height)) * (1 - beyond)
     confidence = without_seams(confidence, beyond, near)
     known = np.maximum(confidence, beyond)
-    around = behind(near, known)
-    shown, guessed = fill_holes(warped, known, around), np.zeros_like(known)
+    tells = behind(near, known)
+    shown, guessed = fill_holes(warped, known, tells), np.zeros_like(known)
     if plate is not None and (holes := known < 1).any():
         # What lies behind a thing moves as what is seen beside it, not as the thing.
-        flow = fill_holes(backward, sure, surely(cv2.resize(around, sure.shape[::-1], interpolation=cv2.INTER_AREA)))
-        cells = tuple(slice(max(0, at.min() // CELL - 1), at.max() // CELL + 2) for at in holes.nonzero())
-        part = tuple(slice(CELL * at.start, CELL * at.stop) for at in cells)
-        moved = enlarged_motion(flow[(slice(None), *cells)], sure[cells])
-        seen = planes(seen_through(plate, *in_the_first_frame(moved, part[1].start, part[0].start))).clip(-1, 1)
+        flow = fill_holes(backward, sure, surely(cv2.resize(tells, sure.shape[::-1], interpolation=cv2.INTER_AREA)))
+        cells = around(holes.reshape(front.shape[0], CELL, -1, CELL).any((1, 3)))
+        part = in_pixels(cells)
+        seen = planes(seen_through(plate, *places_within(flow, sure, cells))).clip(-1, 1)
         filled, there, known = seen[:3], np.maximum(seen[3], 0), known[part]
         room, warped = (picture[(slice(None), *part)] for picture in (shown, warped))
         room += there * (filled + known * (warped - filled) - room)

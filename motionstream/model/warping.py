@@ -395,6 +395,28 @@ def in_the_first_frame(flow: np.ndarray, left: int = 0, top: int = 0) -> tuple[n
     return flow[0] + columns, flow[1] + rows[:, None]
 
 
+def around(cells: np.ndarray) -> tuple[slice, slice]:
+    """The rows and columns within which some cells, [h, w], lie, and one more on each side; at least one is not 0."""
+    return tuple(slice(max(0, at.min() - 1), at.max() + 2) for at in cells.nonzero())
+
+
+def in_pixels(part: tuple[slice, slice], scale: int = CELL) -> tuple[slice, slice]:
+    """Rows and columns told in cells of so many pixels, in pixels."""
+    return tuple(slice(scale * at.start, scale * at.stop) for at in part)
+
+
+def places_within(
+    flow: np.ndarray, sure: np.ndarray, part: tuple[slice, slice], times: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
+    """`in_the_first_frame` of a part of a frame, told in cells, for a picture that is so many times as large.
+
+    flow [2, h, w] and sure [h, w] of all cells, see `enlarged_motion`.
+    """
+    motion = times * enlarged_motion(flow[(slice(None), *part)], sure[part], CELL * times)
+    rows, columns = in_pixels(part, CELL * times)
+    return in_the_first_frame(motion, columns.start, rows.start)
+
+
 def between(picture: np.ndarray) -> np.ndarray:
     """What `seen_through` looks at: a picture [H, W, C] and, bicubic, two places between each two of its pixels.
 

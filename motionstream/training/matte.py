@@ -14,8 +14,8 @@ from motionstream.model.matte import Matte
 from motionstream.model.motion_prior import MotionPrior, as_seen
 from motionstream.model.warping import cell_centres
 from motionstream.training.clips import to_tensor
-from motionstream.training.prior import MAX_TRACKS
-from motionstream.training.scenes import Library, choose_points, opacity, random_scene, render_frame
+from motionstream.training.prior import MAX_TRACKS, points_of_any_kind
+from motionstream.training.scenes import Library, opacity, random_scene, render_frame
 
 SIZE = (480, 288)  # of the picture that one sees
 SMALLER = (1, 2, 2, 3)  # times by which the one that the prior looks at is smaller
@@ -26,8 +26,7 @@ HOLE = 2.0  # how much more a hole in a thing counts than what it takes along
 def sample(rng: np.random.Generator, library: Library) -> dict[str, Tensor]:
     scene = random_scene(rng, library, *SIZE, 2)
     picture, owner = render_frame(scene, 0)
-    mode = rng.choice(["drags", "sparse", "dense"], p=[0.75, 0.1, 0.15])
-    points = choose_points(rng, scene, owner, mode)[:MAX_TRACKS]
+    points = points_of_any_kind(rng, scene, owner)
     anchors, valid = np.zeros((MAX_TRACKS, 2), np.float32), np.arange(MAX_TRACKS) < len(points)
     anchors[valid] = points
     opaque = opacity(scene, 0)

@@ -37,8 +37,7 @@ def sample(rng: np.random.Generator, library: Library) -> dict[str, Tensor]:
     time = int(rng.integers(4, FRAMES))
     rendered = [render_frame(scene, t) for t in (0, time)]
     owner = np.stack([layers for _, layers in rendered])
-    mode = rng.choice(["drags", "sparse", "dense"], p=[0.75, 0.1, 0.15])
-    points = choose_points(rng, scene, owner[0], mode)[:MAX_TRACKS]
+    points = points_of_any_kind(rng, scene, owner[0])
     tracks = track_points(scene, owner, (0, time), points, np.arange(len(points)))
     columns, rows = SIZE[0] // CELL, SIZE[1] // CELL
     limit = rows - WINDOW, columns - WINDOW
@@ -61,6 +60,12 @@ def sample(rng: np.random.Generator, library: Library) -> dict[str, Tensor]:
         "stays": _staying(scene),
         "target": torch.from_numpy(_displacement(scene, centres, layers, time)),
     }
+
+
+def points_of_any_kind(rng: np.random.Generator, scene: Scene, owner: np.ndarray) -> np.ndarray:
+    """Points [N, 2] of frame 0 to track, at most MAX_TRACKS: mostly a visitor's."""
+    mode = rng.choice(["drags", "sparse", "dense"], p=[0.75, 0.1, 0.15])
+    return choose_points(rng, scene, owner, mode)[:MAX_TRACKS]
 
 
 def _padded(tracks, owner: np.ndarray) -> dict[str, Tensor]:

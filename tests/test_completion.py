@@ -91,6 +91,32 @@ def test_detail_comes_from_as_sharp_a_picture_as_there_is():
     assert np.abs(small - made)[hole].mean() < 2
 
 
+def two_copies() -> tuple[Completion, np.ndarray]:
+    """A hole whose left half is copied from a dark place, its right half from a bright one; and the picture."""
+    found, picture = Completion.empty(H, W), np.full((4 * H, 4 * W, 3), 200, np.uint8)
+    picture[: 4 * 10] = 100
+    found.filled[20:40, 30:50] = True
+    found.shift[20:40, 30:40], found.shift[20:40, 40:50] = (-20, 0), (20, 0)
+    found.shift[30:40, 30:40] = (-30, 0)
+    found.source[:] = ~found.filled
+    return found, picture
+
+
+def test_where_two_copies_meet_one_fades_into_the_other():
+    found, picture = two_copies()
+    across = found.of(picture)[4 * 25, 4 * 30 : 4 * 50, 0].astype(int)
+    assert (across[: 4 * 8] == 100).all() and (across[4 * 12 :] == 200).all()
+    steps = np.diff(across)
+    assert (steps >= 0).all() and steps.max() < 40
+
+
+def test_no_copy_fades_into_what_may_not_be_copied():
+    found, picture = two_copies()
+    picture[4 * 45 : 4 * 60, 4 * 38 : 4 * 40] = 0  # it would be seen left of the seam
+    found.source[45:60, 38:40] = False
+    assert found.of(picture)[4 * 20 : 4 * 40, 4 * 30 : 4 * 50].min() >= 100
+
+
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 2**32 - 1))
 def test_only_what_may_be_copied_is_copied(seed):

@@ -9,8 +9,9 @@ import torch
 
 from motionstream.model.completion import Completion
 from motionstream.model.composite import Light, Sharp, sharpened
-from motionstream.model.matte import Matte, beneath, told
+from motionstream.model.matte import Matte, told
 from motionstream.model.motion_prior import Moved
+from motionstream.model.warping import beneath
 
 ROWS, COLUMNS, TIMES = 24, 40, 2  # cells, and how many times as large as 2 pixels to a cell the sharp copy is
 SHIFT = 8  # pixels by which the thing has moved right
@@ -46,6 +47,7 @@ def moved(photo):
         torch.zeros_like(sure),
         torch.zeros_like(sure),
         flow()[None],
+        np.zeros((1, 2, ROWS, COLUMNS), np.float32),
         np.ones((1, ROWS, COLUMNS), np.float32),
         cells=np.stack([THING, THING]).astype(np.float32),
         things=THING,
@@ -64,16 +66,18 @@ def pixels(cells):
 
 
 def test_beneath_a_thing_lies_what_moves_as_its_surroundings():
-    under, edge = beneath(THING, flow(), np.ones((ROWS, COLUMNS), np.float32))
-    assert np.array_equal(edge, LANDED)
-    assert not under.any()
+    assert not beneath(flow(), np.ones((ROWS, COLUMNS), np.float32), THING).any()
 
 
-def test_where_all_moves_alike_there_is_nothing_beneath():
-    together = np.broadcast_to(np.float32([-SHIFT, 0])[:, None, None], (2, ROWS, COLUMNS))
-    under, edge = beneath(THING, together, np.ones((ROWS, COLUMNS), np.float32))
-    assert not edge.any()
-    np.testing.assert_allclose(under, together, atol=1e-4)
+def test_beneath_a_thing_lies_what_moves_as_what_tells_of_it():
+    left, moves = square(0, 0, ROWS, 10), flow() + np.float32(2) * square(0, 0, ROWS, 10)
+    under = beneath(moves, left.astype(np.float32), THING)
+    np.testing.assert_allclose(under, 2, atol=1e-4)
+
+
+def test_beneath_what_is_all_of_the_picture_lies_what_moves_with_it():
+    everywhere = np.ones((ROWS, COLUMNS), bool)
+    assert np.array_equal(beneath(flow(), np.ones((ROWS, COLUMNS), np.float32), everywhere), flow())
 
 
 def test_an_opaque_thing_hides_all(photo):

@@ -7,6 +7,8 @@ same height: a horizon goes on. What is copied keeps its detail, and takes on th
 is. What the thing still covers waits until it does not: filling all at once would take longer than a chunk's denoising.
 """
 
+import itertools
+import math
 from dataclasses import dataclass
 
 import cv2
@@ -28,6 +30,7 @@ NEAR = 2.0  # squared difference of colours, of 255, that a cell of distance cou
 UPRIGHT = 12.0  # cells to the side that one up or down counts as much as: most pictures lie in layers
 SOFT = (2 * (SQUARE + RING) + 1,) * 2  # cells from which colours spread
 ROUNDS = 60  # in which colours settle: from then on they hardly change
+FADE = (-1.5, -0.75, 0.0, 0.75, 1.5)  # cells, to each side, whose copies are mixed
 BESIDE = np.array([[[-1, 0]], [[1, 0]], [[0, -1]], [[0, 1]]])
 
 
@@ -37,7 +40,7 @@ class Completion:
 
     filled: bool [h, w]; shift: int [h, w, 2], rows and columns to where a cell is copied from; colour: float32
     [h, w, 3], what is added to it, of 255; seen: float32 [h, w] in [0, 1], how much of that is to be shown; things:
-    bool [h, w], behind which that is; holes: one for each of them.
+    bool [h, w], behind which that is; source: bool [h, w], what may be copied; holes: one for each of those things.
     """
 
     filled: np.ndarray
@@ -45,13 +48,14 @@ class Completion:
     colour: np.ndarray
     seen: np.ndarray
     things: np.ndarray
+    source: np.ndarray
     holes: list["Hole"]
 
     @classmethod
     def empty(cls, rows: int, columns: int) -> "Completion":
         zeros = np.zeros((rows, columns, 3), np.float32)
         seen = zeros[..., 0].copy()
-        return cls(seen > 0, zeros[..., :2].astype(int), zeros, seen, seen > 0, [])
+        return cls(seen > 0, zeros[..., :2].astype(int), zeros, seen, seen > 0, seen > 0, [])
 
     def uncover(self, picture: np.ndarray, front: np.ndarray, moved: np.ndarray) -> bool:
         """Fills what one sees behind things that have left, each cell once; whether there was anything to fill.
@@ -65,6 +69,7 @@ class Completion:
         if new:
             cells = cv2.resize(picture, front.shape[::-1], interpolation=cv2.INTER_AREA).astype(np.float32)
             source = ~with_rim(np.any(things, axis=0))
+            np.logical_or(self.source, source, out=self.source)
         for thing, gone in new:
             seen = seen_behind(gone, thing & (far < np.median(far[gone]) / 2))
             self.holes.append(Hole.behind(cells, gone, seen, source))
@@ -76,14 +81,27 @@ class Completion:
         return any(wanted.any() for _, wanted in bare)
 
     def of(self, picture: np.ndarray) -> np.ndarray:
-        """The picture, uint8 [n * h, n * w, 3], filled."""
-        times = len(picture) // len(self.filled)
-        rows, columns = np.nonzero(np.kron(self.filled, np.ones((times, times), bool)))
-        shift = times * self.shift[rows // times, columns // times]
-        copied = picture[rows + shift[:, 0], columns + shift[:, 1]]
-        colour = cv2.resize(self.colour, picture.shape[1::-1])[rows, columns]
+        """The picture, uint8 [n * h, n * w, 3], filled. Where what is copied from one place meets what is copied from
+        another, one fades into the other.
+        """
+        times, (rows, columns) = len(picture) // len(self.filled), self.filled.shape
+        height, width = times * rows, times * columns
+        y, x = np.nonzero(np.kron(self.filled, np.ones((times, times), bool)))
+        colours, sums, total = picture.reshape(-1, 3), np.zeros((len(y), 3), np.float32), np.zeros(len(y), np.float32)
+        for down, right in itertools.product(FADE, FADE):
+            cell = (y + int(times * down)).clip(0, height - 1) // times * columns
+            cell += (x + int(times * right)).clip(0, width - 1) // times
+            shift = times * self.shift.reshape(-1, 2)[cell]
+            row, column = y + shift[:, 0], x + shift[:, 1]
+            counts = self.filled.ravel()[cell] & (row >= 0) & (row < height) & (column >= 0) & (column < width)
+            row, column = row * counts, column * counts
+            if down or right:  # its own place is one that may be copied
+                counts &= self.source.ravel()[row // times * columns + column // times]
+            weight = counts * np.float32(math.exp(-(down**2 + right**2) / 2))
+            sums += weight[:, None] * (colours[row * width + column] + self.colour.reshape(-1, 3)[cell])
+            total += weight
         done = picture.copy()
-        done[rows, columns] = np.rint(copied + colour).clip(0, 255)
+        done[y, x] = np.rint(sums / total[:, None]).clip(0, 255)
         return done
 
 

@@ -10,6 +10,7 @@ student adds, and what is filled, is as coarse as its frames.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import cv2
 import numpy as np
@@ -18,10 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from motionstream.model.completion import Completion
-from motionstream.model.matte import Matte, beneath, told
+from motionstream.model.matte import Matte, told
 from motionstream.model.motion_prior import Moved
 from motionstream.model.warping import (
     CELL,
+    PARTS,
     around,
     between,
     fill_holes,
@@ -29,12 +31,12 @@ from motionstream.model.warping import (
     on_all_cores,
     places_within,
     seen_through,
+    showing,
 )
 
 RIDGE = 4e-4  # variance of colours, in [-1, 1], below which they say little of the light
 SMOOTH = 5  # cells over which light does not change by itself
 FILLING = 0.5  # share of the prior's blur in holes; the rest is the student's: the mean is better than either
-GUESSED = 0.7  # share of what the prior guesses to lie behind: less has less detail, more is farther from the truth
 CLEAR, MARGIN = 0.1, 3  # opacity of what is not quite a thing any more, and pixels from there that show nothing of it
 NOISE, FLAKE = 0.14, 0.24  # how much brighter than its surroundings the student makes noise at most, a flake at least
 
@@ -124,7 +126,7 @@ def composite(
     known = (F.avg_pool2d(confidence, cell) > 0.5).to(confidence)
     decoded = decoded - enlarged(filled(wanted - given, known), decoded)
     if light is None:
-        kept = confidence if guessed is None else confidence + GUESSED * guessed
+        kept = confidence if guessed is None else confidence + guessed
         return torch.lerp(decoded, shown, kept.clamp(FILLING, 1))
     if unchanged is not None:
         fine = decoded - light.on(unchanged)
@@ -178,13 +180,14 @@ def layered(
     sharp: Sharp,
     moved: Moved,
     t: int,
-    look: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    behind: Callable[[tuple[slice, slice]], np.ndarray],
 ) -> np.ndarray:
     """Frame t, `seen` [kH, kW, 3] at `places` of the sharp copy; where things are not opaque one sees what lies behind.
 
-    look: sees that at other places, in the frame's light.
+    behind: what that is in a part of the frame, told in cells.
     """
-    under, edge = beneath(moved.things, moved.backward[t], moved.sure[t])
+    parted = np.square(moved.backward[t] - moved.under[t]).sum(0) > PARTS**2
+    edge = parted & showing(moved.things, moved.backward[t])
     if not edge.any():
         return seen
     edge = cv2.dilate(edge.view(np.uint8), np.ones((3, 3), np.uint8))  # enlarged, motion reaches into the next cell
@@ -195,8 +198,7 @@ def layered(
     at = (place[part] for place in places)
     opaque = cv2.remap(sharp.opaque, *at, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     opaque = np.where(here, opaque, np.float32(1))
-    below = look(*places_within(under, np.ones_like(edge, np.float32), cells, scale // CELL))
-    seen[part] = cv2.blendLinear(seen[part], below, opaque, 1 - opaque)
+    seen[part] = cv2.blendLinear(seen[part], behind(cells), opaque, 1 - opaque)
     return seen
 
 
@@ -209,7 +211,7 @@ def sharpened(frames: Tensor, moved: Moved, light: Light | None, sharp: Sharp) -
     """
     parts = (moved.picture, moved.confidence, moved.guessed, moved.beyond)
     warped, sure, guessed, beyond = (x[0].transpose(0, 1).cpu() for x in parts)
-    sure, guessed = sure + (1 if light else FILLING) * beyond, (1 if light else GUESSED) * guessed
+    sure = sure + (1 if light else FILLING) * beyond
     size = sharp.picture.shape[1::-1]
     times = size[0] // warped.shape[-1]
     frames, shown, matrices = 127.5 * (frames + 1), 127.5 * (warped + 1), [None] * len(frames)
@@ -223,21 +225,27 @@ def sharpened(frames: Tensor, moved: Moved, light: Light | None, sharp: Sharp) -
     def lit(picture: np.ndarray, t: int) -> np.ndarray:
         return picture if matrices[t] is None else cv2.transform(picture.astype(np.float32), matrices[t])
 
-    def put(frame: np.ndarray, share: np.ndarray, look: Callable[[tuple], np.ndarray]) -> None:
-        """Adds a share [H, W] of what `look` sees within a part of the frame, where there is any."""
+    def behind(t: int, cells: tuple[slice, slice]) -> np.ndarray:
+        under = moved.under[t]
+        places = places_within(under, np.ones_like(under[0]), cells, times)
+        return lit(sharp.seen(*places, behind=True), t)
+
+    def put(frame: np.ndarray, share: np.ndarray, look: Callable[[tuple[slice, slice]], np.ndarray]) -> None:
+        """Adds a share [H, W] of what `look` sees within a part of the frame, told in cells, where there is any."""
         if share.any():
-            part = in_pixels(around(share), times)
+            cells = around(share.reshape(len(share) // CELL, CELL, -1, CELL).any((1, 3)))
+            part = in_pixels(cells, CELL * times)
             share = cv2.resize(share, size)[part]
-            frame[part] += cv2.multiply(look(part), cv2.merge([share] * 3), dtype=cv2.CV_32F)
+            frame[part] += cv2.multiply(look(cells), cv2.merge([share] * 3), dtype=cv2.CV_32F)
 
     def make(t: int) -> np.ndarray:
         places = None if moved.backward is None else moved.places(t, times)
         seen = lit(sharp.picture if places is None else sharp.seen(*places), t)
         if places is not None and sharp.opaque is not None:
-            seen = layered(seen, places, sharp, moved, t, lambda *at: lit(sharp.seen(*at, behind=True), t))
+            seen = layered(seen, places, sharp, moved, t, partial(behind, t))
         frame = cv2.add(cv2.resize(rest[t], size), seen, dtype=cv2.CV_32F)
-        put(frame, -unsure[t], lambda part: seen[part])
-        put(frame, guessed[t], lambda part: lit(sharp.seen(*(place[part] for place in places), behind=True), t))
+        put(frame, -unsure[t], lambda cells: seen[in_pixels(cells, CELL * times)])
+        put(frame, guessed[t], partial(behind, t))
         return cv2.add(frame, 0.0, dtype=cv2.CV_8U)
 
     return np.stack(on_all_cores(make, range(len(frames))))

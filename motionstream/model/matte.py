@@ -14,7 +14,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from motionstream.model.motion_prior import UNet
-from motionstream.model.warping import BESIDE, CELL, PARTS, fill_holes, in_the_first_frame, nearest_cells
+from motionstream.model.warping import BESIDE, CELL, nearest_cells
 
 SEES = 2  # pixels to a side of what the network sees as one
 DENSE = 0.07  # of a picture's side, from a cell to the nearest track in the mean, where these are all over the picture
@@ -45,18 +45,6 @@ class Matte(ModelMixin, ConfigMixin):
         """Opacities, float32 [H, W] in [0, 1], of a picture, uint8 [H, W, 3], with cells [2, h, w]."""
         seen = torch.from_numpy(picture).movedim(2, 0)[None] / 127.5 - 1
         return self(seen, torch.from_numpy(cells)[None])[0, 0].sigmoid().numpy()
-
-
-def beneath(things: np.ndarray, flow: np.ndarray, sure: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How what lies behind things moves, as `flow`, and the cells, bool [h, w], in which that is another motion.
-
-    things: bool [h, w], cells of the first frame that go with a thing in front, its rim included; flow: backward motion
-    [2, h, w] of a frame's cells, pixels, without holes; sure: [h, w], how sure it is.
-    """
-    places = in_the_first_frame(flow / CELL)
-    seen = cv2.remap(things.astype(np.float32), *places, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE) > 0
-    under = fill_holes(flow, sure * ~seen)
-    return under, seen & (np.square(flow - under).sum(0) > PARTS**2)
 
 
 def told(opaque: np.ndarray, anchors: np.ndarray, rows: int, columns: int) -> np.ndarray:

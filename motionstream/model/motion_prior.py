@@ -38,6 +38,7 @@ from motionstream.model.warping import (
     around,
     at_points,
     behind,
+    beneath,
     between,
     cell_centres,
     close_gaps,
@@ -154,9 +155,9 @@ class Moved:
 
     picture: [1, 3, T, H, W] in [-1, 1]; confidence: [1, 1, T, H, W]; guessed: likewise, where it shows what may lie
     behind; beyond: likewise, where it is mirrored at the first frame's edges. backward: [T, 2, h, w], pixels, where the
-    cells of each frame are to be found in the first one, and sure: [T, h, w], their confidence; None where nothing has
-    moved. behind, cells: see `PriorState`; things: bool [h, w], cells of the first frame that go with a thing in front;
-    anchors: [N, 2], pixels, where tracks start in it.
+    cells of each frame are to be found in the first one, and sure: [T, h, w], their confidence; under: as backward, of
+    what lies behind things; None where nothing has moved. behind, cells: see `PriorState`; things: bool [h, w], cells
+    of the first frame that go with a thing in front; anchors: [N, 2], pixels, where tracks start in it.
     """
 
     picture: Tensor
@@ -164,6 +165,7 @@ class Moved:
     guessed: Tensor
     beyond: Tensor
     backward: np.ndarray | None = None
+    under: np.ndarray | None = None
     sure: np.ndarray | None = None
     behind: Completion | None = None
     cells: np.ndarray | None = None
@@ -180,12 +182,12 @@ class Moved:
 
 
 def in_motion(
-    picture: np.ndarray, plate: np.ndarray | None, displacement: np.ndarray, front: np.ndarray
+    picture: np.ndarray, plate: np.ndarray | None, things: np.ndarray, displacement: np.ndarray, front: np.ndarray
 ) -> tuple[np.ndarray, ...]:
-    """One frame of the first frame in motion: picture, confidence, guessed, beyond, backward and sure of `Moved`.
+    """One frame of the first frame in motion: picture, confidence, guessed, beyond, backward, under, sure of `Moved`.
 
     picture: `between` of [H, W, 4], the first frame in [-1, 1] and how far in front it lies; plate: see `PriorState`;
-    displacement [P, 2] pixels and front [h, w] of its cells in this frame.
+    things: see `Moved`; displacement [P, 2] pixels and front [h, w] of its cells in this frame.
     """
     height, width = (CELL * side for side in front.shape)
     backward, sure = close_gaps(*splat(displacement, front.ravel(), height, width))
@@ -199,17 +201,18 @@ def in_motion(
     known = np.maximum(confidence, beyond)
     tells = behind(near, known)
     shown, guessed = fill_holes(warped, known, tells), np.zeros_like(known)
+    tells = surely(cv2.resize(tells, sure.shape[::-1], interpolation=cv2.INTER_AREA))
+    flow = fill_holes(backward, sure, tells)  # what was hidden moves as what is seen beside it, not as the thing
+    under = beneath(flow, tells, things)
     if plate is not None and (holes := known < 1).any():
-        # What lies behind a thing moves as what is seen beside it, not as the thing.
-        flow = fill_holes(backward, sure, surely(cv2.resize(tells, sure.shape[::-1], interpolation=cv2.INTER_AREA)))
         cells = around(holes.reshape(front.shape[0], CELL, -1, CELL).any((1, 3)))
         part = in_pixels(cells)
-        seen = planes(seen_through(plate, *places_within(flow, sure, cells))).clip(-1, 1)
+        seen = planes(seen_through(plate, *places_within(under, np.ones_like(sure), cells))).clip(-1, 1)
         filled, there, known = seen[:3], np.maximum(seen[3], 0), known[part]
         room, warped = (picture[(slice(None), *part)] for picture in (shown, warped))
         room += there * (filled + known * (warped - filled) - room)
         guessed[part] = there * (1 - known)
-    return shown, confidence, guessed, beyond, flow, sure
+    return shown, confidence, guessed, beyond, flow, under, sure
 
 
 @dataclass
@@ -303,18 +306,19 @@ class MotionPrior(ModelMixin, ConfigMixin):
         height, width = state.size
         moving = ~state.outlines[1].numpy()  # not the background beside what moves
         front = state.front.view(height // CELL, width // CELL).numpy()
+        things = (front > IN_FRONT) | ~moving
         picture = between(np.dstack([state.image.movedim(0, -1).numpy(), cv2.resize(front, (width, height))]))
         placed = [n for n, track in enumerate(tracks.ids.tolist()) if track in state.anchors]
         anchors = np.array([state.anchors[i].numpy() for i in tracks.ids[placed].tolist()]).reshape(-1, 2)
 
         def frame(moved: np.ndarray, points: np.ndarray, visible: np.ndarray) -> tuple[np.ndarray, ...]:
             shown = on_top(moved, points, points - anchors, visible, height, width)
-            return in_motion(picture, state.plate, moved, front + SEEN * moving * shown.reshape(front.shape))
+            return in_motion(picture, state.plate, things, moved, front + SEEN * moving * shown.reshape(front.shape))
 
         frames = on_all_cores(frame, displacement.numpy(), tracks.points[:, placed], tracks.visible[:, placed])
-        *shown, backward, sure = (np.stack(part) for part in zip(*frames, strict=True))
+        *shown, backward, under, sure = (np.stack(part) for part in zip(*frames, strict=True))
         parts = (torch.from_numpy(part).view(tracks.T, -1, height, width).movedim(1, 0)[None] for part in shown)
-        return Moved(*parts, backward, sure, state.behind, state.cells, (front > IN_FRONT) | ~moving, anchors)
+        return Moved(*parts, backward, under, sure, state.behind, state.cells, things, anchors)
 
     def _uncover(self, state: PriorState, displacement: Tensor) -> None:
         """Guesses what one sees behind things that have left."""

@@ -277,6 +277,24 @@ def _foremost(cells: np.ndarray, weight: np.ndarray, motion: np.ndarray, count: 
     return (np.stack(sums[:2]) / sums[2]).T
 
 
+def showing(things: np.ndarray, flow: np.ndarray) -> np.ndarray:
+    """Which cells of a frame show some of the cells `things` of the first one, bool [h, w] both.
+
+    flow: backward motion [2, h, w] of the frame's cells, pixels, without holes.
+    """
+    places = in_the_first_frame(flow / CELL)
+    return cv2.remap(things.astype(np.float32), *places, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE) > 0
+
+
+def beneath(flow: np.ndarray, tells: np.ndarray, things: np.ndarray) -> np.ndarray:
+    """How what lies behind things moves, [2, h, w]: as what is seen beside them, not as they do.
+
+    flow: as `showing` takes it; tells: [h, w] in [0, 1], how much its cells tell of what lies behind.
+    """
+    tells = tells * ~showing(things, flow)
+    return fill_holes(flow, tells) if tells.any() else flow
+
+
 def close_gaps(backward: np.ndarray, coverage: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Fills cells that stretching left bare from their neighbours, where these part from the nearest one; real holes
     keep confidence 0.

@@ -44,8 +44,10 @@ def main() -> None:
     for budget, dtype, threads in itertools.product(budgets, args.dtypes, args.threads):
         settings = [args.model, args.chunks, args.random_weights, args.device, dtype, str(budget), threads]
         command = [sys.executable, "-c", RUN, json.dumps(settings)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         name = f"{budget} tokens, {dtype}, {threads} threads"
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+        if done.returncode:
+            sys.exit(f"{name}: no figures, because of the error above")
         print(f"== {name}\n{done.stdout}")
         results[name] = json.loads(done.stdout.splitlines()[-1])
     text = table({name: {key: figures[key] for key in COLUMNS} for name, figures in results.items()})

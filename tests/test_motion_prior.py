@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from motionstream.model import motion_prior
 from motionstream.model.checkpoint import assemble
-from motionstream.model.motion_prior import Cells, Grips, MotionPrior, connect
+from motionstream.model.motion_prior import Cells, Grips, MotionPrior, as_seen, connect
 from motionstream.model.presets import PRESETS
 from motionstream.model.warping import (
     BEHIND,
@@ -21,6 +21,7 @@ from motionstream.model.warping import (
     SEEN,
     behind,
     between,
+    borne,
     cell_centres,
     close_gaps,
     decided_motion,
@@ -28,6 +29,7 @@ from motionstream.model.warping import (
     fill_holes,
     in_the_first_frame,
     least_squares_motion,
+    limbs,
     meet,
     mirrored,
     on_top,
@@ -36,6 +38,7 @@ from motionstream.model.warping import (
     settle,
     splat,
     surely,
+    with_rims,
     without_seams,
 )
 from motionstream.tracks import Tracks
@@ -119,6 +122,91 @@ def test_motion_is_cut_along_outlines_and_stretches_elsewhere():
     kept = settle(gentle, *outlines(front))[0, :, 0].view(HEIGHT // 2, -1)
     assert (kept.diff(dim=1) >= 0).all() and len(kept.unique()) > WIDTH // 2 - 6
     torch.testing.assert_close(kept, settle(gentle, *outlines(0 * front))[0, :, 0].view(HEIGHT // 2, -1))
+
+
+def spider() -> torch.Tensor:
+    """How far in front cells [30, 40] lie: a body (rows 10 to 19, columns 10 to 19), and a leg to column 30."""
+    front = torch.zeros(30, 40)
+    front[10:20, 10:20] = 1
+    front[14:16, 20:30] = 0.8
+    return front
+
+
+def bearers(front: torch.Tensor, anchors: list[tuple[float, float]]) -> np.ndarray:
+    return limbs(front, torch.tensor(anchors).reshape(-1, 2)).view(front.shape).numpy()
+
+
+def inside_of_spider(cells: np.ndarray) -> bool:
+    row, column = np.divmod(cells, 40)
+    return bool((12 <= row).all() and (row < 18).all() and (12 <= column).all() and (column < 18).all())
+
+
+OWN = np.arange(1200).reshape(30, 40)
+
+
+def test_a_limb_goes_with_the_thing_that_it_hangs_on():
+    bearer = bearers(spider(), [(30.0, 30.0)])
+    assert inside_of_spider(bearer[14:16, 20:30])
+    bearer[14:16, 20:30] = OWN[14:16, 20:30]
+    assert np.array_equal(bearer, OWN)
+
+
+def test_the_rim_of_a_limb_goes_with_it_and_no_other():
+    front = spider()
+    rim, foremost = outlines(front)[1:]
+    bearer = with_rims(limbs(front, torch.zeros(0, 2)), rim, foremost).view(30, 40).numpy()
+    assert inside_of_spider(bearer[12:18, 23:30])
+    assert rim[:, :18].any() and np.array_equal(bearer[:, :18], OWN[:, :18])
+
+
+def test_a_limb_is_seen_as_its_thing_is():
+    front = spider().flatten()
+    weights = torch.stack([1 - 0.9 * (front == 1), 0.9 * (front == 1)], 1)
+    seen, _ = as_seen(weights, front, torch.tensor([1.0]), torch.tensor([[30.0, 30.0]]), 60, 80)
+    assert (seen[0, 14:16, 20:30] == 1).all()
+    torch.testing.assert_close(seen[1, 14:16, 20:30], torch.full((2, 10), 0.9))
+    assert seen.sum() == pytest.approx((100 + 20) * 1.9)
+
+
+def test_a_limb_with_a_track_goes_as_it_likes():
+    assert np.array_equal(bearers(spider(), [(30.0, 30.0), (54.0, 29.0)]), OWN)
+
+
+def test_what_is_thin_but_hangs_on_nothing_goes_as_it_likes():
+    front = spider()
+    front[10:20, 10:26] = 0
+    assert np.array_equal(bearers(front, []), OWN)
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_what_hangs_on_a_thing_goes_with_what_does_not_hang_itself(seed):
+    rng = np.random.default_rng(seed)
+    front = torch.from_numpy(cv2.resize(rng.random((8, 10), np.float32), (40, 30), interpolation=cv2.INTER_CUBIC))
+    front = (front + 0.8 * (torch.from_numpy(rng.random((30, 40))) < 0.05)).float().clamp(0, 1)
+    bearer = bearers(front, rng.uniform(0, 60, (3, 2)).tolist()).ravel()
+    assert np.array_equal(bearer[bearer], bearer)
+
+
+def test_a_limb_that_would_stay_behind_goes_along_with_its_bearer():
+    motion, share, bearer = torch.zeros(12, 20, 2), torch.full((12, 20), 0.1), torch.arange(240).view(12, 20)
+    motion[:, :8, 0], share[:, :8] = 10.0, 0.9
+    motion[2, 16, 0] = 10.0
+    limb, speck = np.s_[4:7, 8:14], np.s_[10, 16]
+    bearer[limb] = bearer[speck] = 5 * 20 + 4
+    bearer[:, 0] = 5 * 20 + 18  # goes by itself, though what it hangs on stays
+    moved, follows = (part[0] for part in borne(motion.view(1, -1, 2), share.view(1, -1), bearer.flatten(), 12))
+    wanted = torch.zeros(12, 20)
+    wanted[:, :8] = 10.0
+    wanted[4:7, 8:13] = 10.0
+    wanted[5, 13] = wanted[3, 8] = wanted[7, 8] = 10.0  # medians round the corners off
+    assert torch.equal(moved[:, 0].view(12, 20), wanted) and not moved[:, 1].any()
+    assert (follows.view(12, 20)[limb] == 0.9).all() and (follows.view(12, 20)[:, 8:][:4] == 0.1).all()
+
+
+def test_tracks_on_the_background_are_not_seen_as_a_thing():
+    weights = torch.tensor([[0.1, 0.6, 0.3], [0.0, 0.0, 1.0]])
+    seen, _ = as_seen(weights, torch.tensor([0.7, 0.2]), torch.tensor([1.0, 0.0]), torch.zeros(0, 2), 2, 4)
+    torch.testing.assert_close(seen, torch.tensor([[[0.7, 0.2]], [[0.6, 0.0]]]))
 
 
 def test_outlines_lie_between_front_and_back():
@@ -261,7 +349,7 @@ def test_beside_what_moves_the_background_is_put_behind_and_not_brought_to_the_f
     centres, cells, seen = cell_centres(HEIGHT, WIDTH), HEIGHT * WIDTH // 4, []
     thing = (centres - 32).abs().amax(1) < 8
     told = Cells(torch.zeros(1, cells, 4), torch.zeros(1, cells), torch.where(thing, 20.0, 0.0)[None])
-    grips = Grips(torch.zeros(1, 1, 4), torch.tensor([[20.0]]), torch.full((1, 1), 5.0))
+    grips = Grips(torch.zeros(1, 2, 4), torch.tensor([[20.0, 0.0]]), torch.full((1, 2), 5.0))
     monkeypatch.setattr("motionstream.model.motion_prior.LOOK", HEIGHT * WIDTH)
     monkeypatch.setattr(prior, "features", lambda *given: (told, grips))
     in_motion = motion_prior.in_motion

@@ -342,7 +342,7 @@ def test_the_motion_prior_minds_thin_things_most():
     layers = np.zeros((40, 64), np.uint8)
     layers[:, 32:] = 1
     layers[20, :20] = 2  # a rope
-    weight = prior._rarity(layers)
+    weight = prior.rarity(layers, 9)
     assert weight.dtype == np.float32 and (weight > 0).all()
     assert weight[20, 10] > 1.4 * weight[20, 31] > 1.4 * 1.2 * weight[5, 50]
     np.testing.assert_allclose(weight[5, 50], 1.1**-0.5, rtol=1e-5)

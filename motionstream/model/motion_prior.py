@@ -34,12 +34,14 @@ from motionstream.model.completion import Completion
 from motionstream.model.warping import (
     BEHIND,
     CELL,
+    IN_FRONT,
     SEEN,
     around,
     at_points,
     behind,
     beneath,
     between,
+    borne,
     cell_centres,
     close_gaps,
     decided_motion,
@@ -47,6 +49,7 @@ from motionstream.model.warping import (
     fill_holes,
     in_pixels,
     in_the_first_frame,
+    limbs,
     meet,
     mirrored,
     on_all_cores,
@@ -58,12 +61,12 @@ from motionstream.model.warping import (
     settle,
     splat,
     surely,
+    with_rims,
     without_seams,
 )
 from motionstream.tracks import Tracks
 
 CERTAIN = 3.0  # log-odds with which a track moves the place it is attached to, at the least
-IN_FRONT = 0.5  # how far in front, of 1, a cell of a thing lies
 CONNECTED = 0.15  # share of a cell's motion that must come from tracks for the cell to join two others
 LOOK = 320 * 192  # pixels, at the least, of the picture that the U-Net sees: in smaller ones it cuts off what is thin
 
@@ -103,11 +106,16 @@ class UNet(nn.Module):
         return self.leave(F.silu(x))
 
 
-def as_seen(weights: Tensor, front: Tensor, image: Tensor) -> Tensor:
-    """What `MotionPrior.look` gives of an image [3, H, W]: how far in front its cells lie and how much they follow
-    tracks, [2, h, w] in [0, 1].
+def as_seen(
+    weights: Tensor, front: Tensor, held: Tensor, anchors: Tensor, height: int, width: int
+) -> tuple[Tensor, Tensor]:
+    """What `MotionPrior.look` gives of an image, where limbs are seen as their things are: how far in front its cells
+    lie, and how much they follow tracks that hold what lies in front, not the background, [2, h, w] in [0, 1]; and what
+    bears each cell [P], see `limbs`. anchors [N, 2] of the tracks that count, pixels.
     """
-    return torch.stack([front, 1 - weights[:, 0]]).view(2, image.shape[1] // CELL, -1)
+    seen = torch.stack([front, weights[:, 1:] @ held])
+    bearer = limbs(front.view(height // CELL, width // CELL), anchors)
+    return seen[:, bearer].view(2, height // CELL, width // CELL), bearer
 
 
 def connect(weights: Tensor, anchors: Tensor, height: int, width: int) -> Tensor:
@@ -229,7 +237,8 @@ class PriorState:
     weights: Tensor | None = None  # [P, 1 + N]
     front: Tensor | None = None  # [P]
     outlines: tuple[Tensor, Tensor, Tensor] | None = None  # see `outlines`
-    cells: np.ndarray | None = None  # [2, h, w] in [0, 1]: how far in front they lie, how much they follow tracks
+    bearer: Tensor | None = None  # [P], see `limbs`, with their rims
+    cells: np.ndarray | None = None  # [2, h, w] in [0, 1]: see `as_seen`
     behind: Completion | None = None  # what lies behind things of the first frame that have left
     plate: np.ndarray | None = None  # `between` of [H, W, 4]: the first frame so filled, and how much of that is seen
 
@@ -355,13 +364,15 @@ class MotionPrior(ModelMixin, ConfigMixin):
                 state.weights, cell_centres(*state.size), anchors, moved, visible, self.ridge.exp()
             )
             motion = settle(motion * share[..., None], *state.outlines)
+            motion, share = borne(motion, share, state.bearer, state.size[0] // CELL)
             motion = meet(motion, share, anchors, moved, visible, state.size[0] // CELL)
             displacement = state.base + motion
         state.latest = displacement[-1].clone()
         return displacement
 
-    def look(self, image: Tensor, centres: Tensor, anchors: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights [P, 1 + N] of the cells of an image [3, H, W], see `weigh`; how far in front, 0 to 1, they are [P].
+    def look(self, image: Tensor, centres: Tensor, anchors: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Weights [P, 1 + N] of the cells of an image [3, H, W], see `weigh`; how far in front, 0 to 1, they are [P],
+        and what each track holds is [N].
 
         So that things are cut out of a small picture as well as of a large one, it is enlarged to `LOOK`.
         """
@@ -376,7 +387,8 @@ class MotionPrior(ModelMixin, ConfigMixin):
         queries, stay, front = maps.flatten(1).T[None].split([self.config.features, 1, 1], dim=2)
         cells = Cells(queries, stay[..., 0], front[..., 0])
         with torch.autocast("cpu", enabled=False):
-            return self.weigh(centres, cells, places, grips, valid)[0], cells.front[0].sigmoid()
+            weights = self.weigh(centres, cells, places, grips, valid)[0]
+        return weights, cells.front[0].sigmoid(), grips.front[0].sigmoid()
 
     def _regroup(self, state: PriorState, tracks: Tracks, points: Tensor, visible: Tensor) -> None:
         """Takes in a new set of tracks: bakes the motion so far, anchors the newcomers, weighs all of them anew."""
@@ -395,12 +407,13 @@ class MotionPrior(ModelMixin, ConfigMixin):
         state.anchors = {track: state.anchors[track] for track in state.ids}
         anchors = torch.stack([*state.anchors.values(), torch.zeros(2)])  # the last one never counts: N may be 0
         valid = (torch.arange(len(anchors)) < len(state.ids))[None]
-        weights, front = self.look(state.image, centres, anchors, valid)
+        weights, front, held = self.look(state.image, centres, anchors, valid)
         state.weights = connect(weights[:, :-1], anchors[:-1], *state.size)
         height, width = state.size
-        state.cells = as_seen(weights, front, state.image).numpy()
-        state.outlines = outlines(front.view(height // CELL, width // CELL))
-        state.front = (front - BEHIND * state.outlines[1].flatten()).clamp_min(0)
+        seen, bearer = as_seen(weights, front, held, anchors[:-1], *state.size)
+        state.cells, state.outlines = seen.numpy(), outlines(seen[0])
+        state.bearer = with_rims(bearer, *state.outlines[1:])
+        state.front = (seen[0] - BEHIND * state.outlines[1]).clamp_min(0).flatten()
         base = state.base.T.unflatten(1, (height // CELL, width // CELL))[None]
         state.held = at_points(base, anchors[None, :-1])[0]
         for n, track in enumerate(state.ids):

@@ -14,12 +14,13 @@ from motionstream.model.matte import Matte
 from motionstream.model.motion_prior import MotionPrior, as_seen
 from motionstream.model.warping import cell_centres
 from motionstream.training.clips import to_tensor
-from motionstream.training.prior import MAX_TRACKS, points_of_any_kind
+from motionstream.training.prior import MAX_TRACKS, points_of_any_kind, rarity
 from motionstream.training.scenes import Library, opacity, random_scene, render_frame
 
 SIZE = (480, 288)  # of the picture that one sees
 SMALLER = (1, 2, 2, 3)  # times by which the one that the prior looks at is smaller
 ALONG, ELSEWHERE = 12, 0.3  # pixels from an outline that count, and what all others do
+AROUND = 25  # pixels to a side around one: the fewer of these are as opaque as it is, the more it counts
 HOLE = 2.0  # how much more a hole in a thing counts than what it takes along
 
 
@@ -38,7 +39,7 @@ def sample(rng: np.random.Generator, library: Library) -> dict[str, Tensor]:
         "valid": torch.from_numpy(valid),
         "smaller": torch.tensor(int(rng.choice(SMALLER))),
         "opaque": torch.from_numpy(opaque)[None],
-        "counts": torch.from_numpy(np.where(along, np.float32(1), np.float32(ELSEWHERE)))[None],
+        "counts": torch.from_numpy(np.where(along, rarity(thing, AROUND) ** 2, np.float32(ELSEWHERE)))[None],
     }
 
 
@@ -48,9 +49,11 @@ def seen_by(prior: MotionPrior, picture: Tensor, anchors: Tensor, valid: Tensor,
 
     anchors [N, 2] of the tracks, pixels of the large one; valid bool [N].
     """
-    small, most = F.avg_pool2d(picture, smaller), max(1, int(valid.sum()))  # the rest is padding
-    anchors, valid = anchors[:most] / smaller, valid[None, :most]
-    return as_seen(*prior.look(small, cell_centres(*small.shape[1:]), anchors, valid), small)
+    small, anchors = F.avg_pool2d(picture, smaller), anchors[valid] / smaller
+    counted = F.pad(anchors, (0, 0, 0, 1))  # the last one never counts: there may be none
+    counts = torch.arange(len(counted)) < len(anchors)
+    looked = prior.look(small, cell_centres(*small.shape[1:]), counted, counts[None])
+    return as_seen(*looked, anchors, *small.shape[1:])[0]
 
 
 def matte_loss(prior: MotionPrior, matte: Matte, batch: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -56,7 +56,7 @@ def sample(rng: np.random.Generator, library: Library) -> dict[str, Tensor]:
         **_padded(tracks, owner[0]),
         "cells": torch.from_numpy(cells),
         "layers": torch.from_numpy(layers),
-        "weight": torch.from_numpy(_rarity(seen).ravel()[cells]),
+        "weight": torch.from_numpy(rarity(seen, AROUND).ravel()[cells]),
         "stays": _staying(scene),
         "target": torch.from_numpy(_displacement(scene, centres, layers, time)),
     }
@@ -87,12 +87,12 @@ def _staying(scene: Scene) -> Tensor:
     return stays
 
 
-def _rarity(layers: np.ndarray) -> np.ndarray:
-    """How much the loss weighs each cell [h, w]: the fewer around it are of its own layer, the more.
+def rarity(layers: np.ndarray, around: int) -> np.ndarray:
+    """How much the loss weighs each cell [h, w]: the fewer of so many around it (to a side) are of its layer, the more.
 
     Legs, ropes, tails and outlines are few cells, but to the eye as much as the rest.
     """
-    shares = np.stack([cv2.blur((layers == n).astype(np.float32), (AROUND, AROUND)) for n in range(MAX_LAYERS)])
+    shares = np.stack([cv2.blur((layers == n).astype(np.float32), (around, around)) for n in range(MAX_LAYERS)])
     return (np.take_along_axis(shares, layers[None].astype(np.int64), 0)[0] + 0.1) ** -0.5
 
 

@@ -7,15 +7,13 @@ same height: a horizon goes on. What is copied keeps its detail, and takes on th
 is. What the thing still covers waits until it does not: filling all at once would take longer than a chunk's denoising.
 """
 
-import itertools
-import math
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 import torch
 
-from motionstream.model.warping import CELL
+from motionstream.model.warping import CELL, in_pixels
 
 SOLID = 0.6  # how far in front, in [0, 1], a thing lies that leaves a hole
 LEAVES = 2.0  # pixels that a part of a thing has moved when one sees behind it
@@ -30,7 +28,7 @@ NEAR = 2.0  # squared difference of colours, of 255, that a cell of distance cou
 UPRIGHT = 12.0  # cells to the side that one up or down counts as much as: most pictures lie in layers
 SOFT = (2 * (SQUARE + RING) + 1,) * 2  # cells from which colours spread
 ROUNDS = 60  # in which colours settle: from then on they hardly change
-FADE = (-1.5, -0.75, 0.0, 0.75, 1.5)  # cells, to each side, whose copies are mixed
+FADE = 5  # cells within which one copy fades into another
 BESIDE = np.array([[[-1, 0]], [[1, 0]], [[0, -1]], [[0, 1]]])
 
 
@@ -84,25 +82,36 @@ class Completion:
         """The picture, uint8 [n * h, n * w, 3], filled. Where what is copied from one place meets what is copied from
         another, one fades into the other.
         """
-        times, (rows, columns) = len(picture) // len(self.filled), self.filled.shape
-        height, width = times * rows, times * columns
-        y, x = np.nonzero(np.kron(self.filled, np.ones((times, times), bool)))
-        colours, sums, total = picture.reshape(-1, 3), np.zeros((len(y), 3), np.float32), np.zeros(len(y), np.float32)
-        for down, right in itertools.product(FADE, FADE):
-            cell = (y + int(times * down)).clip(0, height - 1) // times * columns
-            cell += (x + int(times * right)).clip(0, width - 1) // times
-            shift = times * self.shift.reshape(-1, 2)[cell]
-            row, column = y + shift[:, 0], x + shift[:, 1]
-            counts = self.filled.ravel()[cell] & (row >= 0) & (row < height) & (column >= 0) & (column < width)
-            row, column = row * counts, column * counts
-            if down or right:  # its own place is one that may be copied
-                counts &= self.source.ravel()[row // times * columns + column // times]
-            weight = counts * np.float32(math.exp(-(down**2 + right**2) / 2))
-            sums += weight[:, None] * (colours[row * width + column] + self.colour.reshape(-1, 3)[cell])
-            total += weight
-        done = picture.copy()
-        done[y, x] = np.rint(sums / total[:, None]).clip(0, 255)
+        times, done = len(picture) // len(self.filled), picture.copy()
+        sums, total = np.zeros(picture.shape, np.float32), np.zeros(picture.shape[:2], np.float32)
+        ways = self.shift @ (2 * self.filled.shape[1], 1)
+        for way in np.unique(ways[self.filled]):
+            here, there, share, may, colour = self._copy(self.filled & (ways == way))
+            size = share.shape[1] * times, share.shape[0] * times
+            weight = cv2.resize(share, size) * cv2.resize(may, size, interpolation=cv2.INTER_NEAREST)
+            part, source = (in_pixels(cells, times) for cells in (here, there))
+            sums[part] += weight[..., None] * (picture[source] + cv2.resize(colour, size))
+            total[part] += weight
+        cells = np.kron(self.filled, np.ones((times, times), bool))
+        done[cells] = np.rint(sums[cells] / total[cells, None]).clip(0, 255)
         return done
+
+    def _copy(self, cells: np.ndarray) -> tuple:
+        """Cells, bool [h, w], that are copied by one shift, and those beside them: the part of the picture that these
+        are in, where that is copied from, and in the part how much of a cell is this copy, whether it may be, and what
+        is to be added to it.
+        """
+        size, (row, column) = self.filled.shape, np.argwhere(cells)[0]
+        shift = self.shift[row, column]
+        wide = cv2.dilate(cells.view(np.uint8), np.ones((FADE, FADE), np.uint8)).nonzero()
+        sides = zip(wide, shift, size, strict=True)
+        here = tuple(slice(max(at.min(), -by), min(at.max() + 1, most - by)) for at, by, most in sides)
+        there = tuple(slice(part.start + by, part.stop + by) for part, by in zip(here, shift, strict=True))
+        own = cells[here].astype(np.float32)
+        near = cv2.blur(np.dstack([self.colour[here] * own[..., None], own]), (2 * FADE - 1,) * 2)
+        colour = np.where(own[..., None] > 0, self.colour[here], near[..., :3] / np.maximum(near[..., 3:], 1e-6))
+        may = np.maximum(own, self.filled[here] & self.source[there])
+        return here, there, cv2.GaussianBlur(own, (FADE, FADE), 0, borderType=cv2.BORDER_CONSTANT), may, colour
 
 
 @dataclass(frozen=True)

@@ -269,11 +269,17 @@ def with_rims(bearer: Tensor, rim: Tensor, foremost: Tensor) -> Tensor:
 def borne(motion: Tensor, share: Tensor, bearer: Tensor, rows: int) -> tuple[Tensor, Tensor]:
     """Motion [T, P, 2] of `rows` rows of cells, pixels, and the share [T, P] of the tracks' motion in it, where limbs
     that would stay behind go along with what bears them instead, without specks; bearer: see `limbs`."""
-    taken = motion[:, bearer]
-    stays = ((taken - motion).norm(dim=2) > PARTS) & (taken.norm(dim=2) > motion.norm(dim=2))
-    grids = torch.where(stays[..., None], taken, motion).transpose(1, 2).unflatten(2, (rows, -1)).numpy()
-    along = torch.from_numpy(np.stack([medians(frame, 3) for frame in grids])).flatten(2).transpose(1, 2)
-    return along, torch.where(stays, share[:, bearer], share)
+    limb = (bearer != torch.arange(len(bearer))).nonzero()[:, 0]
+    own, taken = motion[:, limb], motion[:, bearer[limb]]
+    stays = ((taken - own).norm(dim=2) > PARTS) & (taken.norm(dim=2) > own.norm(dim=2))
+    if not stays.any():
+        return motion, share
+    motion, share = motion.clone(), share.clone()
+    motion[:, limb] = torch.where(stays[..., None], taken, own)
+    share[:, limb] = torch.where(stays, share[:, bearer[limb]], share[:, limb])
+    grids = motion.transpose(1, 2).unflatten(2, (rows, -1)).numpy()
+    frames = on_all_cores(lambda frame: medians(frame, 3), grids)
+    return torch.from_numpy(np.stack(frames)).flatten(2).transpose(1, 2), share
 
 
 def splat(displacement: np.ndarray, front: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:

@@ -203,6 +203,19 @@ def test_a_limb_that_would_stay_behind_goes_along_with_its_bearer():
     assert (follows.view(12, 20)[limb] == 0.9).all() and (follows.view(12, 20)[:, 8:][:4] == 0.1).all()
 
 
+def test_limbs_go_along_frame_by_frame():
+    """So that a stream is the same however it is cut into chunks."""
+    rng = np.random.default_rng(0)
+    motion = torch.from_numpy(rng.normal(0, 3, (5, 240, 2)).astype(np.float32)).cumsum(0)
+    motion[2] = 0  # nothing goes along
+    share, bearer = torch.rand(5, 240), torch.from_numpy(np.where(rng.random(240) < 0.1, 50, np.arange(240)))
+    whole = borne(motion, share, bearer, 12)
+    for t in range(5):
+        for part, all_of_them in zip(borne(motion[t : t + 1], share[t : t + 1], bearer, 12), whole, strict=True):
+            assert torch.equal(part[0], all_of_them[t])
+    assert torch.equal(whole[0][2], motion[2]) and not torch.equal(whole[0][3], motion[3])
+
+
 def test_tracks_on_the_background_are_not_seen_as_a_thing():
     weights = torch.tensor([[0.1, 0.6, 0.3], [0.0, 0.0, 1.0]])
     seen, _ = as_seen(weights, torch.tensor([0.7, 0.2]), torch.tensor([1.0, 0.0]), torch.zeros(0, 2), 2, 4)

@@ -272,14 +272,13 @@ def borne(motion: Tensor, share: Tensor, bearer: Tensor, rows: int) -> tuple[Ten
     limb = (bearer != torch.arange(len(bearer))).nonzero()[:, 0]
     own, taken = motion[:, limb], motion[:, bearer[limb]]
     stays = ((taken - own).norm(dim=2) > PARTS) & (taken.norm(dim=2) > own.norm(dim=2))
-    if not stays.any():
-        return motion, share
-    motion, share = motion.clone(), share.clone()
+    motion, share, changed = motion.clone(), share.clone(), stays.any(1)
     motion[:, limb] = torch.where(stays[..., None], taken, own)
     share[:, limb] = torch.where(stays, share[:, bearer[limb]], share[:, limb])
-    grids = motion.transpose(1, 2).unflatten(2, (rows, -1)).numpy()
-    frames = on_all_cores(lambda frame: medians(frame, 3), grids)
-    return torch.from_numpy(np.stack(frames)).flatten(2).transpose(1, 2), share
+    for frame in changed.nonzero()[:, 0]:
+        cleaned = medians(motion[frame].T.unflatten(1, (rows, -1)).numpy(), 3)
+        motion[frame] = torch.from_numpy(cleaned).flatten(1).T
+    return motion, share
 
 
 def splat(displacement: np.ndarray, front: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:

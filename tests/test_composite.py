@@ -187,7 +187,7 @@ def test_what_moves_is_as_sharp_as_the_photo(photo):
     backward, sure = np.zeros((1, 2, 16, 24), np.float32), np.ones((1, 16, 24), np.float32)
     backward[:, 0] = -4  # everything has moved right by four of the student's pixels
     frames = small(np.roll(photo, 12, axis=1))
-    moved = dataclasses.replace(at_rest(frames), backward=backward, sure=sure)
+    moved = dataclasses.replace(at_rest(frames), backward=backward, under=backward, sure=sure)
     made = sharpened(frames, moved, None, Sharp(photo))
     assert np.array_equal(made[0, :, 12:], photo[:, :-12])
 

@@ -8,9 +8,7 @@ Since that picture needs no network, it may be larger than what the student work
 student adds, and what is filled, is as coarse as its frames.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import cv2
 import numpy as np
@@ -174,32 +172,27 @@ def _thirds(picture: np.ndarray) -> np.ndarray:
     return between(cv2.cvtColor(picture, cv2.COLOR_RGB2RGBA))
 
 
-def layered(
-    seen: np.ndarray,
-    places: tuple[np.ndarray, np.ndarray],
-    sharp: Sharp,
-    moved: Moved,
-    t: int,
-    behind: Callable[[tuple[slice, slice]], np.ndarray],
-) -> np.ndarray:
-    """Frame t, `seen` [kH, kW, 3] at `places` of the sharp copy; where things are not opaque one sees what lies behind.
+def parted(moved: Moved, t: int) -> np.ndarray:
+    """The cells of frame t, bool [h, w], in which things move otherwise than what lies behind them."""
+    apart = np.square(moved.backward[t] - moved.under[t]).sum(0) > PARTS**2
+    edge = apart & showing(moved.things, moved.backward[t])
+    # Enlarged, motion reaches into the next cell.
+    return cv2.dilate(edge.view(np.uint8), np.ones((3, 3), np.uint8)).view(bool)
 
-    behind: what that is in a part of the frame, told in cells.
+
+def layered(
+    seen: np.ndarray, behind: np.ndarray, places: tuple[np.ndarray, np.ndarray], opaque: np.ndarray, edge: np.ndarray
+) -> None:
+    """Where things are not opaque one sees what lies behind: that is put into `seen`, both [kH, kW, 3], one frame.
+
+    opaque: of the sharp copy, whose `places` are seen; edge: see `parted`.
     """
-    parted = np.square(moved.backward[t] - moved.under[t]).sum(0) > PARTS**2
-    edge = parted & showing(moved.things, moved.backward[t])
-    if not edge.any():
-        return seen
-    edge = cv2.dilate(edge.view(np.uint8), np.ones((3, 3), np.uint8))  # enlarged, motion reaches into the next cell
-    scale = len(seen) // len(edge)
-    cells = around(edge)
+    scale, cells = len(seen) // len(edge), around(edge)
     part = in_pixels(cells, scale)
-    here = cv2.resize(edge[cells], None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST)
-    at = (place[part] for place in places)
-    opaque = cv2.remap(sharp.opaque, *at, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    here = cv2.resize(edge[cells].view(np.uint8), None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST)
+    opaque = cv2.remap(opaque, *(at[part] for at in places), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     opaque = np.where(here, opaque, np.float32(1))
-    seen[part] = cv2.blendLinear(seen[part], behind(cells), opaque, 1 - opaque)
-    return seen
+    seen[part] = cv2.blendLinear(seen[part], behind[part], opaque, 1 - opaque)
 
 
 def sharpened(frames: Tensor, moved: Moved, light: Light | None, sharp: Sharp) -> np.ndarray:
@@ -225,27 +218,33 @@ def sharpened(frames: Tensor, moved: Moved, light: Light | None, sharp: Sharp) -
     def lit(picture: np.ndarray, t: int) -> np.ndarray:
         return picture if matrices[t] is None else cv2.transform(picture.astype(np.float32), matrices[t])
 
-    def behind(t: int, cells: tuple[slice, slice]) -> np.ndarray:
-        under = moved.under[t]
-        places = places_within(under, np.ones_like(under[0]), cells, times)
-        return lit(sharp.seen(*places, behind=True), t)
-
-    def put(frame: np.ndarray, share: np.ndarray, look: Callable[[tuple[slice, slice]], np.ndarray]) -> None:
-        """Adds a share [H, W] of what `look` sees within a part of the frame, told in cells, where there is any."""
+    def put(frame: np.ndarray, share: np.ndarray, picture: np.ndarray) -> None:
+        """Adds a share [H, W] of the picture to the frame, where there is any."""
         if share.any():
-            cells = around(share.reshape(len(share) // CELL, CELL, -1, CELL).any((1, 3)))
-            part = in_pixels(cells, CELL * times)
+            part = in_pixels(around(share), times)
             share = cv2.resize(share, size)[part]
-            frame[part] += cv2.multiply(look(cells), cv2.merge([share] * 3), dtype=cv2.CV_32F)
+            frame[part] += cv2.multiply(picture[part], cv2.merge([share] * 3), dtype=cv2.CV_32F)
+
+    def moving(t: int) -> tuple[np.ndarray, np.ndarray]:
+        """What is seen in frame t, and what lies behind it as far as that is needed."""
+        places, under = moved.places(t, times), moved.under[t]
+        seen = lit(sharp.seen(*places), t)
+        behind = np.zeros_like(seen)
+        edge = parted(moved, t) if sharp.opaque is not None else np.zeros(under.shape[1:], bool)
+        needed = edge | guessed[t].reshape(len(edge), CELL, -1, CELL).any((1, 3))
+        if needed.any():
+            cells = around(needed)
+            there = places_within(under, np.ones_like(under[0]), cells, times)
+            behind[in_pixels(cells, CELL * times)] = lit(sharp.seen(*there, behind=True), t)
+        if edge.any():
+            layered(seen, behind, places, sharp.opaque, edge)
+        return seen, behind
 
     def make(t: int) -> np.ndarray:
-        places = None if moved.backward is None else moved.places(t, times)
-        seen = lit(sharp.picture if places is None else sharp.seen(*places), t)
-        if places is not None and sharp.opaque is not None:
-            seen = layered(seen, places, sharp, moved, t, partial(behind, t))
+        seen, behind = (lit(sharp.picture, t), None) if moved.backward is None else moving(t)
         frame = cv2.add(cv2.resize(rest[t], size), seen, dtype=cv2.CV_32F)
-        put(frame, -unsure[t], lambda cells: seen[in_pixels(cells, CELL * times)])
-        put(frame, guessed[t], partial(behind, t))
+        put(frame, -unsure[t], seen)
+        put(frame, guessed[t], behind)
         return cv2.add(frame, 0.0, dtype=cv2.CV_8U)
 
     return np.stack(on_all_cores(make, range(len(frames))))

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from motionstream.model import motion_prior
 from motionstream.model.checkpoint import assemble
+from motionstream.model.limbs import borne, limbs, with_rims
 from motionstream.model.motion_prior import Cells, Grips, MotionPrior, as_seen, connect
 from motionstream.model.presets import PRESETS
 from motionstream.model.warping import (
@@ -21,7 +22,6 @@ from motionstream.model.warping import (
     SEEN,
     behind,
     between,
-    borne,
     cell_centres,
     close_gaps,
     decided_motion,
@@ -29,7 +29,6 @@ from motionstream.model.warping import (
     fill_holes,
     in_the_first_frame,
     least_squares_motion,
-    limbs,
     meet,
     mirrored,
     on_top,
@@ -38,7 +37,6 @@ from motionstream.model.warping import (
     settle,
     splat,
     surely,
-    with_rims,
     without_seams,
 )
 from motionstream.tracks import Tracks

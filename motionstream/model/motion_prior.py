@@ -8,8 +8,8 @@ already nearly right. The prior makes it, in three steps:
    beside one learned choice more: to stay. These weights depend on the picture and the anchors alone, never on the
    motion.
 2. Each pixel's motion is the moving-least-squares affine map (Schaefer et al. 2006) of the tracks under these weights,
-   mostly of those that move as most of its weight does; cut where the U-Net sees one thing in front of another, and
-   corrected by what it misses at the tracks.
+   mostly of those that move as most of its weight does; cut where the U-Net sees one thing in front of another, the
+   same for a thing and what hangs on it (`limbs`), and corrected by what it misses at the tracks.
 3. The moved pixels are splatted, nearer ones over farther ones, what visible tracks show above them; the first frame is
    sampled through the resulting backward motion, so it stays sharp however long the stream. What no pixel reached has
    confidence 0. Where a thing in front has moved away, it shows what may lie behind (`completion`), elsewhere a blur of
@@ -31,6 +31,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from motionstream.model.completion import Completion
+from motionstream.model.limbs import borne, limbs, with_rims
 from motionstream.model.warping import (
     BEHIND,
     CELL,
@@ -41,7 +42,6 @@ from motionstream.model.warping import (
     behind,
     beneath,
     between,
-    borne,
     cell_centres,
     close_gaps,
     decided_motion,
@@ -49,7 +49,6 @@ from motionstream.model.warping import (
     fill_holes,
     in_pixels,
     in_the_first_frame,
-    limbs,
     meet,
     mirrored,
     on_all_cores,
@@ -61,7 +60,6 @@ from motionstream.model.warping import (
     settle,
     splat,
     surely,
-    with_rims,
     without_seams,
 )
 from motionstream.tracks import Tracks

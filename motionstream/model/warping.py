@@ -35,8 +35,6 @@ GOES = 16.0  # power of the odds with which a cell goes at all: what goes a part
 SAME, TURNED = 4.0, 0.3  # pixels, and share of how far they go, by which motions of one thing that turns may differ
 CUT = 0.7  # share of a change of motion that lies within NARROW cells where two things touch
 NARROW, WIDE = 5, 17  # cells
-THIN = 0.3  # by how much, of 1, a limb lies in front of what is around it
-LIMB = 16  # steps of up to two cells from the inside of a thing to the end of a limb
 FEW = 4  # cells, of the coarsest level of what holes are filled with, that are no more than one
 THIRDS = 3  # steps from one pixel of a picture to the next
 
@@ -235,50 +233,6 @@ def outlines(front: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     least = -F.max_pool2d(-front[None], NARROW, 1, NARROW // 2)
     near = F.max_pool2d((most - least > BEHIND).to(front), NARROW, 1, NARROW // 2)[0] > 0
     return near, most[0] - front > BEHIND, foremost.flatten()
-
-
-def limbs(front: Tensor, anchors: Tensor) -> Tensor:
-    """The number [h * w] of the cell with which each cell goes: its own, but for legs, ropes and tails, which go with
-    an inner cell of the thing that they hang on.
-
-    A limb is thin and lies in front of what is on both sides of it (a white top-hat). One that has a track of its own,
-    at one of the anchors [N, 2] pixels, goes as it likes. front: [h, w] in [0, 1].
-    """
-    rows, columns = front.shape
-    front, near, next_to = front.numpy(), *(np.ones((side, side), np.uint8) for side in (NARROW, 3))
-    thick = cv2.morphologyEx(front, cv2.MORPH_OPEN, near)
-    thing, thin = thick > IN_FRONT, front - thick > THIN
-    number, (x, y) = cv2.connectedComponents(thin.view(np.uint8))[1], (anchors / CELL).long().numpy().T
-    tracked = number[y.clip(0, rows - 1), x.clip(0, columns - 1)]
-    free, inner = thin & ~np.isin(number, tracked[tracked > 0]), cv2.erode(thing.view(np.uint8), near) > 0
-    own = np.arange(rows * columns, dtype=np.float32).reshape(rows, columns)
-    bearer = np.where(inner, own, -1)
-    for _ in range(LIMB):
-        bearer = np.where((free | thing) & (bearer < 0), cv2.dilate(bearer, near), bearer)
-    bearer = np.where(free, bearer, -1)
-    bearer = np.where(cv2.morphologyEx(bearer, cv2.MORPH_CLOSE, next_to) >= 0, cv2.dilate(bearer, next_to), -1)
-    return torch.from_numpy(np.where(inner | (bearer < 0), own, bearer)).flatten().long()
-
-
-def with_rims(bearer: Tensor, rim: Tensor, foremost: Tensor) -> Tensor:
-    """What bears each cell, see `limbs`, when the rims of limbs go with them; rim, foremost: see `outlines`."""
-    taken = bearer[foremost]
-    return torch.where(rim.flatten() & (taken != foremost), taken, bearer)
-
-
-def borne(motion: Tensor, share: Tensor, bearer: Tensor, rows: int) -> tuple[Tensor, Tensor]:
-    """Motion [T, P, 2] of `rows` rows of cells, pixels, and the share [T, P] of the tracks' motion in it, where limbs
-    that would stay behind go along with what bears them instead, without specks; bearer: see `limbs`."""
-    limb = (bearer != torch.arange(len(bearer))).nonzero()[:, 0]
-    own, taken = motion[:, limb], motion[:, bearer[limb]]
-    stays = ((taken - own).norm(dim=2) > PARTS) & (taken.norm(dim=2) > own.norm(dim=2))
-    motion, share, changed = motion.clone(), share.clone(), stays.any(1)
-    motion[:, limb] = torch.where(stays[..., None], taken, own)
-    share[:, limb] = torch.where(stays, share[:, bearer[limb]], share[:, limb])
-    for frame in changed.nonzero()[:, 0]:
-        cleaned = medians(motion[frame].T.unflatten(1, (rows, -1)).numpy(), 3)
-        motion[frame] = torch.from_numpy(cleaned).flatten(1).T
-    return motion, share
 
 
 def splat(displacement: np.ndarray, front: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:

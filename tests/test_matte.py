@@ -125,6 +125,21 @@ def test_what_has_been_filled_behind_is_seen_through_it(photo):
     assert np.abs(behind.of(photo).astype(int) - photo)[inside].max() > 50
 
 
+@pytest.mark.parametrize("known", (0.0, 0.5))
+def test_what_is_guessed_behind_a_thing_does_not_go_along_with_it(known, photo):
+    """Where the thing's rim is only half there, or not at all, the filling is seen at rest."""
+    parts, behind = moved(photo), Completion.empty(ROWS, COLUMNS)
+    behind.filled[8:16, 10:24], behind.shift[8:16, 10:24] = True, (-8, 0)
+    rim = torch.from_numpy(square(8, 14, 8, 3)).float().repeat_interleave(2, 0).repeat_interleave(2, 1)
+    sure = (1 - (1 - known) * rim)[None, None, None]
+    parts = dataclasses.replace(parts, confidence=sure, guessed=1 - sure, behind=behind)
+    sharp = Sharp(photo)
+    sharp.opaque = np.zeros(photo.shape[:2], np.float32)
+    made = sharpened(parts.picture[0].transpose(0, 1), parts, None, sharp)[0].astype(int)
+    inside = cv2.erode(pixels(square(8, 14, 8, 3)).astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
+    assert np.abs(made - behind.of(photo))[inside].max() <= 2
+
+
 def test_where_a_thing_is_clear_nothing_behind_it_is_guessed(photo):
     behind = Completion.empty(ROWS, COLUMNS)
     behind.filled[8:16, 10:20], behind.shift[8:16, 10:20] = True, (-8, 0)

@@ -206,7 +206,8 @@ def test_limbs_go_along_frame_by_frame():
     rng = np.random.default_rng(0)
     motion = torch.from_numpy(rng.normal(0, 3, (5, 240, 2)).astype(np.float32)).cumsum(0)
     motion[2] = 0  # nothing goes along
-    share, bearer = torch.rand(5, 240), torch.from_numpy(np.where(rng.random(240) < 0.1, 50, np.arange(240)))
+    share = torch.linspace(0, 1, 1200).view(5, 240)
+    bearer = torch.from_numpy(np.where(rng.random(240) < 0.1, 50, np.arange(240)))
     whole = borne(motion, share, bearer, 12)
     for t in range(5):
         for part, all_of_them in zip(borne(motion[t : t + 1], share[t : t + 1], bearer, 12), whole, strict=True):
@@ -373,6 +374,26 @@ def test_beside_what_moves_the_background_is_put_behind_and_not_brought_to_the_f
     last = torch.from_numpy(seen[-1]).float().flatten()
     torch.testing.assert_close(last[rim], state.front[rim])
     assert (last[thing] > 1 + 0.99 * SEEN).sum() > 20  # what the track shows
+
+
+def test_what_is_filled_behind_a_thing_stays_right_up_to_it():
+    """The picture brightens from left to right; so does what lies behind a thing that moves right, with its rim."""
+    rows, columns = HEIGHT // 2, WIDTH // 2
+    ramp = np.broadcast_to(np.linspace(-0.8, 0.8, WIDTH, dtype=np.float32), (HEIGHT, WIDTH))
+    things = np.zeros((rows, columns), bool)
+    things[6:18, 6:16] = True
+    inner = np.zeros_like(things)
+    inner[8:16, 8:14] = True
+    front = np.where(inner, np.float32(1), np.float32(0))
+    displacement = np.where(things.ravel()[:, None], np.float32([12, 0]), np.float32(0))
+    picture = between(np.dstack([ramp] * 3 + [cv2.resize(front, (WIDTH, HEIGHT))]))
+    plate = between(np.dstack([ramp] * 3 + [np.ones_like(ramp)]))
+    shown, _, guessed, *_ = motion_prior.in_motion(picture, plate, things, displacement, front)
+    seen = guessed > 0.9
+    assert seen.sum() > 24 * 8
+    assert np.abs(shown[0] - ramp)[seen].max() < 0.05
+    partly = (guessed > 0.3) & ~seen
+    assert partly.any() and np.abs(shown[0] - ramp)[partly].max() < 0.25
 
 
 def test_splatting_a_translation_gives_its_inverse_and_an_uncovered_strip():

@@ -107,9 +107,10 @@ class UNet(nn.Module):
 def as_seen(
     weights: Tensor, front: Tensor, held: Tensor, anchors: Tensor, height: int, width: int
 ) -> tuple[Tensor, Tensor]:
-    """What `MotionPrior.look` gives of an image, where limbs are seen as their things are: how far in front its cells
-    lie, and how much they follow tracks that hold what lies in front, not the background, [2, h, w] in [0, 1]; and what
-    bears each cell [P], see `limbs`. anchors [N, 2] of the tracks that count, pixels.
+    """What is seen in cells, where limbs are seen as their things are: how far in front they lie, and how much they
+    follow tracks that hold what lies in front, not the background, [2, h, w] in [0, 1]; and what bears each cell [P],
+    see `limbs`. weights [P, 1 + N]; front [P] and held [N], how far in front, in [0, 1], cells lie and what tracks
+    hold; anchors [N, 2] of these, pixels of a picture of this height and width.
     """
     seen = torch.stack([front, weights[:, 1:] @ held])
     bearer = limbs(front.view(height // CELL, width // CELL), anchors)
@@ -368,25 +369,27 @@ class MotionPrior(ModelMixin, ConfigMixin):
         state.latest = displacement[-1].clone()
         return displacement
 
-    def look(self, image: Tensor, centres: Tensor, anchors: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Weights [P, 1 + N] of the cells of an image [3, H, W], see `weigh`; how far in front, 0 to 1, they are [P],
-        and what each track holds is [N].
+    def look(self, image: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Weights [P, 1 + N] of the cells of an image [3, H, W] under tracks with these anchors [N, 2], see `weigh`;
+        and what is seen in the cells and what bears them, see `as_seen`.
 
         So that things are cut out of a small picture as well as of a large one, it is enlarged to `LOOK`.
         """
-        size = torch.tensor(image.shape[:0:-1])
+        size, tracks = torch.tensor(image.shape[:0:-1]), len(anchors)
         columns, rows = (size * (LOOK / size.prod()).sqrt().clamp_min(1) / CELL).round().int().tolist()
         seen = F.interpolate(image[None], (rows * CELL, columns * CELL), mode="bicubic", align_corners=False)
-        times = torch.tensor([columns, rows]) * CELL / size
-        centres, places = times * centres[None], times * anchors[None]
+        times, valid = torch.tensor([columns, rows]) * CELL / size, (torch.arange(tracks + 1) < tracks)[None]
+        centres = times * cell_centres(*image.shape[1:])[None]
+        places = times * F.pad(anchors, (0, 0, 0, 1))[None]  # the last one never counts: N may be 0
         cells, grips = self.features(seen.clamp(-1, 1), places, valid)
         maps = torch.cat([cells.queries, cells.stay[..., None], cells.front[..., None]], dim=2)[0].T
         maps = F.adaptive_avg_pool2d(maps.unflatten(1, (rows, columns)), [side // CELL for side in image.shape[1:]])
         queries, stay, front = maps.flatten(1).T[None].split([self.config.features, 1, 1], dim=2)
         cells = Cells(queries, stay[..., 0], front[..., 0])
         with torch.autocast("cpu", enabled=False):
-            weights = self.weigh(centres, cells, places, grips, valid)[0]
-        return weights, cells.front[0].sigmoid(), grips.front[0].sigmoid()
+            weights = self.weigh(centres, cells, places, grips, valid)[0, :, :-1]
+            front, held = cells.front[0].sigmoid(), grips.front[0, :-1].sigmoid()
+            return weights, *as_seen(weights, front, held, anchors, *image.shape[1:])
 
     def _regroup(self, state: PriorState, tracks: Tracks, points: Tensor, visible: Tensor) -> None:
         """Takes in a new set of tracks: bakes the motion so far, anchors the newcomers, weighs all of them anew."""
@@ -403,17 +406,15 @@ class MotionPrior(ModelMixin, ConfigMixin):
                 begun[track] = state.base[int(rank.argmin())]
                 state.anchors[track] = first - begun[track]
         state.anchors = {track: state.anchors[track] for track in state.ids}
-        anchors = torch.stack([*state.anchors.values(), torch.zeros(2)])  # the last one never counts: N may be 0
-        valid = (torch.arange(len(anchors)) < len(state.ids))[None]
-        weights, front, held = self.look(state.image, centres, anchors, valid)
-        state.weights = connect(weights[:, :-1], anchors[:-1], *state.size)
+        anchors = torch.stack([*state.anchors.values(), torch.zeros(2)])[:-1]  # N may be 0
+        weights, seen, bearer = self.look(state.image, anchors)
+        state.weights = connect(weights, anchors, *state.size)
         height, width = state.size
-        seen, bearer = as_seen(weights, front, held, anchors[:-1], *state.size)
         state.cells, state.outlines = seen.numpy(), outlines(seen[0])
         state.bearer = with_rims(bearer, *state.outlines[1:])
         state.front = (seen[0] - BEHIND * state.outlines[1]).clamp_min(0).flatten()
         base = state.base.T.unflatten(1, (height // CELL, width // CELL))[None]
-        state.held = at_points(base, anchors[None, :-1])[0]
+        state.held = at_points(base, anchors[None])[0]
         for n, track in enumerate(state.ids):
             if track in begun:  # exactly where it was grabbed, so that nothing jumps
                 state.held[n] = begun[track]

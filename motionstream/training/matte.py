@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from motionstream.model.matte import Matte
-from motionstream.model.motion_prior import MotionPrior, as_seen
-from motionstream.model.warping import cell_centres
+from motionstream.model.motion_prior import MotionPrior
 from motionstream.training.clips import to_tensor
 from motionstream.training.prior import MAX_TRACKS, points_of_any_kind, rarity
 from motionstream.training.scenes import Library, opacity, random_scene, render_frame
@@ -49,11 +48,7 @@ def seen_by(prior: MotionPrior, picture: Tensor, anchors: Tensor, valid: Tensor,
 
     anchors [N, 2] of the tracks, pixels of the large one; valid bool [N].
     """
-    small, anchors = F.avg_pool2d(picture, smaller), anchors[valid] / smaller
-    counted = F.pad(anchors, (0, 0, 0, 1))  # the last one never counts: there may be none
-    counts = torch.arange(len(counted)) < len(anchors)
-    looked = prior.look(small, cell_centres(*small.shape[1:]), counted, counts[None])
-    return as_seen(*looked, anchors, *small.shape[1:])[0]
+    return prior.look(F.avg_pool2d(picture, smaller), anchors[valid] / smaller)[1]
 
 
 def matte_loss(prior: MotionPrior, matte: Matte, batch: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -24,6 +24,7 @@ from motionstream.model import checkpoint, device, fp8
 from motionstream.model.checkpoint import load_component, load_model, random_model, save_model
 from motionstream.model.device import Download, beside, own_precision, stream_bytes, upload, visiting, weight_bytes
 from motionstream.model.fp8 import use_fp8
+from motionstream.model.packed import can_pack, pack
 from motionstream.model.presets import PRESETS
 from motionstream.model.transformer import MotionTransformer, SelfAttention
 from motionstream.streaming import blank_chunks, stream
@@ -266,6 +267,23 @@ def test_tuning_in_bfloat16_on_the_cpu_changes_no_more_than_rounding_does():
     with torch.no_grad():
         right, before, after = blocks[0](x.float()), blocks[1](x).float(), blocks[2](x).float()
     assert 0 < (after - right).norm() < 1.05 * (before - right).norm()
+
+
+@pytest.mark.skipif(not can_pack(), reason="this processor has no kernels for bfloat16")
+def test_packed_layers_are_the_same_function_and_count_as_much():
+    plain, packed = (random_model(small("wan2.1-1.3b"), 3, dtype=torch.bfloat16).transformer for _ in range(2))
+    pack(packed)
+    assert not any(isinstance(layer, nn.Linear) for layer in packed.blocks.modules())
+    assert weight_bytes(packed) == weight_bytes(plain)
+    x, t = torch.randn(1, plain.config.in_channels, 3, 4, 4).bfloat16(), torch.tensor([500.0])
+    told, found, counted = (torch.randn(1, 5, 16), torch.randn(1, 7, 20)), [], []
+    for network in (plain, packed):
+        with torch.no_grad():
+            found.append(network(x, t, *told).sample.float())
+            passes = (network(x, t, *told) for _ in range(1))
+            counted.append(speed.count_flops(passes, network, 3))
+    assert (found[1] - found[0]).norm() < 0.01 * found[0].norm()
+    assert counted[1] == counted[0]
 
 
 @pytest.mark.parametrize("fastest, backend", [("native", "native"), ("by matrix products", None)])

@@ -129,6 +129,16 @@ def test_attention_by_matrix_products_agrees_with_the_dispatcher(at_once, monkey
     assert (rough.float() - expected).norm() / expected.norm() < 0.02
 
 
+@pytest.mark.parametrize("score", [0, 200, -200])
+def test_scores_may_be_so_large_that_their_powers_would_overflow_or_vanish(score):
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(2, tokens, 3, 16) for tokens in (50, 70, 70))
+    query[..., 0], key[..., 0] = 4, score
+    with torch.no_grad():
+        expected, got = dispatch_attention_fn(query, key, value), matmul_attention(query, key, value)
+    assert (got - expected).abs().max() <= 1e-4
+
+
 def test_bfloat16_on_the_cpu_goes_another_way_only_while_no_backend_is_chosen(monkeypatch):
     def unexpected(*_, **__):
         raise AssertionError("the dispatcher was asked")

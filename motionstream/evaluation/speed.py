@@ -12,6 +12,7 @@ is that of the denoising passes alone.
 from __future__ import annotations
 
 import contextlib
+import math
 import resource
 import sys
 import time
@@ -224,14 +225,20 @@ def count_flops(chunk_stream, network: torch.nn.Module, steps: int) -> tuple[int
     def attention(query, key, value, *args, out_val=None, **kwargs) -> int:
         return sdpa_flop(query, key, value)
 
+    def packed(rows, weight, *args, **kwargs) -> int:
+        return 2 * math.prod(rows) * weight[0]
+
     processors = [module.processor for module in network.modules() if hasattr(module, "processor")]
     backends = [processor._attention_backend for processor in processors]
     for processor, backend in zip(processors, backends, strict=True):
         processor._attention_backend = backend and "native"
-    # The CPU's fused attention is missing from the counter's own table.
-    fused = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention}
+    # The CPU's own kernels are missing from the counter's table.
+    own = {
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention,
+        torch.ops.mkldnn._linear_pointwise: packed,
+    }
     try:
-        with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False, custom_mapping=fused) as counter:
+        with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False, custom_mapping=own) as counter:
             next(chunk_stream)
     finally:
         for processor, backend in zip(processors, backends, strict=True):

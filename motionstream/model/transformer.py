@@ -29,6 +29,7 @@ from motionstream.model.cache import LayerCache, RollingCache, rotate
 from motionstream.model.device import own_precision
 
 SCORES_AT_ONCE = 2**21  # 4 MiB, about what stays in a processor's caches
+FAR_FROM_OVERFLOW = 2.0**60  # of bfloat16, which ends at 2**128, for sums of powers and for these times values
 
 
 @dataclass(frozen=True)
@@ -69,27 +70,39 @@ def matmul_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     blocks = math.ceil(query[0, ..., 0].numel() * key.shape[2] / SCORES_AT_ONCE)
     scale = query.shape[-1] ** -0.5
     if not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
-        return _attend_in_place(query, key, value, scale, blocks)
+        return _attend_in_place(query, key, value, scale * math.log2(math.e), blocks)
     samples = []
     for q, k, v in zip(query * scale, key, value, strict=True):
         samples.append(torch.cat([torch.softmax(part @ k.mT, -1) @ v for part in q.chunk(blocks, 1)], 1))
     return torch.stack(samples).transpose(1, 2)
 
 
-def _attend_in_place(query: Tensor, key: Tensor, value: Tensor, scale: float, blocks: int) -> Tensor:
+def _attend_in_place(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, blocks: int, shifted: bool = False
+) -> Tensor:
     """`matmul_attention` of tensors [B, heads, tokens, head_dim], block after block in the same memory: new memory is
-    slow to get, and so is every operation."""
-    scaled = torch.mul(query, scale, out=key.new_empty(query.shape))
+    slow to get, and so is every operation.
+
+    The softmax is one of powers of two, and what it divides by comes last. Shifting scores by their maximum takes a
+    quarter of its time, and they are small between queries and keys that are normed: it is done where they are not.
+    """
     out = key.new_empty(query.transpose(1, 2).shape)
+    totals = key.new_empty(*query.shape[:3], 1)
     tokens = math.ceil(query.shape[2] / blocks)
     room = key.new_empty(query.shape[1] * tokens * key.shape[2])
-    for sample, k, v, filled in zip(scaled, key, value, out.transpose(1, 2), strict=True):
-        for part, place in zip(sample.split(tokens, 1), filled.split(tokens, 1), strict=True):
+    for sample, k, v, *found in zip(query, key, value, out.transpose(1, 2), totals, strict=True):
+        for part, place, total in zip(*(x.split(tokens, 1) for x in (sample, *found)), strict=True):
             scores = room[: part[..., 0].numel() * k.shape[1]].view(*part.shape[:2], k.shape[1])
-            torch.bmm(part, k.mT, out=scores)
-            torch.softmax(scores, -1, out=scores)
+            torch.baddbmm(scores, part, k.mT, beta=0, alpha=scale, out=scores)
+            if shifted:
+                scores -= scores.amax(-1, keepdim=True)
+            torch.exp2(scores, out=scores)
+            torch.sum(scores, -1, keepdim=True, out=total)
             torch.bmm(scores, v, out=place)
-    return out
+    least, most = totals.aminmax()
+    if not shifted and not 1 / FAR_FROM_OVERFLOW < least <= most < FAR_FROM_OVERFLOW:
+        return _attend_in_place(query, key, value, scale, blocks, shifted=True)
+    return out.div_(totals.transpose(1, 2))
 
 
 def _normed(x: Tensor, *norms: nn.RMSNorm) -> Tensor:

@@ -1,0 +1,41 @@
+"""Linear layers in bfloat16 whose weights lie in memory as a CPU's kernels want them, with what follows in one kernel.
+
+Otherwise each call lays them out anew, and copies its bias to where the result is summed: a tenth of the time of the
+embedded student's small matrices. oneDNN through PyTorch, as its compiler uses it.
+"""
+
+import torch
+from diffusers.models.activations import GELU
+from torch import Tensor, nn
+
+
+class PackedLinear(nn.Module):
+    """Stands in for `linear`, and for the activation after it ("none", "gelu"). For inference; cannot be saved."""
+
+    def __init__(self, linear: nn.Linear, activation: str = "none"):
+        super().__init__()
+        weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach())
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.bias, self.activation = linear.bias, activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        exactly = "none" if self.activation == "gelu" else ""
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, self.activation, [], exactly)
+
+
+def pack(transformer: nn.Module) -> None:
+    """Replaces the linear layers that run in every pass, in a network in bfloat16 on a CPU.
+
+    GELU becomes the exact one, which differs from the one with tanh by less than rounding does.
+    """
+    for parent in [module for block in transformer.blocks for module in block.modules()]:
+        for name, layer in list(parent.named_children()):
+            if isinstance(layer, GELU):
+                setattr(parent, name, PackedLinear(layer.proj, "gelu"))
+            elif isinstance(layer, nn.Linear) and not isinstance(parent, GELU):
+                setattr(parent, name, PackedLinear(layer))
+
+
+def can_pack() -> bool:
+    """Whether PyTorch here has these kernels for bfloat16."""
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()

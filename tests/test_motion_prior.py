@@ -388,12 +388,30 @@ def test_what_is_filled_behind_a_thing_stays_right_up_to_it():
     displacement = np.where(things.ravel()[:, None], np.float32([12, 0]), np.float32(0))
     picture = between(np.dstack([ramp] * 3 + [cv2.resize(front, (WIDTH, HEIGHT))]))
     plate = between(np.dstack([ramp] * 3 + [np.ones_like(ramp)]))
-    shown, _, guessed, *_ = motion_prior.in_motion(picture, plate, things, displacement, front)
+    nowhere = np.zeros_like(ramp)
+    shown, _, guessed, *_ = motion_prior.in_motion(picture, plate, nowhere, things, displacement, front)
     seen = guessed > 0.9
     assert seen.sum() > 24 * 8
     assert np.abs(shown[0] - ramp)[seen].max() < 0.05
     partly = (guessed > 0.3) & ~seen
     assert partly.any() and np.abs(shown[0] - ramp)[partly].max() < 0.25
+
+
+@pytest.mark.parametrize("taken, shows", [(12, 1), (22, 0.5625), (29, 0)])
+def test_ground_that_goes_along_leaves_itself_behind_unless_nearly_all_of_it_does(taken, shows):
+    """Of a picture without any thing, of 32 columns of cells, the last ones go to the right: as many as are `taken`."""
+    rows, columns = HEIGHT // 2, WIDTH // 2
+    colours = np.random.default_rng(0).uniform(-0.8, 0.8, (HEIGHT, WIDTH, 3)).astype(np.float32)
+    goes = np.tile(np.arange(columns) >= columns - taken, rows)
+    displacement = np.where(goes[:, None], np.float32([12, 0]), np.float32(0))
+    front, nothing = np.zeros((rows, columns), np.float32), np.zeros((HEIGHT, WIDTH), np.float32)
+    still, plate = (between(np.dstack([colours, nothing])) for _ in range(2))
+    shown, _, guessed, *_ = motion_prior.in_motion(still, plate, nothing + 1, front > 1, displacement, front)
+    begins = WIDTH - 2 * taken
+    hole = (slice(None), slice(begins + 4, begins + 10))
+    assert guessed[hole].mean() == pytest.approx(shows, abs=0.02)
+    if shows == 1:
+        assert np.abs(shown.transpose(1, 2, 0) - colours)[hole].max() < 0.02
 
 
 def test_splatting_a_translation_gives_its_inverse_and_an_uncovered_strip():

@@ -66,7 +66,7 @@ class Completion:
         new = [(thing, gone) for thing, gone in leaving if gone.any() and self.things[gone].mean() < WHOLE]
         if new:
             cells = cv2.resize(picture, front.shape[::-1], interpolation=cv2.INTER_AREA).astype(np.float32)
-            source = ~with_rim(np.any(things, axis=0))
+            source = ground(front)
             np.logical_or(self.source, source, out=self.source)
         for thing, gone in new:
             seen = seen_behind(gone, thing & (far < np.median(far[gone]) / 2))
@@ -146,6 +146,11 @@ def things_in_front(front: np.ndarray) -> list[np.ndarray]:
         outer = cv2.findContours(thing, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0]
         things.append(cv2.drawContours(thing, outer, -1, 1, cv2.FILLED).view(bool))
     return [thing for thing in things if thing.sum() >= FEW]
+
+
+def ground(front: np.ndarray) -> np.ndarray:
+    """Where nothing lies in front, bool [h, w]; front: as in `things_in_front`."""
+    return ~with_rim(np.any([np.zeros(front.shape, bool), *things_in_front(front)], axis=0))
 
 
 def leaving_part(thing: np.ndarray, far: np.ndarray) -> np.ndarray:

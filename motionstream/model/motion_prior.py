@@ -30,12 +30,13 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from motionstream.model.completion import Completion
+from motionstream.model.completion import Completion, ground
 from motionstream.model.limbs import borne, limbs, with_rims
 from motionstream.model.warping import (
     BEHIND,
     CELL,
     IN_FRONT,
+    PARTS,
     SEEN,
     around,
     at_points,
@@ -66,6 +67,7 @@ from motionstream.tracks import Tracks
 
 CERTAIN = 3.0  # log-odds with which a track moves the place it is attached to, at the least
 CONNECTED = 0.15  # share of a cell's motion that must come from tracks for the cell to join two others
+MOST, FADES = 0.8, 0.2  # of the cells: if fewer have moved, the ground stays; from how many fewer on all of it
 LOOK = 320 * 192  # pixels, at the least, of the picture that the U-Net sees: in smaller ones it cuts off what is thin
 
 
@@ -189,12 +191,19 @@ class Moved:
 
 
 def in_motion(
-    picture: np.ndarray, plate: np.ndarray | None, things: np.ndarray, displacement: np.ndarray, front: np.ndarray
+    picture: np.ndarray,
+    plate: np.ndarray,
+    ground: np.ndarray,
+    things: np.ndarray,
+    displacement: np.ndarray,
+    front: np.ndarray,
 ) -> tuple[np.ndarray, ...]:
     """One frame of the first frame in motion: picture, confidence, guessed, beyond, backward, under, sure of `Moved`.
 
-    picture: `between` of [H, W, 4], the first frame in [-1, 1] and how far in front it lies; plate: see `PriorState`;
-    things: see `Moved`; displacement [P, 2] pixels and front [h, w] of its cells in this frame.
+    picture: `between` of [H, W, 4], the first frame in [-1, 1] and how far in front it lies; plate, ground: see
+    `PriorState`; things: see `Moved`; displacement [P, 2] pixels and front [h, w] of its cells in this frame.
+
+    Where much of the picture stays, so does the ground: what goes along of it leaves itself behind.
     """
     height, width = (CELL * side for side in front.shape)
     backward, sure = close_gaps(*splat(displacement, front.ravel(), height, width))
@@ -211,11 +220,19 @@ def in_motion(
     tells = surely(cv2.resize(tells, sure.shape[::-1], interpolation=cv2.INTER_AREA))
     flow = fill_holes(backward, sure, tells)  # what was hidden moves as what is seen beside it, not as the thing
     under = beneath(flow, tells, things)
-    if plate is not None and (holes := known < 1).any():
-        cells = around(holes.reshape(front.shape[0], CELL, -1, CELL).any((1, 3)))
-        part = in_pixels(cells)
-        seen = planes(seen_through(plate, *places_within(under, np.ones_like(sure), cells))).clip(-1, 1)
+    holes = (known < 1).reshape(front.shape[0], CELL, -1, CELL).any((1, 3))
+    if holes.any():
+        gone = (np.square(displacement).sum(1) > PARTS**2).reshape(front.shape)
+        stays = np.float32(np.clip((MOST - gone.mean()) / FADES, 0, 1))
+        if stays:
+            under = np.where(holes, under + stays * (beneath(flow, tells, things | gone) - under), under)
+        cells = around(holes)
+        part, places = in_pixels(cells), places_within(under, np.ones_like(sure), cells)
+        seen = planes(seen_through(plate, *places)).clip(-1, 1)
         filled, there, known = seen[:3], np.maximum(seen[3], 0), known[part]
+        if stays:
+            bare = cv2.remap(ground, *places, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+            there = np.maximum(there, stays * bare)
         room, warped = (picture[(slice(None), *part)] for picture in (shown, warped))
         room += there * (filled + known * (warped - filled) - room)
         guessed[part] = there * (1 - known)
@@ -240,6 +257,7 @@ class PriorState:
     cells: np.ndarray | None = None  # [2, h, w] in [0, 1]: see `as_seen`
     behind: Completion | None = None  # what lies behind things of the first frame that have left
     plate: np.ndarray | None = None  # `between` of [H, W, 4]: the first frame so filled, and how much of that is seen
+    ground: np.ndarray | None = None  # float32 [H, W] in [0, 1]: where nothing lies in front
 
     @property
     def size(self) -> tuple[int, int]:
@@ -321,7 +339,8 @@ class MotionPrior(ModelMixin, ConfigMixin):
 
         def frame(moved: np.ndarray, points: np.ndarray, visible: np.ndarray) -> tuple[np.ndarray, ...]:
             shown = on_top(moved, points, points - anchors, visible, height, width)
-            return in_motion(picture, state.plate, things, moved, front + SEEN * moving * shown.reshape(front.shape))
+            now = front + SEEN * moving * shown.reshape(front.shape)
+            return in_motion(picture, state.plate, state.ground, things, moved, now)
 
         frames = on_all_cores(frame, displacement.numpy(), tracks.points[:, placed], tracks.visible[:, placed])
         *shown, backward, under, sure = (np.stack(part) for part in zip(*frames, strict=True))
@@ -333,7 +352,8 @@ class MotionPrior(ModelMixin, ConfigMixin):
         front = state.front.view(state.size[0] // CELL, state.size[1] // CELL).numpy()
         picture = (127.5 * (state.image + 1)).round().byte().permute(1, 2, 0).numpy()
         state.behind = state.behind or Completion.empty(*front.shape)
-        if state.behind.uncover(picture, front, displacement.unflatten(1, front.shape).numpy()):
+        filled = state.behind.uncover(picture, front, displacement.unflatten(1, front.shape).numpy())
+        if filled or state.plate is None:
             seen = cv2.resize(state.behind.seen, picture.shape[1::-1])
             state.plate = between(np.dstack([state.behind.of(picture).astype(np.float32) / 127.5 - 1, seen]))
 
@@ -412,7 +432,9 @@ class MotionPrior(ModelMixin, ConfigMixin):
         height, width = state.size
         state.cells, state.outlines = seen.numpy(), outlines(seen[0])
         state.bearer = with_rims(bearer, *state.outlines[1:])
-        state.front = (seen[0] - BEHIND * state.outlines[1]).clamp_min(0).flatten()
+        front = (seen[0] - BEHIND * state.outlines[1]).clamp_min(0)
+        state.front = front.flatten()
+        state.ground = cv2.resize(ground(front.numpy()).astype(np.float32), (width, height))
         base = state.base.T.unflatten(1, (height // CELL, width // CELL))[None]
         state.held = at_points(base, anchors[None])[0]
         for n, track in enumerate(state.ids):

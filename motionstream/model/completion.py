@@ -66,7 +66,7 @@ class Completion:
         new = [(thing, gone) for thing, gone in leaving if gone.any() and self.things[gone].mean() < WHOLE]
         if new:
             cells = cv2.resize(picture, front.shape[::-1], interpolation=cv2.INTER_AREA).astype(np.float32)
-            source = ground(front)
+            source = ground(things, front.shape)
             np.logical_or(self.source, source, out=self.source)
         for thing, gone in new:
             seen = seen_behind(gone, thing & (far < np.median(far[gone]) / 2))
@@ -148,9 +148,9 @@ def things_in_front(front: np.ndarray) -> list[np.ndarray]:
     return [thing for thing in things if thing.sum() >= FEW]
 
 
-def ground(front: np.ndarray) -> np.ndarray:
-    """Where nothing lies in front, bool [h, w]; front: as in `things_in_front`."""
-    return ~with_rim(np.any([np.zeros(front.shape, bool), *things_in_front(front)], axis=0))
+def ground(things: list[np.ndarray], size: tuple[int, int]) -> np.ndarray:
+    """Where none of the `things_in_front` can be seen, bool [h, w], as large as `size`."""
+    return ~with_rim(np.any([np.zeros(size, bool), *things], axis=0))
 
 
 def leaving_part(thing: np.ndarray, far: np.ndarray) -> np.ndarray:

@@ -30,7 +30,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from motionstream.model.completion import Completion, ground
+from motionstream.model.completion import Completion, ground, things_in_front
 from motionstream.model.limbs import borne, limbs, with_rims
 from motionstream.model.warping import (
     BEHIND,
@@ -433,8 +433,8 @@ class MotionPrior(ModelMixin, ConfigMixin):
         state.cells, state.outlines = seen.numpy(), outlines(seen[0])
         state.bearer = with_rims(bearer, *state.outlines[1:])
         front = (seen[0] - BEHIND * state.outlines[1]).clamp_min(0)
-        state.front = front.flatten()
-        state.ground = cv2.resize(ground(front.numpy()).astype(np.float32), (width, height))
+        state.front, bare = front.flatten(), ground(things_in_front(front.numpy()), front.shape)
+        state.ground = cv2.resize(bare.astype(np.float32), (width, height))
         base = state.base.T.unflatten(1, (height // CELL, width // CELL))[None]
         state.held = at_points(base, anchors[None])[0]
         for n, track in enumerate(state.ids):

@@ -72,7 +72,7 @@ def test_stock_transformer_weights_load_as_they_are(tmp_path):
 def test_published_presets_have_the_published_sizes():
     for name, millions in (("wan2.1-1.3b", 1564), ("wan2.2-5b", 5000)):
         with torch.device("meta"):
-            network = checkpoint._class("MotionTransformer")(**PRESETS[name].transformer_config())
+            network = checkpoint.class_of("MotionTransformer")(**PRESETS[name].transformer_config())
         assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(millions, rel=0.03)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch.nn import functional as F
@@ -334,6 +334,11 @@ def adapter(tmp_path, metadata: object = None, alpha: float | None = None):
     return tmp_path / "adapter.safetensors", [up @ down for down, up in matrices.values()]
 
 
+def add_to(file, weights):
+    with safe_open(file, "pt") as stored:
+        save_file(load_file(file) | weights, file, stored.metadata())
+
+
 @pytest.mark.parametrize(
     ("metadata", "alpha", "scales"),
     [
@@ -360,7 +365,7 @@ def test_an_adapter_is_merged_at_its_alpha(metadata, alpha, scales, hub, tmp_pat
 @pytest.mark.parametrize("metadata", [[1], {"lora_alpha": "much"}, {"lora_alpha": 1, "alpha_pattern": {"(": 1}}])
 def test_an_adapter_of_senseless_metadata_is_named(metadata, hub, tmp_path):
     file, _ = adapter(tmp_path, metadata)
-    with pytest.raises(InputError, match="adapter.safetensors: its lora_adapter_metadata"):
+    with pytest.raises(InputError, match="adapter.safetensors(: its lora_adapter_metadata| cannot be merged)"):
         convert([hub[1]], tmp_path / "out", preset=hub[0], loras=[(file, 1.0)])
 
 
@@ -421,12 +426,59 @@ def test_an_adapter_may_change_the_patch_embedding(hub, tmp_path):
         assert report.dropped == []
 
 
-@pytest.mark.parametrize("part", ["self_attn.q.dora_scale", "self_attn.q.lora_magnitude_vector"])
-def test_an_adapter_that_also_rescales_weights_is_refused(part, hub, tmp_path):
+def test_an_adapter_may_also_rescale_rows(hub, tmp_path):
+    """DoRA: each row of the weight gets the length that the adapter names."""
+    file, (added, _) = adapter(tmp_path, {"r": 4, "lora_alpha": 2, "use_dora": True})
+    names = (f"transformer.blocks.1.attn1.{name}.lora_magnitude_vector" for name in ("to_q", "to_k"))
+    lengths = {name: torch.rand(24) + 0.5 for name in names}
+    add_to(file, lengths)
+    report = convert([hub[1]], tmp_path / "out", preset=hub[0], loras=[(file, 1.0)])
+    result, plain = (load_file(place / "transformer" / module.FILE) for place in (tmp_path / "out", hub[1]))
+    turned = plain["blocks.1.attn1.to_q.weight"] + 0.5 * added
+    length = lengths["transformer.blocks.1.attn1.to_q.lora_magnitude_vector"][:, None]
+    expected = length * turned / turned.norm(dim=1, keepdim=True)
+    assert torch.allclose(result["blocks.1.attn1.to_q.weight"], expected, atol=1e-5)
+    assert report.dropped == []
+
+
+def test_an_adapter_whose_magnitudes_may_be_of_columns_is_refused(hub, tmp_path):
     file, _ = adapter(tmp_path, alpha=4.0)
-    save_file(load_file(file) | {f"diffusion_model.blocks.1.{part}": torch.ones(24)}, file)
-    with pytest.raises(InputError, match="also rescales weights .DoRA, .* merge it with its own tool"):
+    save_file(load_file(file) | {"diffusion_model.blocks.1.self_attn.q.dora_scale": torch.ones(24)}, file)
+    with pytest.raises(InputError, match="also rescales weights by .*dora_scale.* merge it with its own tool"):
         convert([hub[1]], tmp_path / "out", preset=hub[0], loras=[(file, 1.0)])
+
+
+def test_ranks_may_differ_between_layers(hub, tmp_path):
+    file, (added, _) = adapter(tmp_path, {"r": 4, "lora_alpha": 4})
+    down, up = torch.randn(2, 24), torch.randn(24, 2)
+    start = "transformer.blocks.0.attn1.to_v"
+    add_to(file, {f"{start}.lora_A.weight": down, f"{start}.lora_B.weight": up})
+    report = convert([hub[1]], tmp_path / "out", preset=hub[0], loras=[(file, 1.0)])
+    result, plain = (load_file(place / "transformer" / module.FILE) for place in (tmp_path / "out", hub[1]))
+    for key, value in {"blocks.1.attn1.to_q.weight": added, "blocks.0.attn1.to_v.weight": 2 * up @ down}.items():
+        assert torch.allclose(result[key], plain[key] + value, atol=1e-5)
+    assert report.dropped == [] and "merged into 3 weights" in str(report)
+
+
+def test_a_layer_without_an_alpha_has_its_rank_as_alpha(hub, tmp_path):
+    file, (added, _) = adapter(tmp_path, alpha=2.0)
+    down, up = torch.randn(4, 24), torch.randn(24, 4)
+    start = "diffusion_model.blocks.0.self_attn.v"
+    add_to(file, {f"{start}.lora_A.weight": down, f"{start}.lora_B.weight": up})
+    convert([hub[1]], tmp_path / "out", preset=hub[0], loras=[(file, 1.0)])
+    result, plain = (load_file(place / "transformer" / module.FILE) for place in (tmp_path / "out", hub[1]))
+    for key, value in {"blocks.1.attn1.to_q.weight": 0.5 * added, "blocks.0.attn1.to_v.weight": up @ down}.items():
+        assert torch.allclose(result[key], plain[key] + value, atol=1e-5)
+
+
+def test_an_adapter_of_nothing_finite_is_refused(hub, tmp_path):
+    file, _ = adapter(tmp_path)
+    stored = load_file(file)
+    stored["transformer.blocks.1.attn1.to_q.lora_B.weight"][0, 0] = torch.nan
+    save_file(stored, file)
+    with pytest.raises(InputError, match="adapter.safetensors cannot be merged, says PEFT: NaNs"):
+        convert([hub[1]], tmp_path / "out", preset=hub[0], loras=[(file, 1.0)])
+    assert not (tmp_path / "out").exists()
 
 
 def merged_into_queries_and_keys(file, added, hub, tmp_path):

@@ -376,8 +376,8 @@ def test_attention_does_without_a_kernel_that_cannot_be_fetched(monkeypatch):
 def test_one_stream_fits_where_it_should(name, gigabytes):
     preset = PRESETS[name]
     with torch.device("meta"):
-        network = checkpoint._class("MotionTransformer")(**preset.transformer_config())
-        vae = checkpoint._class(preset.vae)(**preset.configs.get("vae", {}))
+        network = checkpoint.class_of("MotionTransformer")(**preset.transformer_config())
+        vae = checkpoint.class_of(preset.vae)(**preset.configs.get("vae", {}))
     weights = 2 * sum(p.numel() for part in (network, vae) for p in part.parameters())
     size = dict(zip(("width", "height"), (832, 480) if name == "wan2.1-1.3b" else (1280, 704), strict=True))
     assert weights + stream_bytes(preset, **size, tiny=True) < gigabytes * 1e9

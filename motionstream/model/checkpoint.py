@@ -159,7 +159,7 @@ def random_model(
     }
     recipes |= {name: (kind, preset.configs.get(name, {})) for name, kind in optional.items() if kind}
     device = usable_device(device)
-    classes = {name: _class(recipe[0]) for name, recipe in recipes.items()}  # all known before a large one is built
+    classes = {name: class_of(recipe[0]) for name, recipe in recipes.items()}  # all known before a large one is built
     devices = [device] if device.type == "cuda" else []
     with holding_weights(device, low_memory), torch.random.fork_rng(devices=devices), device:
         torch.manual_seed(seed)
@@ -234,10 +234,10 @@ def load_component(folder: Path, dtype: torch.dtype | None = None) -> nn.Module:
     """
     config = read_json(folder / "config.json")
     name = config.get("_class_name") or next(iter(config.get("architectures") or ()), None)
-    cls = _class(name, folder)
+    cls = class_of(name, folder)
     with torch.device("meta"):
         places = _places(folder, cls.from_config(config))
-    with _weightless():
+    with weightless():
         part = cls.from_config(config)
     expected, weights = part.state_dict(keep_vars=True), {}
     for file, names in places.items():
@@ -302,7 +302,7 @@ def read_weights(file: Path) -> tuple[dict[str, torch.Tensor], Mapping[str, str]
 
 
 @contextlib.contextmanager
-def _weightless() -> Iterator[None]:
+def weightless() -> Iterator[None]:
     """Modules made inside have parameters on the meta device, which cost nothing to fill; their buffers are real."""
     register = nn.Module.register_parameter
 
@@ -358,7 +358,7 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
 
 
-def _class(name: str, folder: Path | None = None) -> type[nn.Module]:
+def class_of(name: str, folder: Path | None = None) -> type[nn.Module]:
     if name not in CLASSES:
         where = f"{folder / 'config.json'} names" if folder else "the preset needs"
         raise InputError(f"{where} the class {name}; known are {', '.join(CLASSES)}")

@@ -20,7 +20,7 @@ import json
 import re
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
@@ -31,6 +31,7 @@ from torch import Tensor
 
 from motionstream.errors import InputError, one_line, writing
 from motionstream.model import checkpoint
+from motionstream.model.lora import merge_lora
 from motionstream.model.presets import PRESETS, Preset
 
 Weights = dict[str, Tensor]
@@ -93,10 +94,6 @@ VAE_NAMES = (  # Wan's autoencoders -> diffusers'; 2.2 nests its levels, 2.1 cou
     (r"\.residual\.6\.", ".conv2."),
     (r"\.shortcut\.", ".conv_shortcut."),
 )
-ADAPTER = re.compile(r"(.+)\.((?:lora_A|lora_down|lora_B|lora_up)\.weight|lora_B\.bias|alpha|diff|diff_b)")
-ADAPTER_PREFIX = re.compile(r"^(?:(?:base_model|model|transformer|diffusion_model)\.)+")
-ADAPTER_PARTS = {"lora_A.weight": "down", "lora_down.weight": "down", "lora_B.weight": "up", "lora_up.weight": "up"}
-KOHYA_DOTS = re.compile(r"_(?=\d)|(?<=\d)_|(?<=attn)_|(?<=head)_|(?<=img_emb)_")  # that its tools write as underscores
 IMAGE_ONLY = re.compile(r"\.(?:add_[kv]_proj|norm_added_k)\.|\.image_embedder\.")
 
 
@@ -142,8 +139,8 @@ def convert(
     if "transformer" not in parts:
         raise InputError(f"no transformer in {', '.join(map(str, sources))}")
     preset = preset or _recognise(parts["transformer"])
-    for file, strength in loras:
-        _merge_lora(parts["transformer"], Path(file), strength, report)
+    if loras:
+        _merge_loras(parts["transformer"], preset, loras, report)
     parts["transformer"] = _widen(parts["transformer"], preset, report)
     try:
         with writing(out):
@@ -310,6 +307,15 @@ def _recognise(weights: Weights) -> Preset:
     raise InputError(f"the transformer is {width} wide and has {layers} layers; the presets are {known}")
 
 
+def _merge_loras(weights: Weights, preset: Preset, loras: Sequence[tuple[str | Path, float]], report: Report) -> None:
+    config = preset.transformer_config() | {"in_channels": weights["patch_embedding.weight"].shape[1]}  # not yet ours
+    for file, strength in loras:
+        file = Path(file)
+        changed, unused = merge_lora(weights, config, file, strength)
+        report.remarks.append(f"{file.name}: merged into {changed} weights at strength {strength:g}")
+        report.dropped += [f"{file.name}: {name}" for name in unused]
+
+
 def _widen(weights: Weights, preset: Preset, report: Report) -> Weights:
     """The patch embedding with our input channels; see the module's docstring."""
     old = weights["patch_embedding.weight"]
@@ -341,8 +347,8 @@ def _widen(weights: Weights, preset: Preset, report: Report) -> Weights:
 
 def _write(folder: Path, kind: str, keywords: Mapping, weights: Weights, report: Report, seed: int) -> None:
     """One part: every weight that our class has, from the source or made, checked before anything is written."""
-    cls = checkpoint._class(kind)
-    with checkpoint._weightless():
+    cls = checkpoint.class_of(kind)
+    with checkpoint.weightless():
         part = cls(**keywords)
     expected = part.state_dict(keep_vars=True)
     ignored = getattr(part, "_keys_to_ignore_on_load_unexpected", None) or []
@@ -389,83 +395,6 @@ def _made(missing: Mapping[str, Tensor], seed: int) -> Weights:
             value.normal_(std=like[0].numel() ** -0.5, generator=generator)
         made[name] = value
     return made
-
-
-def _merge_lora(weights: Weights, file: Path, strength: float, report: Report) -> None:
-    """Adds strength * alpha / rank * B A to the weights an adapter was trained for, and strength * plain differences.
-
-    alpha is a tensor of the file, or one of PEFT's in its metadata or in adapter_config.json beside it. Without any, it
-    is the rank.
-    """
-    stored, metadata = checkpoint.read_weights(file)
-    if dora := next((name for name in stored if re.search("dora_scale|lora_magnitude_vector", name)), None):
-        raise InputError(f"{file} also rescales weights (DoRA, {dora}), which is not read: merge it with its own tool")
-    config, changed, used = _lora_config(metadata, file), set(), set()
-    layers: dict[str, dict[str, str]] = {}  # layer -> part of its adapter -> the file's name for it
-    for name in stored:
-        if match := ADAPTER.fullmatch(name.replace(".default.", ".")):
-            layers.setdefault(_layer_name(match[1], weights), {})[ADAPTER_PARTS.get(match[2], match[2])] = name
-    for layer, names in layers.items():
-        parts = {part: stored[name].float() for part, name in names.items()}
-        for kind, value, taken in _changes(parts, config, layer):
-            key = f"{layer}.{kind}"
-            old = weights.get(key)
-            if old is not None and value.shape[:1] == old.shape[:1] and value.numel() == old.numel():
-                weights[key] = (old.float() + strength * value.view_as(old)).to(old)
-                changed.add(key)
-                used |= {names[part] for part in taken if part in names}
-    if not used:
-        raise InputError(f"{file} adapts no weight of this transformer; it begins with {', '.join(sorted(stored)[:3])}")
-    report.remarks.append(f"{file.name}: merged into {len(changed)} weights at strength {strength:g}")
-    report.dropped += [f"{file.name}: {name}" for name in stored if name not in used]
-
-
-def _layer_name(name: str, weights: Weights) -> str:
-    """What our transformer calls a layer, of the names that PEFT, DiffSynth, VideoX-Fun and kohya's tools give it."""
-    name = ADAPTER_PREFIX.sub("", name)
-    if name.startswith("lora_unet_"):
-        name = KOHYA_DOTS.sub(".", name.removeprefix("lora_unet_").removeprefix("_"))
-    if f"{name}.weight" in weights:
-        return name
-    (ours,) = _transformer_names({f"{name}.weight": torch.empty(0)})
-    return ours.removesuffix(".weight")
-
-
-def _changes(parts: Weights, config: Mapping, layer: str) -> Iterator[tuple[str, Tensor, Sequence[str]]]:
-    """What an adapter's parts add to a layer: (weight or bias, value, parts it is made of)."""
-    for part, kind in (("diff", "weight"), ("diff_b", "bias")):
-        if part in parts:
-            yield kind, parts[part], [part]
-    down, up = parts.get("down"), parts.get("up")
-    if down is None or up is None or min(down.ndim, up.ndim) < 2 or up.shape[1] != len(down):
-        return
-    scale = parts["alpha"].item() / len(down) if "alpha" in parts else _lora_scale(config, layer, len(down))
-    yield "weight", scale * (up.flatten(1) @ down.flatten(1)), ["down", "up", "alpha"]
-    if "lora_B.bias" in parts:  # PEFT scales it too
-        yield "bias", scale * parts["lora_B.bias"], ["lora_B.bias"]
-
-
-def _lora_config(metadata: Mapping[str, str], file: Path) -> dict:
-    """PEFT's configuration of the transformer's adapter, as diffusers' scripts or PEFT itself write it, or {}."""
-    source, text = "lora_adapter_metadata", metadata.get("lora_adapter_metadata") or "{}"
-    try:
-        if file.name == "adapter_model.safetensors" and file.with_name("adapter_config.json").is_file():
-            source = "adapter_config.json"
-            text = file.with_name(source).read_text()
-        config = json.loads(text)
-        config = {name.removeprefix("transformer."): value for name, value in config.items()}
-        config["alpha_pattern"] = {re.compile(rf"(.*\.)?({pattern})$"): float(alpha)
-                                   for pattern, alpha in (config.get("alpha_pattern") or {}).items()}
-        return config | ({"lora_alpha": float(config["lora_alpha"])} if "lora_alpha" in config else {})
-    except (ValueError, TypeError, AttributeError, re.error) as error:
-        raise InputError(f"{file}: its {source} is no configuration of PEFT's: {error}") from error
-
-
-def _lora_scale(config: Mapping, module: str, rank: int) -> float:
-    """What PEFT multiplies B A of this module by."""
-    patterns = (alpha for pattern, alpha in config.get("alpha_pattern", {}).items() if pattern.match(module))
-    alpha = next(patterns, config.get("lora_alpha", rank))
-    return alpha / (rank**0.5 if config.get("use_rslora") else rank)
 
 
 def _copy_tokenizer(sources, out: Path, report: Report) -> None:

@@ -512,6 +512,11 @@ def test_wrong_shards_are_named(record, tmp_path):
         Clips(tmp_path, PRESET, 4)
     with pytest.raises(InputError, match="48 latent channels; wan2.1-1.3b has 16"):
         Clips(tmp_path, PRESETS["wan2.1-1.3b"], 3)
+    wrong = {"latents": record["latents"][0], "points": record["points"][:, :-1], "visible": record["points"]}
+    for name in wrong:
+        write_shard(path, [record | {name: wrong[name]}])
+        with pytest.raises(InputError, match="00-00000.safetensors has latents .* do not belong together"):
+            Clips(tmp_path, PRESET, 3)
     write_shard(path, [{name: record[name] for name in ("latents", "null_text")}])
     with pytest.raises(InputError, match="00-00000.safetensors lacks points, text, visible"):
         Clips(tmp_path, PRESET, 3)

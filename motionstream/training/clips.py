@@ -394,6 +394,7 @@ class Clips:
             shapes = _shapes(path)
             if lacking := sorted({"latents", "text", "null_text", "points", "visible"} - shapes.keys()):
                 raise InputError(f"{path} lacks {', '.join(lacking)}: it is no shard of clips of this version")
+            _check_shapes(path, *(shapes[name] for name in ("latents", "points", "visible", "text")))
             count, channels, length = shapes["latents"][:3]
             if channels != self.preset.latent_channels:
                 raise InputError(
@@ -504,6 +505,15 @@ def _shapes(path: Path) -> dict[str, list[int]]:
     """Of all tensors of a shard."""
     with _opened(path) as shard:
         return {name: shard.get_slice(name).get_shape() for name in shard.keys()}
+
+
+def _check_shapes(path: Path, latents: list[int], points: list[int], visible: list[int], text: list[int]) -> None:
+    """Raises `InputError` unless latents are [clips, C, t, h, w], points [clips, T, N, 2], visible [clips, T, N]."""
+    if len(latents) != 5 or len(points) != 4 or points != [*visible, 2] or {points[0], *text[:1]} != {latents[0]}:
+        raise InputError(
+            f"{path} has latents {latents}, points {points}, visible {visible} and text {text}, which do not belong "
+            "together: it is no shard of clips; take it out of the folder"
+        )
 
 
 @contextmanager

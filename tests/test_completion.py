@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from motionstream.model.completion import (
     FEW,
-    GAP,
     RIM,
     SQUARE,
     THIN,
@@ -131,41 +130,47 @@ def test_only_what_may_be_copied_is_copied(seed):
     assert (rows >= 0).all() and (columns >= 0).all() and source[rows, columns].all()
 
 
-def test_one_sees_behind_a_thing_but_not_beside_parts_of_it_that_stay():
+def test_one_sees_behind_a_thing_but_not_behind_parts_of_it_that_stay():
     whole, thin, thick = box(10, 50, 10, 80), box(30, 30 + THIN - 1, 10, 80), box(10, 50, 10, 10 + THIN)
     for stays in (np.zeros_like(whole), thin):
         assert np.array_equal(seen_behind(whole, stays), with_rim(whole).astype(np.float32))
     seen = seen_behind(whole, thick)
-    edge = 10 + THIN - 1 + GAP
+    edge = 10 + THIN - 1
     assert seen[30, edge] == 0 < seen[30, edge + 1] < seen[30, edge + 2] < 1 == seen[30, edge + RIM]
-    assert seen[30, :edge].max() == 0 and seen[30, edge + RIM : 80 + RIM].min() == 1 and seen[30, 80 + RIM :].max() == 0
+    assert seen[30, 10:edge].max() == 0 == seen[30, 80 + RIM :].max() and seen[30, edge + RIM : 80 + RIM].min() == 1
 
 
 def test_each_thing_that_leaves_is_looked_behind_once():
     front, moved = np.where(box(), 0.9, 0.1).astype(np.float32), np.zeros((2, H, W, 2), np.float32)
     found, picture = Completion.empty(H, W), cv2.resize(stripes(), None, fx=2, fy=2).astype(np.uint8)
     assert not found.uncover(picture, front, moved) and not found.filled.any()
-    moved[:, 20:26, 30:50] = 80.0
-    assert not found.uncover(picture, front, moved)  # a third of it has left
-    moved[:, 20:32, 30:50] = 80.0
-    assert found.uncover(picture, front, moved)  # most of it: one sees behind that, but not close to what stays
-    assert found.things[20:32, 30:50].all() and found.things.sum() == 12 * 20
-    assert found.seen[17:19, 30:50].min() > 0 and not found.seen[21:].any()
+    moved[:, 20:26, 30:50] = 80.0  # a third of it
+    assert found.uncover(picture, front, moved)  # one sees behind that, and behind nothing else
+    assert found.things[20:26, 30:50].all() and found.things.sum() == 6 * 20
+    assert found.seen[17:24, 30:50].min() > 0 and not found.seen[26:, 30:50].any()
     moved[:, 20:38, 30:50] = 80.0
     assert found.uncover(picture, front, moved) and np.array_equal(found.things, box())
     assert np.array_equal(found.filled, with_rim(box())) and found.seen.max() == 1
     assert not found.uncover(picture, front, moved)
 
 
+@pytest.mark.parametrize("part", [np.s_[24:36, 34:46], np.s_[20:30, 38:42], np.s_[20:22, 30:35]])
+def test_what_leaves_from_inside_a_thing_or_is_a_speck_of_it_leaves_no_hole(part):
+    front, moved = np.where(box(), 0.9, 0.1).astype(np.float32), np.zeros((1, H, W, 2), np.float32)
+    found, picture = Completion.empty(H, W), cv2.resize(stripes(), None, fx=2, fy=2).astype(np.uint8)
+    moved[(slice(None), *part)] = 80.0
+    assert not found.uncover(picture, front, moved) and not found.things.any()
+
+
 def test_a_part_that_goes_less_than_half_as_far_counts_as_one_that_stays():
     front, moved = np.where(box(), 0.9, 0.1).astype(np.float32), np.zeros((1, H, W, 2), np.float32)
     picture = cv2.resize(stripes(), None, fx=2, fy=2).astype(np.uint8)
     moved[:, 20:40, 30:50, 0] = 80.0
-    for slow, seen_beside in ((35.0, False), (45.0, True)):
+    for slow, seen_there in ((35.0, False), (45.0, True)):
         moved[:, 20:40, 30 : 30 + THIN, 0], found = slow, Completion.empty(H, W)
         assert found.uncover(picture, front, moved) and np.array_equal(found.things, box())
-        assert found.seen[25:35, 30 + THIN - 1 + GAP + RIM :].max() == 1
-        assert found.seen[25:35, : 30 + THIN - 1 + GAP].any() == seen_beside
+        assert found.seen[25:35, 30 + THIN - 1 + RIM :].max() == 1
+        assert found.seen[25:35, 30 : 30 + THIN].any() == seen_there
 
 
 def test_of_places_that_are_alike_the_nearest_is_copied():

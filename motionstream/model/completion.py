@@ -17,10 +17,11 @@ from motionstream.model.warping import CELL, in_pixels
 
 SOLID = 0.6  # how far in front, in [0, 1], a thing lies that leaves a hole
 LEAVES = 2.0  # pixels that a part of a thing has moved when one sees behind it
-PART, WHOLE = 0.4, 0.8  # how much of a thing has left when a part of it has, and when all of it has
+WHOLE = 0.8  # how much of a thing has left when all of it has
+OPEN = 0.5  # how much of a part's outline is not of the thing: what leaves from inside a thing leaves a dent in that
 FEW = 12  # cells that are no thing yet
 RIM = 3  # cells around a thing that may show it still: its soft edge, its thin parts
-THIN, GAP = 5, 12  # cells: parts that stay and are less wide count for nothing; how wide a gap is beside the others
+THIN = 5  # cells: parts that stay and are less wide count for nothing
 SQUARE = 3  # cells that are filled at once, from the middle one to each side
 RING = 2  # cells around them that must be alike
 ODD = 0.15  # how much it counts that what would be copied is unlike the surroundings: it may be another thing
@@ -154,10 +155,12 @@ def ground(things: list[np.ndarray], size: tuple[int, int]) -> np.ndarray:
 
 
 def leaving_part(thing: np.ndarray, far: np.ndarray) -> np.ndarray:
-    """What of a thing, bool [h, w], has left its place: all, a large part, or none; far: pixels moved, [h, w]."""
-    moved = far > LEAVES
-    share = moved[thing].mean()
-    return thing if share > WHOLE else thing & moved & (share > PART)
+    """What of a thing, bool [h, w], has left its place: all, a part, or none; far: pixels moved, [h, w]."""
+    moved = thing & (far > LEAVES)
+    if moved.sum() > WHOLE * thing.sum():
+        return thing
+    beside = cv2.dilate(moved.view(np.uint8), np.ones((3, 3), np.uint8)).view(bool) & ~moved
+    return moved & (moved.sum() >= FEW and (beside & ~thing).sum() > OPEN * beside.sum())
 
 
 def with_rim(thing: np.ndarray) -> np.ndarray:
@@ -168,11 +171,11 @@ def with_rim(thing: np.ndarray) -> np.ndarray:
 def seen_behind(thing: np.ndarray, stays: np.ndarray) -> np.ndarray:
     """How much one sees of what lies behind a thing that leaves, float32 [h, w] in [0, 1], rim included.
 
-    stays: bool [h, w], parts of it that stay. In a gap beside them one sees the thing itself, unless they are thin.
+    stays: bool [h, w], parts of it that stay: where these end is not known to the cell, unless they are thin.
     """
     thick = cv2.morphologyEx(stays.view(np.uint8), cv2.MORPH_OPEN, np.ones((THIN, THIN), np.uint8))
     away = cv2.distanceTransform(1 - thick, cv2.DIST_L2, 5) if thick.any() else np.full(thing.shape, np.inf, np.float32)
-    return with_rim(thing) * np.clip((away - GAP) / RIM, 0, 1)
+    return with_rim(thing) * np.clip(away / RIM, 0, 1)
 
 
 def covered(thing: np.ndarray, moved: np.ndarray) -> np.ndarray:

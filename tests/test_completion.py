@@ -198,6 +198,14 @@ def test_what_a_thing_still_covers_waits():
     assert all(np.array_equal(*pair) for pair in zip((found.shift[seen], found.colour[seen]), before, strict=True))
 
 
+def test_ground_that_goes_along_does_not_make_a_thing_cover_its_place():
+    front, moved = np.where(box(), 0.9, 0.1).astype(np.float32), np.zeros((1, H, W, 2), np.float32)
+    moved[:, 10:50, 28:70] = 2.0 * 12, 0.0  # most of what is around it, too
+    assert not covered(box(), moved)[:, :42].any()
+    found, picture = Completion.empty(H, W), cv2.resize(stripes(), None, fx=2, fy=2).astype(np.uint8)
+    assert found.uncover(picture, front, moved) and found.filled[box(right=42)].all()
+
+
 def test_where_nothing_fits_nothing_is_filled():
     found, made = filled(stripes(), box(), np.zeros((H, W), bool))
     assert not found.filled.any() and (made[box()] == (255, 0, 0)).all()

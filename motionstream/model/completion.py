@@ -181,12 +181,14 @@ def seen_behind(thing: np.ndarray, stays: np.ndarray) -> np.ndarray:
 def covered(thing: np.ndarray, moved: np.ndarray) -> np.ndarray:
     """What a thing hides of what lies behind it in every frame, less its rim, bool [h, w]; moved: pixels [T, h, w, 2].
 
-    What lies behind moves as the cells around the thing do.
+    What lies behind moves as the cells around the thing do, those that do not go along with it.
     """
     hidden, (rows, columns) = np.ones_like(thing), np.nonzero(thing)
     around = with_rim(with_rim(thing)) & ~with_rim(thing)
     for frame in moved:
-        beside = frame[thing] - (np.median(frame[around], axis=0) if around.any() else 0)
+        own, others = np.median(frame[thing], axis=0), frame[around]
+        others = others[np.linalg.norm(others - own, axis=-1) > LEAVES]
+        beside = frame[thing] - (np.median(others, axis=0) if len(others) else own)
         at = np.rint(beside / CELL).astype(int) + np.stack([columns, rows], axis=1)
         column, row = at[((at >= 0) & (at < thing.shape[::-1])).all(1)].T
         landed = np.zeros_like(thing)

@@ -325,6 +325,20 @@ def test_the_matte_learns():
     assert falls(lambda: matte.matte_loss(prior_, net, batch)["loss"], net, steps=12)
 
 
+def test_the_matte_is_to_leave_whole_what_the_prior_takes_for_a_thing_unless_an_outline_is_near(monkeypatch):
+    batch = samples(lambda rng: matte.sample(rng, EMPTY), count=6)()
+    assert batch["open"].any() and not (batch["open"] & (batch["opaque"] >= matte.CLEAR)).any()
+    monkeypatch.setattr(matte, "seen_by", lambda *_: torch.ones(2, 18, 30))  # a prior to which all is a thing
+    opaque, counts = batch["opaque"], batch["counts"]
+    whole = torch.where(batch["open"], 1.0, opaque)
+
+    def loss(found):
+        return matte.matte_loss(None, lambda picture, cells: torch.logit(found, 1e-6), batch)["loss"].item()
+
+    assert loss(whole) < 1e-3 < loss(opaque)
+    assert loss(opaque) == pytest.approx((2 * counts * (whole - opaque)).sum().item() / counts.sum().item(), rel=0.02)
+
+
 def test_opacity_is_how_much_hides_the_background():
     rng = np.random.default_rng(3)
     for _ in range(6):

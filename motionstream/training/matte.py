@@ -20,6 +20,7 @@ SIZE = (480, 288)  # of the picture that one sees
 SMALLER = (1, 2, 2, 3)  # times by which the one that the prior looks at is smaller
 ALONG, ELSEWHERE = 12, 0.3  # pixels from an outline that count, and what all others do
 AROUND = 25  # pixels to a side around one: the fewer of these are as opaque as it is, the more it counts
+CLEAR = 0.05  # opacity below which nothing is there
 HOLE = 2.0  # how much more a hole in a thing counts than what it takes along
 
 
@@ -38,6 +39,7 @@ def sample(rng: np.random.Generator, library: Library) -> dict[str, Tensor]:
         "valid": torch.from_numpy(valid),
         "smaller": torch.tensor(int(rng.choice(SMALLER))),
         "opaque": torch.from_numpy(opaque)[None],
+        "open": torch.from_numpy(~along & (opaque < CLEAR))[None],
         "counts": torch.from_numpy(np.where(along, rarity(thing, AROUND) ** 2, np.float32(ELSEWHERE)))[None],
     }
 
@@ -52,15 +54,20 @@ def seen_by(prior: MotionPrior, picture: Tensor, anchors: Tensor, valid: Tensor,
 
 
 def matte_loss(prior: MotionPrior, matte: Matte, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Mean difference of opacities, where too little counts more; "given" is that of what the prior sees in front."""
-    picture, opaque, counts = batch["picture"], batch["opaque"], batch["counts"]
+    """Mean difference of opacities, where too little counts more; "given" is that of what the prior sees in front.
+
+    Background far from any outline that the prior takes for a thing goes along as one: it is to stay whole.
+    """
+    picture, counts = batch["picture"], batch["counts"]
     with torch.autocast("cpu", torch.bfloat16):
         parts = zip(picture, batch["anchors"], batch["valid"], batch["smaller"].tolist(), strict=True)
         cells = [F.interpolate(seen_by(prior, *part)[None], picture.shape[-2:], mode="bilinear") for part in parts]
         cells = torch.cat(cells)
         found = matte(picture, cells).sigmoid()
+    front = (cells[:, :1] > 0.5).float()
+    opaque = torch.where(batch["open"], front, batch["opaque"])
 
     def off(guess: Tensor) -> Tensor:
         return (torch.where(guess < opaque, HOLE, 1.0) * (guess - opaque).abs() * counts).sum() / counts.sum()
 
-    return {"loss": off(found), "given": off((cells[:, :1] > 0.5).float())}
+    return {"loss": off(found), "given": off(front)}

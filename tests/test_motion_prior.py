@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from motionstream.model import motion_prior
 from motionstream.model.checkpoint import assemble
 from motionstream.model.limbs import borne, limbs, with_rims
-from motionstream.model.motion_prior import Cells, Grips, MotionPrior, as_seen, connect
+from motionstream.model.motion_prior import ALIKE, GRID, Cells, Grips, MotionPrior, as_seen, connect, idling, straddling
 from motionstream.model.presets import PRESETS
 from motionstream.model.warping import (
     BEHIND,
@@ -355,6 +355,55 @@ def test_the_background_does_not_follow_what_lies_in_front_of_it(prior):
     against = torch.nn.functional.softplus(prior.layered)
     torch.testing.assert_close(layered[~thing, 0], flat[~thing, 0] * torch.exp(-against))
     torch.testing.assert_close(layered[~thing, 1], flat[~thing, 1])
+
+
+def seeing_a_thing(prior, monkeypatch, held):
+    """A prior to which cells look alike, but for a thing in the middle that lies in front, as what tracks hold may."""
+    centres, cells = cell_centres(HEIGHT, WIDTH), HEIGHT * WIDTH // 4
+    thing = (centres - 32).abs().amax(1) < 8
+    stay, front = torch.where(thing, 0.0, 4.0)[None], torch.where(thing, 20.0, -20.0)[None]
+    grips = Grips(torch.zeros(1, len(held), 4), torch.tensor([held]), torch.full((1, len(held)), 5.0))
+    monkeypatch.setattr(motion_prior, "LOOK", HEIGHT * WIDTH)
+    monkeypatch.setattr(prior, "features", lambda *given: (Cells(torch.zeros(1, cells, 4), stay, front), grips))
+    return thing.view(HEIGHT // 2, WIDTH // 2)
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_of_a_grid_across_the_edge_of_a_thing_only_what_is_on_it_leads(together, prior, monkeypatch):
+    thing = seeing_a_thing(prior, monkeypatch, [20.0, 20.0, -20.0, 0.0])  # the last one never counts
+    starts, gone = np.float32([[30, 30], [30, 36], [44, 33]]), np.linspace(0, 9, 21)[:, None, None] * [1.0, 0.0]
+    path = tracks(starts + gone * np.float32([1, 1, 1 if together else -1])[:, None])
+    state = prior.start(image())
+    motion = torch.cat([prior.motion(state, path.rows(a, b)) for a, b in ((0, 1), (1, 9), (9, 21))])
+    torch.testing.assert_close(motion, prior.motion(prior.start(image()), path))
+    last = motion[-1].unflatten(0, thing.shape)
+    assert (last[thing][:, 0] > 8).float().mean() > 0.8
+    beside = last[14:19, 21:24, 0]  # around where the third one starts
+    assert beside.abs().max() < 0.5 if together else beside.min() < -8
+    if together:  # grabbed again where it is now
+        again = tracks(starts + [9, 0] + gone[..., :1] * np.float32([0, 1]), ids=[5, 6, 7])
+        motion = prior.motion(state, again)[-1]
+        last = motion.unflatten(0, thing.shape)
+        assert (last[thing][:, 1] > 8).float().mean() > 0.8 and last[14:19, 26:29].abs().max() < 0.5
+
+
+def test_tracks_of_one_grid_are_near_and_go_alike():
+    front = torch.zeros(24, 32)
+    front[10:20, 5:15] = 0.9
+    anchors = torch.tensor([[20.0, 30.0], [20.0, 50.0], [40.0, 30.0], [62.0, 4.0], [20.0, 32.0]])  # 0 and 4 are on it
+    pairs = straddling(anchors, anchors, front)
+    assert sorted(map(tuple, pairs.T.tolist())) == [(1, 0), (1, 4), (2, 0), (2, 4)]
+    assert straddling(anchors, anchors + torch.arange(5)[:, None] * GRID, front).numel() == 0  # wherever that began
+    gone = torch.zeros(4, 5, 2)
+    gone[1:] = torch.tensor([3.0, -2.0])
+    gone[2, 1] += torch.tensor([1.1 * ALIKE, 0.0])
+    gone[3, [0, 4]] = 0.0
+    idle = idling(gone, pairs)
+    assert idle.nonzero().tolist() == [[1, 1], [1, 2], [2, 2]]  # what stands still is a pin
+    columns, rows = np.meshgrid(np.arange(2, 64, 4), np.arange(2, 48, 4))
+    everywhere = torch.tensor(np.stack([columns, rows], -1).reshape(-1, 2), dtype=torch.float32)
+    assert straddling(everywhere, everywhere, front).numel() == 0
+    assert straddling(torch.zeros(0, 2), torch.zeros(0, 2), front).shape == (2, 0)
 
 
 def test_beside_what_moves_the_background_is_put_behind_and_not_brought_to_the_front(prior, monkeypatch):

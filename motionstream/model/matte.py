@@ -14,10 +14,9 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from motionstream.model.motion_prior import UNet
-from motionstream.model.warping import BESIDE, CELL, nearest_cells
+from motionstream.model.warping import BESIDE, CELL, are_dense, nearest_cells, tracked_cells
 
 SEES = 2  # pixels to a side of what the network sees as one
-DENSE = 0.07  # of a picture's side, from a cell to the nearest track in the mean, where these are all over the picture
 GIVEN = 4.0  # log-odds of what is surely a thing, before the network has looked
 
 
@@ -53,14 +52,9 @@ def told(opaque: np.ndarray, anchors: np.ndarray, rows: int, columns: int) -> np
     The prior's own motion is better there. anchors [N, 2] of the tracks, pixels of so many rows and columns of cells:
     one that is where it is clear tells of the cells that are near, and nearer to no other. Dense ones tell everything.
     """
-    size = rows, columns
     if not len(anchors):
         return np.zeros_like(opaque)
-    tracked = np.zeros(size, bool)
-    at = np.clip(anchors // CELL, 0, np.array(size[::-1]) - 1).astype(int)
-    tracked[at[:, 1], at[:, 0]] = True
-    far, nearest = nearest_cells(tracked)
-    cells = cv2.resize(opaque, size[::-1], interpolation=cv2.INTER_AREA)
-    dense = far.mean() < DENSE * (rows * columns) ** 0.5
-    held = dense | (CELL * far < BESIDE) & (cells.ravel()[nearest] < 0.5)
+    far, nearest = nearest_cells(tracked_cells(anchors, rows, columns))
+    cells = cv2.resize(opaque, (columns, rows), interpolation=cv2.INTER_AREA)
+    held = are_dense(anchors, rows, columns) | (CELL * far < BESIDE) & (cells.ravel()[nearest] < 0.5)
     return cv2.resize(held.astype(np.float32), opaque.shape[::-1])

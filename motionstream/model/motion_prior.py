@@ -8,8 +8,9 @@ already nearly right. The prior makes it, in three steps:
    beside one learned choice more: to stay. These weights depend on the picture and the anchors alone, never on the
    motion.
 2. Each pixel's motion is the moving-least-squares affine map (Schaefer et al. 2006) of the tracks under these weights,
-   mostly of those that move as most of its weight does; cut where the U-Net sees one thing in front of another, the
-   same for a thing and what hangs on it (`limbs`), and corrected by what it misses at the tracks.
+   mostly of those that move as most of its weight does, and of a grid across the edge of a thing those on it alone; cut
+   where the U-Net sees one thing in front of another, the same for a thing and what hangs on it (`limbs`), and
+   corrected by what it misses at the tracks.
 3. The moved pixels are splatted, nearer ones over farther ones, what visible tracks show above them; the first frame is
    sampled through the resulting backward motion, so it stays sharp however long the stream. What no pixel reached has
    confidence 0. Where a thing in front has moved away, it shows what may lie behind (`completion`), elsewhere a blur of
@@ -38,6 +39,7 @@ from motionstream.model.warping import (
     IN_FRONT,
     PARTS,
     SEEN,
+    are_dense,
     around,
     at_points,
     behind,
@@ -68,6 +70,8 @@ from motionstream.tracks import Tracks
 CERTAIN = 3.0  # log-odds with which a track moves the place it is attached to, at the least
 CONNECTED = 0.15  # share of a cell's motion that must come from tracks for the cell to join two others
 MOST, FADES = 0.8, 0.2  # of the cells: if fewer have moved, the ground stays; from how many fewer on all of it
+ON = 0.7  # how far in front, in [0, 1], the place of a track lies that is on a thing
+GRID, ALIKE = 40.0, 0.1  # pixels: how near tracks of one grid are, at the most, and how differently they move
 LOOK = 320 * 192  # pixels, at the least, of the picture that the U-Net sees: in smaller ones it cuts off what is thin
 
 
@@ -134,6 +138,32 @@ def connect(weights: Tensor, anchors: Tensor, height: int, width: int) -> Tensor
     return torch.cat([(1 - kept.sum(1, keepdim=True)).clamp(0, 1), kept], 1)
 
 
+def straddling(anchors: Tensor, firsts: Tensor, front: Tensor) -> Tensor:
+    """Pairs [2, K] of tracks that may be of one grid across the edge of a thing: the first beside it, the second on it.
+
+    anchors, firsts [N, 2] of the tracks, see `PriorState`; front: how far in front cells lie, [h, w] in [0, 1]. None
+    where tracks are dense.
+    """
+    if not len(anchors) or are_dense(anchors.numpy(), *front.shape):
+        return torch.zeros(2, 0).long()
+    on = at_points(front[None, None], anchors[None])[0, :, 0] > ON
+    near = torch.cdist(firsts, firsts) < GRID
+    return (near & ~on[:, None] & on).nonzero().T
+
+
+def idling(gone: Tensor, pairs: Tensor) -> Tensor:
+    """Tracks beside a thing that go just as one on it does, bool [T, N]: of a grid that was to move the thing alone.
+
+    gone [T, N, 2]: how far tracks have since they were first seen, pixels; pairs: see `straddling`.
+    """
+    idle = torch.zeros(gone.shape[:2], dtype=torch.bool)
+    beside, on = gone[:, pairs[0]], gone[:, pairs[1]]
+    alike = ((beside - on).norm(dim=2) < ALIKE) & (beside.norm(dim=2) > ALIKE)
+    frame, pair = alike.nonzero(as_tuple=True)
+    idle[frame, pairs[0, pair]] = True
+    return idle
+
+
 def _nearest(centres: Tensor, anchors: Tensor, valid: Tensor) -> Tensor:
     """Distance of each centre [B, P, 2] to its nearest valid anchor, pixels [B, P]; far away where there is none."""
     with torch.no_grad():
@@ -166,7 +196,8 @@ class Moved:
     behind; beyond: likewise, where it is mirrored at the first frame's edges. backward: [T, 2, h, w], pixels, where the
     cells of each frame are to be found in the first one, and sure: [T, h, w], their confidence; under: as backward, of
     what lies behind things; None where nothing has moved. behind, cells: see `PriorState`; things: bool [h, w], cells
-    of the first frame that go with a thing in front; anchors: [N, 2], pixels, where tracks start in it.
+    of the first frame that go with a thing in front; anchors: [N, 2], pixels, where tracks start in it, but for those
+    beside a thing that are of a grid across its edge.
     """
 
     picture: Tensor
@@ -248,6 +279,8 @@ class PriorState:
     latest: Tensor  # [P, 2] displacement at the newest frame
     ids: tuple[int, ...] = ()
     anchors: dict[int, Tensor] = field(default_factory=dict)  # id -> [2], its place in the first frame
+    firsts: dict[int, Tensor] = field(default_factory=dict)  # id -> [2], its place where it was first seen
+    pairs: Tensor | None = None  # [2, K]: see `straddling`
     held: Tensor | None = None  # [N, 2] base at the anchors
     newest: Tensor | None = None  # [N, 2] each track's newest known displacement on top of that
     weights: Tensor | None = None  # [P, 1 + N]
@@ -345,7 +378,9 @@ class MotionPrior(ModelMixin, ConfigMixin):
         frames = on_all_cores(frame, displacement.numpy(), tracks.points[:, placed], tracks.visible[:, placed])
         *shown, backward, under, sure = (np.stack(part) for part in zip(*frames, strict=True))
         parts = (torch.from_numpy(part).view(tracks.T, -1, height, width).movedim(1, 0)[None] for part in shown)
-        return Moved(*parts, backward, under, sure, state.behind, state.cells, things, anchors)
+        beside = np.isin(np.arange(len(state.ids)), state.pairs[0].numpy())
+        telling = np.array([place.numpy() for place in state.anchors.values()]).reshape(-1, 2)[~beside]
+        return Moved(*parts, backward, under, sure, state.behind, state.cells, things, telling)
 
     def _uncover(self, state: PriorState, displacement: Tensor) -> None:
         """Guesses what one sees behind things that have left."""
@@ -377,17 +412,28 @@ class MotionPrior(ModelMixin, ConfigMixin):
         for displacement, known in zip(points - anchors - state.held, told, strict=True):
             state.newest = torch.where(known[:, None], displacement, state.newest)
             moved.append(state.newest)
+        moved = torch.stack(moved)
+        gone = moved + state.held + anchors - torch.stack([state.firsts[i] for i in state.ids])
+        displacement = state.base.repeat(tracks.T, 1, 1)
+        idle, frames = idling(gone, state.pairs).unique(dim=0, return_inverse=True)
         with torch.autocast("cpu", enabled=False):  # second moments need all the digits of float32
-            moved = torch.stack(moved)
-            motion, share = decided_motion(
-                state.weights, cell_centres(*state.size), anchors, moved, visible, self.ridge.exp()
-            )
-            motion = settle(motion * share[..., None], *state.outlines)
-            motion, share = borne(motion, share, state.bearer, state.size[0] // CELL)
-            motion = meet(motion, share, anchors, moved, visible, state.size[0] // CELL)
-            displacement = state.base + motion
+            for number, leading in enumerate(~idle):
+                here = frames == number
+                displacement[here] += self._led(state, leading, anchors, moved[here], visible[here])
         state.latest = displacement[-1].clone()
         return displacement
+
+    def _led(self, state: PriorState, leading: Tensor, anchors: Tensor, moved: Tensor, visible: Tensor) -> Tensor:
+        """Motion of all cells [T, P, 2] on top of the base, by those tracks, bool [N], that lead."""
+        rows, anchors, moved, visible = state.size[0] // CELL, anchors[leading], moved[:, leading], visible[:, leading]
+        weights = state.weights
+        if not leading.all():
+            weights = weights[:, F.pad(leading, (1, 0), value=True)]
+            weights = weights / weights.sum(1, keepdim=True).clamp_min(1e-12)
+        motion, share = decided_motion(weights, cell_centres(*state.size), anchors, moved, visible, self.ridge.exp())
+        motion = settle(motion * share[..., None], *state.outlines)
+        motion, share = borne(motion, share, state.bearer, rows)
+        return meet(motion, share, anchors, moved, visible, rows)
 
     def look(self, image: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Weights [P, 1 + N] of the cells of an image [3, H, W] under tracks with these anchors [N, 2], see `weigh`;
@@ -424,13 +470,16 @@ class MotionPrior(ModelMixin, ConfigMixin):
                 # Of all cells that landed here, the one in front.
                 rank = landed - (0 if state.front is None else (landed < 4 * CELL**2) * state.front * 4 * CELL**2)
                 begun[track] = state.base[int(rank.argmin())]
+                state.firsts[track] = first
                 state.anchors[track] = first - begun[track]
         state.anchors = {track: state.anchors[track] for track in state.ids}
+        state.firsts = {track: state.firsts[track] for track in state.ids}
         anchors = torch.stack([*state.anchors.values(), torch.zeros(2)])[:-1]  # N may be 0
         weights, seen, bearer = self.look(state.image, anchors)
         state.weights = connect(weights, anchors, *state.size)
         height, width = state.size
         state.cells, state.outlines = seen.numpy(), outlines(seen[0])
+        state.pairs = straddling(anchors, torch.stack([*state.firsts.values(), torch.zeros(2)])[:-1], seen[0])
         state.bearer = with_rims(bearer, *state.outlines[1:])
         front = (seen[0] - BEHIND * state.outlines[1]).clamp_min(0)
         state.front, bare = front.flatten(), ground(things_in_front(front.numpy()), front.shape)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CELL = 2  # pixels of the frame to a side of one motion cell
+DENSE = 0.07  # of a picture's side, from a cell to the nearest track in the mean, where these are all over the picture
 UNIT = 32.0  # pixels: keeps the moments of the least squares near 1
 FRONT = 40.0  # log-weight of a cell that is surely in front over one that is surely behind
 HIDDEN = 1e-3  # weight of a hidden track beside a visible one's 1
@@ -193,6 +194,20 @@ def nearest_cells(known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     number = np.zeros(label.max() + 1, np.intp)
     number[label[known]] = np.flatnonzero(known)
     return far, number[label]
+
+
+def are_dense(anchors: np.ndarray, rows: int, columns: int) -> bool:
+    """Whether tracks that start at `anchors` [N, 2], pixels, at least one, are all over so many cells."""
+    far, _ = nearest_cells(tracked_cells(anchors, rows, columns))
+    return far.mean() < DENSE * (rows * columns) ** 0.5
+
+
+def tracked_cells(anchors: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """The cells in which tracks start, bool [rows, columns]; anchors [N, 2], pixels."""
+    tracked = np.zeros((rows, columns), bool)
+    at = np.clip(anchors // CELL, 0, (columns - 1, rows - 1)).astype(int)
+    tracked[at[:, 1], at[:, 0]] = True
+    return tracked
 
 
 def on_top(

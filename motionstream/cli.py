@@ -154,16 +154,16 @@ def track(args: argparse.Namespace) -> dict[str, float | int | str]:
 
 def _track(clip: Clip, args: argparse.Namespace, fps: float) -> tuple[Tracks, str]:
     """All tracks of a clip in its own pixels, with a progress bar on a terminal, and the tracker's name."""
-    from tqdm import tqdm
-
     from motionstream.controls.trackers import LICENCES
     from motionstream.controls.transfer import Settings, track_clip, tracking_size
+    from motionstream.progress import Progress
     from motionstream.tracks import join
 
     settings = Settings(start=args.start, seconds=args.seconds, grid=args.grid, tracker=args.tracker)
     tracker, blocks = settings.open_tracker(live=False), []
     print(f"motionstream: {LICENCES[tracker.name]}", file=sys.stderr)
-    with tqdm(total=round(min(clip.seconds or args.seconds, args.seconds) * fps), unit="frame", disable=None) as bar:
+    most = round(min(clip.seconds or args.seconds, args.seconds) * fps)
+    with Progress(total=most, unit="frame", disable=None) as bar:
         for frames, tracks in track_clip(clip, settings, fps, tracker):
             blocks.append(tracks)
             bar.update(len(frames))
@@ -202,9 +202,9 @@ def _lora(text: str) -> tuple[str, float]:
 
 def _take(chunks: Iterator[Chunk], frames: int) -> Iterator[tuple[Chunk, int, float]]:
     """Chunks until there are `frames` frames, with a progress bar on a terminal -> (chunk, frames wanted, seconds)."""
-    from tqdm import tqdm
+    from motionstream.progress import Progress
 
-    with tqdm(total=frames, unit="frame", disable=None) as bar:  # None: on a terminal only
+    with Progress(total=frames, unit="frame", disable=None) as bar:  # None: on a terminal only
         while frames > 0:
             begun = time.perf_counter()
             chunk = next(chunks)

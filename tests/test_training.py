@@ -1,7 +1,9 @@
 """Training data and stages: scenes whose tracks are true, effects, shards, real clips, autoencoder and motion prior."""
 
+import io
 import itertools
 import os
+import threading
 from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tqdm import tqdm
 from training_kit import falls
 
 from motionstream.errors import InputError
@@ -20,6 +23,7 @@ from motionstream.model.presets import PRESETS
 from motionstream.model.text import EffectTextEncoder
 from motionstream.model.tiny_vae import TinyVAE
 from motionstream.model.vae import EmbeddedVAE
+from motionstream.progress import Progress
 from motionstream.streaming import pack_confidence
 from motionstream.tracks import Tracks
 from motionstream.training import matte, parallel, prior, scenes, tiny_vae
@@ -629,6 +633,43 @@ def test_bad_clips_are_named_and_skipped(clip_folder):
         RealClips(clip_folder / "none", (96, 64), 16)
     with pytest.raises(InputError, match="has no clips"):
         RealClips(clip_folder / "pictures", (96, 64), 16)
+
+
+class Skipping(torch.utils.data.Dataset):
+    def __init__(self, clips):
+        self.clips = clips
+
+    def __getitem__(self, number):
+        self.clips.skip(self.clips.paths[0], "it is bad")
+        return number
+
+
+def test_a_data_worker_names_a_clip_though_the_lock_of_progress_bars_was_held_when_it_began(clip_folder, capfd):
+    held, done = threading.Event(), threading.Event()
+
+    def hold():
+        with tqdm.get_lock():
+            held.set()
+            done.wait(60)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    try:
+        assert held.wait(10)
+        clips = RealClips(clip_folder, (96, 64), 16)
+        assert list(torch.utils.data.DataLoader(Skipping(clips), sampler=[3], num_workers=1, timeout=20)) == [3]
+    finally:
+        done.set()
+        holder.join()
+    assert f"skipped {clips.paths[0]}: it is bad" in capfd.readouterr().out
+
+
+def test_progress_needs_no_thread(monkeypatch):
+    monkeypatch.setattr(tqdm, "monitor", None)
+    before = threading.active_count()
+    with Progress(total=2, file=io.StringIO(), disable=False) as bar:
+        bar.update()
+        assert threading.active_count() == before
 
 
 def test_a_clip_of_any_length_is_read_piece_by_piece(tmp_path):

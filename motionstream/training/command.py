@@ -26,7 +26,6 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from motionstream.cli import parse_seed
 from motionstream.controls.trackers import TRACKERS
@@ -39,6 +38,7 @@ from motionstream.model.motion_prior import MotionPrior
 from motionstream.model.presets import PRESETS, Preset
 from motionstream.model.tiny_vae import TinyVAE
 from motionstream.model.vae import EmbeddedVAE
+from motionstream.progress import Progress
 from motionstream.training import matte, prior
 from motionstream.training.adaptation import causal_loss, trajectory_records
 from motionstream.training.clips import (
@@ -305,7 +305,7 @@ def claim(args: argparse.Namespace, world: World, **settings: Any) -> None:
 
 def write_with_progress(args: argparse.Namespace, make: Callable[[int], Iterator[Record]], world: World) -> None:
     """All shards, or under `torchrun` this process's share of them."""
-    with tqdm(total=-(-args.count // SHARD), unit="shard", disable=None) as bar:
+    with Progress(total=-(-args.count // SHARD), unit="shard", disable=None) as bar:
         write_shards(args.out, args.count, args.seed, make, bar.update, world)
 
 

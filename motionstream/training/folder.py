@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.utils.data import get_worker_info
 from tqdm import tqdm
 
 from motionstream.controls.trackers import Seeds, Tracker
@@ -28,6 +29,12 @@ GRID = 50  # columns and rows: the paper's
 CROP_FRAMES = 2_000  # the first ones of a clip, of which crops are cut
 
 
+def tell(line: str) -> None:
+    """Prints a line above a progress bar; in a data worker without tqdm's lock, which others would wait for for ever if
+    the worker were stopped meanwhile."""
+    tqdm.write(line) if get_worker_info() is None else print(line, flush=True)
+
+
 @dataclass
 class RealClips:
     """The clips of a folder, fitted to `size` (width, height) at `fps`.
@@ -38,7 +45,7 @@ class RealClips:
     folder: Path
     size: tuple[int, int]
     fps: float
-    report: Callable[[str], object] = tqdm.write
+    report: Callable[[str], object] = tell
     bad: set[Path] = field(default_factory=set)
 
     def __post_init__(self):

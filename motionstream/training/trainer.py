@@ -34,11 +34,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from motionstream.errors import InputError, one_line, writing
 from motionstream.evaluation.plot import line_plot
 from motionstream.evaluation.sheets import save_png
+from motionstream.progress import Progress
 from motionstream.training.parallel import World, alike, full_state, limit_norm, load_full_state, share_gradients
 
 LOG_EVERY = 10  # rounds: one update of every player, in its turns
@@ -365,7 +365,7 @@ class Trainer:
         started, before = time.monotonic(), self.seconds
         draw = _NowAndThen(self.sheet_seconds, self._draw, self.world)
         save_all = _NowAndThen(self.checkpoint_seconds, self._save, self.world)
-        with self._told(), tqdm(total=self.schedule.steps, initial=self.step, unit="step", disable=None) as bar:
+        with self._told(), Progress(total=self.schedule.steps, initial=self.step, unit="step", disable=None) as bar:
             while self.schedule.gone(self.step, self.seconds) < 1:
                 player = self.stage.turn(self.step)
                 terms = self._update(player, next(data))

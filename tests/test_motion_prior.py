@@ -390,11 +390,13 @@ def test_of_a_grid_across_the_edge_of_a_thing_only_what_is_on_it_leads(together,
 def test_tracks_of_one_grid_are_near_and_go_alike():
     front = torch.zeros(24, 32)
     front[10:20, 5:15] = 0.9
-    anchors = torch.tensor([[20.0, 30.0], [20.0, 50.0], [40.0, 30.0], [62.0, 4.0], [20.0, 32.0]])  # 0 and 4 are on it
+    front[10:20, 15:18] = 0.6  # nobody knows
+    places = [20, 30], [20, 50], [40, 30], [62, 4], [20, 32], [32, 30]  # the first and the fifth are on it
+    anchors = torch.tensor(places, dtype=torch.float32)
     pairs = straddling(anchors, anchors, front)
     assert sorted(map(tuple, pairs.T.tolist())) == [(1, 0), (1, 4), (2, 0), (2, 4)]
-    assert straddling(anchors, anchors + torch.arange(5)[:, None] * GRID, front).numel() == 0  # wherever that began
-    gone = torch.zeros(4, 5, 2)
+    assert straddling(anchors, anchors + torch.arange(6)[:, None] * GRID, front).numel() == 0  # wherever that began
+    gone = torch.zeros(4, 6, 2)
     gone[1:] = torch.tensor([3.0, -2.0])
     gone[2, 1] += torch.tensor([1.1 * ALIKE, 0.0])
     gone[3, [0, 4]] = 0.0

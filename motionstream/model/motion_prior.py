@@ -70,7 +70,7 @@ from motionstream.tracks import Tracks
 CERTAIN = 3.0  # log-odds with which a track moves the place it is attached to, at the least
 CONNECTED = 0.15  # share of a cell's motion that must come from tracks for the cell to join two others
 MOST, FADES = 0.8, 0.2  # of the cells: if fewer have moved, the ground stays; from how many fewer on all of it
-ON = 0.7  # how far in front, in [0, 1], the place of a track lies that is on a thing
+ON, OFF = 0.7, 0.5  # how far in front, in [0, 1], tracks on a thing start, at the least, and those beside it, at most
 GRID, ALIKE = 40.0, 0.1  # pixels: how near tracks of one grid are, at the most, and how differently they move
 LOOK = 320 * 192  # pixels, at the least, of the picture that the U-Net sees: in smaller ones it cuts off what is thin
 
@@ -146,9 +146,9 @@ def straddling(anchors: Tensor, firsts: Tensor, front: Tensor) -> Tensor:
     """
     if not len(anchors) or are_dense(anchors.numpy(), *front.shape):
         return torch.zeros(2, 0).long()
-    on = at_points(front[None, None], anchors[None])[0, :, 0] > ON
+    lies = at_points(front[None, None], anchors[None])[0, :, 0]
     near = torch.cdist(firsts, firsts) < GRID
-    return (near & ~on[:, None] & on).nonzero().T
+    return (near & (lies < OFF)[:, None] & (lies > ON)).nonzero().T
 
 
 def idling(gone: Tensor, pairs: Tensor) -> Tensor:

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from motionstream.model import motion_prior
 from motionstream.model.checkpoint import assemble
+from motionstream.model.grids import ALIKE, GRID, idling, straddling
 from motionstream.model.limbs import borne, limbs, with_rims
-from motionstream.model.motion_prior import ALIKE, GRID, Cells, Grips, MotionPrior, as_seen, connect, idling, straddling
+from motionstream.model.motion_prior import Cells, Grips, MotionPrior, as_seen, connect
 from motionstream.model.presets import PRESETS
 from motionstream.model.warping import (
     BEHIND,

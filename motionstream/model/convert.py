@@ -31,10 +31,9 @@ from torch import Tensor
 
 from motionstream.errors import InputError, one_line, writing
 from motionstream.model import checkpoint
-from motionstream.model.lora import merge_lora
+from motionstream.model.lora import Weights, merge_lora
 from motionstream.model.presets import PRESETS, Preset
 
-Weights = dict[str, Tensor]
 MARKS = {  # a name that only this part has -> the part
     "patch_embedding.weight": "transformer",
     "decoder.conv_in.weight": "vae",

@@ -30,7 +30,7 @@ NAME = re.compile(  # layer, part
 DIFFERENCES = {"diff": "weight", "diff_b": "bias"}
 PREFIX = re.compile(r"^(?:(?:base_model|model|transformer|diffusion_model)\.)+")
 KOHYA_DOTS = re.compile(r"_(?=\d)|(?<=\d)_|(?<=attn)_|(?<=head)_|(?<=img_emb)_")  # that its tools write as underscores
-NAMES_OF_OTHERS = ".dora_scale"  # another tool's magnitudes: one for each row, or for each column
+UNCLEAR = ".dora_scale"  # another tool's magnitudes: one for each row, or for each column
 
 
 def merge_lora(weights: Weights, config: Mapping, file: Path, strength: float) -> tuple[int, list[str]]:
@@ -41,7 +41,7 @@ def merge_lora(weights: Weights, config: Mapping, file: Path, strength: float) -
     adapter_config.json beside it; without any, alpha is the rank.
     """
     stored, metadata = checkpoint.read_weights(file)
-    if other := next((name for name in stored if name.endswith(NAMES_OF_OTHERS)), None):
+    if other := next((name for name in stored if name.endswith(UNCLEAR)), None):
         raise InputError(f"{file} also rescales weights by {other}, which is not read: merge it with its own tool")
     layers: dict[str, dict[str, str]] = {}  # layer -> part -> the file's name for it
     for name in stored:

@@ -56,5 +56,5 @@ def told(opaque: np.ndarray, anchors: np.ndarray, rows: int, columns: int) -> np
         return np.zeros_like(opaque)
     far, nearest = nearest_cells(tracked_cells(anchors, rows, columns))
     cells = cv2.resize(opaque, (columns, rows), interpolation=cv2.INTER_AREA)
-    held = are_dense(anchors, rows, columns) | (CELL * far < BESIDE) & (cells.ravel()[nearest] < 0.5)
+    held = are_dense(far) | (CELL * far < BESIDE) & (cells.ravel()[nearest] < 0.5)
     return cv2.resize(held.astype(np.float32), opaque.shape[::-1])

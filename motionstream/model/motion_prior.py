@@ -32,6 +32,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from motionstream.model.completion import Completion, ground, things_in_front
+from motionstream.model.grids import idling, straddling
 from motionstream.model.limbs import borne, limbs, with_rims
 from motionstream.model.warping import (
     BEHIND,
@@ -39,7 +40,6 @@ from motionstream.model.warping import (
     IN_FRONT,
     PARTS,
     SEEN,
-    are_dense,
     around,
     at_points,
     behind,
@@ -70,8 +70,6 @@ from motionstream.tracks import Tracks
 CERTAIN = 3.0  # log-odds with which a track moves the place it is attached to, at the least
 CONNECTED = 0.15  # share of a cell's motion that must come from tracks for the cell to join two others
 MOST, FADES = 0.8, 0.2  # of the cells: if fewer have moved, the ground stays; from how many fewer on all of it
-ON, OFF = 0.7, 0.5  # how far in front, in [0, 1], tracks on a thing start, at the least, and those beside it, at most
-GRID, ALIKE = 40.0, 0.1  # pixels: how near tracks of one grid are, at the most, and how differently they move
 LOOK = 320 * 192  # pixels, at the least, of the picture that the U-Net sees: in smaller ones it cuts off what is thin
 
 
@@ -136,32 +134,6 @@ def connect(weights: Tensor, anchors: Tensor, height: int, width: int) -> Tensor
     total = kept.sum(1, keepdim=True)
     kept = torch.where(total > 0, kept / total.clamp_min(1e-12) * weights[:, 1:].sum(1, keepdim=True), 0.0)
     return torch.cat([(1 - kept.sum(1, keepdim=True)).clamp(0, 1), kept], 1)
-
-
-def straddling(anchors: Tensor, firsts: Tensor, front: Tensor) -> Tensor:
-    """Pairs [2, K] of tracks that may be of one grid across the edge of a thing: the first beside it, the second on it.
-
-    anchors, firsts [N, 2] of the tracks, see `PriorState`; front: how far in front cells lie, [h, w] in [0, 1]. None
-    where tracks are dense.
-    """
-    if not len(anchors) or are_dense(anchors.numpy(), *front.shape):
-        return torch.zeros(2, 0).long()
-    lies = at_points(front[None, None], anchors[None])[0, :, 0]
-    near = torch.cdist(firsts, firsts) < GRID
-    return (near & (lies < OFF)[:, None] & (lies > ON)).nonzero().T
-
-
-def idling(gone: Tensor, pairs: Tensor) -> Tensor:
-    """Tracks beside a thing that go just as one on it does, bool [T, N]: of a grid that was to move the thing alone.
-
-    gone [T, N, 2]: how far tracks have since they were first seen, pixels; pairs: see `straddling`.
-    """
-    idle = torch.zeros(gone.shape[:2], dtype=torch.bool)
-    beside, on = gone[:, pairs[0]], gone[:, pairs[1]]
-    alike = ((beside - on).norm(dim=2) < ALIKE) & (beside.norm(dim=2) > ALIKE)
-    frame, pair = alike.nonzero(as_tuple=True)
-    idle[frame, pairs[0, pair]] = True
-    return idle
 
 
 def _nearest(centres: Tensor, anchors: Tensor, valid: Tensor) -> Tensor:

@@ -196,10 +196,9 @@ def nearest_cells(known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return far, number[label]
 
 
-def are_dense(anchors: np.ndarray, rows: int, columns: int) -> bool:
-    """Whether tracks that start at `anchors` [N, 2], pixels, at least one, are all over so many cells."""
-    far, _ = nearest_cells(tracked_cells(anchors, rows, columns))
-    return far.mean() < DENSE * (rows * columns) ** 0.5
+def are_dense(far: np.ndarray) -> bool:
+    """Whether tracks are all over a picture; far: cells from each cell to the nearest one that has a track, [h, w]."""
+    return far.mean() < DENSE * far.size**0.5
 
 
 def tracked_cells(anchors: np.ndarray, rows: int, columns: int) -> np.ndarray:

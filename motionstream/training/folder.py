@@ -32,7 +32,10 @@ CROP_FRAMES = 2_000  # the first ones of a clip, of which crops are cut
 def tell(line: str) -> None:
     """Prints a line above a progress bar; in a data worker without tqdm's lock, which others would wait for for ever if
     the worker were stopped meanwhile."""
-    tqdm.write(line) if get_worker_info() is None else print(line, flush=True)
+    if get_worker_info() is None:
+        tqdm.write(line)
+    else:
+        print(line, flush=True)
 
 
 @dataclass

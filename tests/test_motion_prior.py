@@ -12,7 +12,8 @@ from motionstream.model import motion_prior
 from motionstream.model.checkpoint import assemble
 from motionstream.model.grids import ALIKE, GRID, idling, straddling
 from motionstream.model.limbs import borne, limbs, with_rims
-from motionstream.model.motion_prior import Cells, Grips, MotionPrior, as_seen, connect
+from motionstream.model.motion_prior import Cells, Grips, MotionPrior, as_seen
+from motionstream.model.pieces import connect, pieces
 from motionstream.model.presets import PRESETS
 from motionstream.model.warping import (
     BEHIND,
@@ -692,10 +693,28 @@ def test_what_looks_like_the_dragged_object_elsewhere_stays():
 
 
 def test_connecting_changes_nothing_where_everything_moves_together():
-    weights = torch.rand(HEIGHT // 2 * WIDTH // 2, 4, generator=torch.Generator().manual_seed(0)) + 0.3
+    weights = torch.rand(HEIGHT // 2 * WIDTH // 2, 4, generator=torch.Generator().manual_seed(0)) + 0.5
     weights = weights / weights.sum(1, keepdim=True)
     anchors = torch.tensor([[3.0, 3.0], [60.0, 40.0], [-5.0, 99.0]])  # one begins outside the frame
     torch.testing.assert_close(connect(weights, anchors, HEIGHT, WIDTH), weights)
+
+
+def test_bodies_that_a_neck_joins_are_two_pieces():
+    follows = np.zeros((40, 60), bool)
+    follows[4:16, 4:20] = follows[24:36, 30:50] = True  # two bodies,
+    follows[8:11, 20:50] = follows[11:24, 44:47] = True  # which something thin joins,
+    follows[28:31, 5:25] = True  # and something thin that no body is joined to
+    found = pieces(follows)
+    assert np.array_equal(found > 0, follows) and len(np.unique(found)) == 4
+    own, other = found[10, 10], found[30, 40]
+    assert own != other and (found[4:16, 4:20] == own).all() and (found[24:36, 30:50] == other).all()
+    assert (found[8:11, 20:30] == own).all() and (found[18:24, 44:47] == other).all()
+    follows[4:36, 20:30] = True  # a wide one makes them one
+    assert pieces(follows)[10, 10] == pieces(follows)[30, 40]
+
+
+def test_nothing_that_follows_is_no_piece():
+    assert not pieces(np.zeros((8, 9), bool)).any() and (pieces(np.ones((8, 9), bool)) == 1).all()
 
 
 @pytest.mark.parametrize("seed", range(40))

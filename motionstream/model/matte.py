@@ -13,7 +13,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from motionstream.model.motion_prior import UNet
+from motionstream.model.unet import UNet
 from motionstream.model.warping import BESIDE, CELL, are_dense, nearest_cells, tracked_cells
 
 SEES = 2  # pixels to a side of what the network sees as one

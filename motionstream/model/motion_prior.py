@@ -34,6 +34,8 @@ from torch import Tensor, nn
 from motionstream.model.completion import Completion, ground, things_in_front
 from motionstream.model.grids import idling, straddling
 from motionstream.model.limbs import borne, limbs, with_rims
+from motionstream.model.pieces import connect
+from motionstream.model.unet import UNet
 from motionstream.model.warping import (
     BEHIND,
     CELL,
@@ -68,44 +70,8 @@ from motionstream.model.warping import (
 from motionstream.tracks import Tracks
 
 CERTAIN = 3.0  # log-odds with which a track moves the place it is attached to, at the least
-CONNECTED = 0.15  # share of a cell's motion that must come from tracks for the cell to join two others
 MOST, FADES = 0.8, 0.2  # of the cells: if fewer have moved, the ground stays; from how many fewer on all of it
 LOOK = 320 * 192  # pixels, at the least, of the picture that the U-Net sees: in smaller ones it cuts off what is thin
-
-
-class Block(nn.Module):
-    def __init__(self, incoming: int, channels: int, stride: int = 1):
-        super().__init__()
-        self.enter = nn.Conv2d(incoming, channels, 3, stride=stride, padding=1)
-        self.norm = nn.GroupNorm(8, channels)
-        self.inner = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.enter(x)
-        return x + self.inner(F.silu(self.norm(x)))
-
-
-class UNet(nn.Module):
-    """[B, incoming, h, w] -> [B, outgoing, h, w]; any h and w."""
-
-    def __init__(self, incoming: int, widths: tuple[int, ...], outgoing: int):
-        super().__init__()
-        self.enter = Block(incoming, widths[0])
-        self.down = nn.ModuleList(Block(a, b, stride=2) for a, b in zip(widths, widths[1:], strict=False))
-        self.up = nn.ModuleList(
-            Block(a + b, b) for a, b in zip(reversed(widths[1:]), reversed(widths[:-1]), strict=True)
-        )
-        self.leave = nn.Conv2d(widths[0], outgoing, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        levels = [self.enter(x)]
-        for block in self.down:
-            levels.append(block(F.silu(levels[-1])))
-        x = levels.pop()
-        for block in self.up:
-            skip = levels.pop()
-            x = block(F.silu(torch.cat([F.interpolate(x, size=skip.shape[-2:], mode="nearest"), skip], dim=1)))
-        return self.leave(F.silu(x))
 
 
 def as_seen(
@@ -119,21 +85,6 @@ def as_seen(
     seen = torch.stack([front, weights[:, 1:] @ held])
     bearer = limbs(front.view(height // CELL, width // CELL), anchors)
     return seen[:, bearer].view(2, height // CELL, width // CELL), bearer
-
-
-def connect(weights: Tensor, anchors: Tensor, height: int, width: int) -> Tensor:
-    """Shares [P, 1 + N] of staying and of following each track, cut to one piece: a cell follows only tracks that are
-    attached to its own connected piece of what follows any. What looks like a dragged object elsewhere stays.
-    """
-    rows, columns = height // CELL, width // CELL
-    follows = (1 - weights[:, 0] > CONNECTED).view(rows, columns).byte().numpy()
-    piece = torch.from_numpy(cv2.connectedComponents(follows)[1]).flatten()
-    cells = (anchors / CELL).long().clamp(torch.zeros(2).long(), torch.tensor([columns, rows]) - 1)
-    attached = piece[cells[:, 1] * columns + cells[:, 0]]
-    kept = weights[:, 1:] * ((piece[:, None] == attached) & (attached > 0))
-    total = kept.sum(1, keepdim=True)
-    kept = torch.where(total > 0, kept / total.clamp_min(1e-12) * weights[:, 1:].sum(1, keepdim=True), 0.0)
-    return torch.cat([(1 - kept.sum(1, keepdim=True)).clamp(0, 1), kept], 1)
 
 
 def _nearest(centres: Tensor, anchors: Tensor, valid: Tensor) -> Tensor:
@@ -275,15 +226,28 @@ class MotionPrior(ModelMixin, ConfigMixin):
     stays_on_cpu = True  # beside a GPU too: much of its work is OpenCV's and NumPy's
 
     @register_to_config
-    def __init__(self, widths: tuple[int, ...] = (32, 64, 96, 128, 160, 192), features: int = 32):
+    def __init__(
+        self,
+        widths: tuple[int, ...] = (32, 64, 96, 128, 160, 192),
+        features: int = 32,
+        depths: tuple[int, ...] = (),
+    ):
+        """depths: see `UNet`."""
         super().__init__()
-        self.net = UNet(3 * CELL**2 + 2, tuple(widths), 2 * features + 2)
+        self.net = UNet(3 * CELL**2 + 2, tuple(widths), 2 * features + 2, tuple(depths))
         self.sharpness = nn.Parameter(torch.tensor(1.0))
         self.nearness = nn.Parameter(torch.tensor(1.0))
         self.reach = nn.Parameter(torch.tensor(4.0))  # pixels within which all anchors are equally near
         self.ridge = nn.Parameter(torch.tensor(3.0))  # log of pixels squared
         self.layered = nn.Parameter(torch.tensor(2.0))  # log-odds against following a track that lies fully in front
         self.to(memory_format=torch.channels_last)
+
+    def deepened(self, depths: tuple[int, ...]) -> "MotionPrior":
+        """The same with residual blocks more, where it has none: it says the same until they have learned something."""
+        deeper = MotionPrior(**{**self.config, "depths": depths})
+        own = self.state_dict()
+        deeper.load_state_dict({name: own.get(name, new) for name, new in deeper.state_dict().items()})
+        return deeper
 
     def features(self, image: Tensor, anchors: Tensor, valid: Tensor) -> tuple[Cells, Grips]:
         """What each cell is like, and what each track holds, given the picture and where its tracks start.
@@ -462,5 +426,3 @@ class MotionPrior(ModelMixin, ConfigMixin):
             if track in begun:  # exactly where it was grabbed, so that nothing jumps
                 state.held[n] = begun[track]
         state.newest = torch.zeros_like(state.held)
-
-

@@ -22,6 +22,7 @@ from motionstream.model.motion_prior import MotionPrior
 from motionstream.model.presets import PRESETS
 from motionstream.model.text import EffectTextEncoder
 from motionstream.model.tiny_vae import TinyVAE
+from motionstream.model.unet import Residual
 from motionstream.model.vae import EmbeddedVAE
 from motionstream.progress import Progress
 from motionstream.streaming import pack_confidence
@@ -139,6 +140,27 @@ def test_limbs_are_thin_and_begin_at_their_thing(disc):
         assert cv2.connectedComponents(whole)[0] == 2
         limbs = whole & (cv2.dilate(disc[..., 3], np.ones((3, 3), np.uint8)) == 0)
         assert limbs.any() and not cv2.erode(limbs, np.ones((7, 7), np.uint8)).any()
+
+
+def test_a_thing_in_the_light_of_its_background_keeps_its_outline(disc):
+    background = np.full((200, 200, 3), (40, 200, 90), np.uint8)
+    solid, off = disc[..., 3] == 255, []
+    for seed in range(12):
+        lit = scenes._in_light(np.random.default_rng(seed), disc, background)
+        np.testing.assert_array_equal(lit[..., 3], disc[..., 3])
+        assert (lit[..., :3] <= lit[..., 3:]).all()
+        off.append(np.abs(lit[solid, :3].mean(0) - (40, 200, 90)) / np.abs(np.array([200, 120, 160]) - (40, 200, 90)))
+    assert 0.15 < np.min(off) < 0.5 < np.max(off) <= 1.01
+
+
+def test_objects_of_photographs_are_pasted_on_others():
+    photo, mask = np.zeros((60, 80, 3), np.uint8), np.zeros((60, 80), np.uint8)
+    photo[20:40, 10:50], mask[20:40, 10:50] = (200, 60, 60), 255
+    library = SimpleNamespace(photos=[photo], cutouts=[np.full((30, 30, 4), 255, np.uint8)], objects=[(0, mask)])
+    pictures = [scenes._object_picture(np.random.default_rng(seed), library) for seed in range(40)]
+    own = [picture for picture in pictures if picture.shape == (20, 40, 4)]
+    assert 4 < len(own) < 25 and all((picture[..., 3] == 255).all() for picture in own)
+    assert all(picture[..., 0].mean() > 1.5 * picture[..., 1].mean() for picture in own)
 
 
 def test_nothing_has_no_limbs_and_throws_no_shadow():
@@ -320,6 +342,48 @@ def test_the_motion_prior_learns():
             optimiser.step()
             optimiser.zero_grad()
     assert prior.motion_loss(small, batch())["loss"] < 0.97 * before
+
+
+def test_what_is_not_shared_counts_each_thing_that_has_tracks():
+    layers, group = torch.tensor([[0, 1, 1, 2, 2, 0]]), torch.tensor([[1, 2, 0, 3]])
+    valid = torch.tensor([[True, True, True, False]])
+    follow = torch.zeros(1, 6, 4)
+    follow[0, 1:3, 0] = 1  # all of thing 1 follows its track,
+    follow[0, 3, 1], follow[0, 5, 1] = 1, 1  # half of thing 2 and one cell of the background that of thing 2,
+    follow[0, 0, 2] = 1  # and the background its own
+    dice = torch.tensor([(2 * 2 + 1) / (2 + 2 + 1), (2 * 1 + 1) / (2 + 2 + 1)])
+    torch.testing.assert_close(prior.not_shared(follow, layers, group, valid), 1 - dice.mean())
+    assert prior.not_shared(follow, layers, group, torch.zeros_like(valid)) == 0
+
+
+def test_a_deepened_prior_says_the_same_until_it_has_learned(tmp_path):
+    torch.manual_seed(0)
+    shallow = MotionPrior(widths=(8, 16), features=4)
+    shallow.save_pretrained(tmp_path / "motion_prior")
+    deep = prior.prior_to_train(tmp_path)
+    batch = samples(lambda rng: prior.sample(rng, EMPTY))()
+    places, valid = batch["anchors"][:, :4], batch["valid"][:, :4]
+    before, after = (each.features(batch["image"], places, valid)[0].queries for each in (shallow, deep))
+    assert torch.equal(before, after)
+    prior.motion_loss(deep, batch)["loss"].backward()
+    assert all(block.convs[1].weight.grad.abs().max() > 0 for block in deep.modules() if isinstance(block, Residual))
+    deep.save_pretrained(tmp_path / "motion_prior")
+    assert len(list(prior.prior_to_train(tmp_path).parameters())) == len(list(deep.parameters()))
+
+
+def test_a_new_prior_is_as_deep_as_a_deepened_one(tmp_path):
+    MotionPrior().save_pretrained(tmp_path / "motion_prior")
+    names = [set(each.state_dict()) for each in (prior.prior_to_train(None), prior.prior_to_train(tmp_path))]
+    assert names[0] == names[1] > set(MotionPrior().state_dict())
+
+
+def test_a_picture_as_taken_is_the_same_picture():
+    rng = np.random.default_rng(0)
+    picture = noise_texture(rng, 64, 48)
+    taken = [prior.as_taken(rng, picture) for _ in range(40)]
+    assert all(each.shape == picture.shape and each.dtype == np.uint8 for each in taken)
+    off = [np.abs(each.astype(float) - picture).mean() for each in taken]
+    assert 5 < sum(value == 0 for value in off) < 30 and max(off) < 12
 
 
 def test_the_matte_learns():

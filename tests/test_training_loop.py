@@ -19,7 +19,7 @@ from training_kit import RECIPE, clip_batch, network
 
 from motionstream.errors import InputError
 from motionstream.training import trainer as trainer_module
-from motionstream.training.parallel import World
+from motionstream.training.parallel import World, full_state, load_full_state
 from motionstream.training.teacher import flow_loss
 from motionstream.training.trainer import (
     LOG_EVERY,
@@ -269,6 +269,39 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, muon):
     assert one["updates"] == other["updates"] == 9
     sums = [read_checkpoint(tmp_path / name / "last.pt")["sums"] for name in ("whole", "cut")]
     assert sums[0] == sums[1]
+
+
+def filters_steps(net, optimisers, steps):
+    for step in steps:
+        torch.manual_seed(step)
+        for parameter in net.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        for optimiser in optimisers:
+            optimiser.step()
+
+
+def test_muon_learns_filters_as_matrices_and_goes_on_to_the_same_bits():
+    def start():
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(32, 40, 3), nn.Conv2d(40, 32, 1), nn.Conv2d(32, 4, 3))
+        return net, optimisers_for(net, 1e-3, 3e-3)
+
+    net, optimisers = start()
+    assert optimisers[1].param_groups[0]["params"] == [net[0].weight]  # neither single pixels nor what leaves
+    matrix = nn.Parameter(net[0].weight.detach().flatten(1).clone())
+    plain = torch.optim.Muon([matrix], lr=3e-3, weight_decay=0.01)
+    filters_steps(net, optimisers, range(2))
+    state = full_state(net, optimisers)
+    filters_steps(net, optimisers, range(2, 4))
+    for step in range(4):
+        torch.manual_seed(step)
+        matrix.grad = torch.randn_like(net[0].weight).flatten(1)
+        plain.step()
+    assert torch.equal(net[0].weight.flatten(1), matrix)
+    again, optimisers = start()
+    load_full_state(again, optimisers, *state, Path("saved"))
+    filters_steps(again, optimisers, range(2, 4))
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), again.parameters(), strict=True))
 
 
 def test_rows_after_the_checkpoint_come_again_once(tmp_path):

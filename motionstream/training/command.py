@@ -34,7 +34,6 @@ from motionstream.machine import keep_memory, parse_resolution, pick_device, pic
 from motionstream.model.checkpoint import follow_umask, load_component, read_json
 from motionstream.model.device import usable_device
 from motionstream.model.matte import Matte
-from motionstream.model.motion_prior import MotionPrior
 from motionstream.model.presets import PRESETS, Preset
 from motionstream.model.tiny_vae import TinyVAE
 from motionstream.model.vae import EmbeddedVAE
@@ -265,9 +264,10 @@ def train_tiny_vae(args: argparse.Namespace, world: World) -> None:
 def train_motion_prior(args: argparse.Namespace, world: World) -> None:
     recipe = _recipe(args, "motion-prior")
     schedule, library = _schedule(args, recipe, world), _library(args)
-    net = (load_component(Path(args.model) / "motion_prior") if args.model else MotionPrior()).to(world.device)
+    net = prior.prior_to_train(Path(args.model) if args.model else None).to(world.device)
     data = made_samples(lambda rng: prior.sample(rng, library), schedule, args.seed, world, args.workers)
-    player = Player("motion prior", net, lambda batch: prior.motion_loss(net, batch), optimisers_for(net, recipe.rate))
+    optimisers = optimisers_for(net, recipe.rate, recipe.muon)
+    player = Player("motion prior", net, lambda batch: prior.motion_loss(net, batch), optimisers)
     trainer = Trainer(Stage([player], data), args.out, schedule, world)
     trainer.train(lambda: save_part(net, args.out / "model" / "motion_prior", world))
 

@@ -3,8 +3,11 @@
 Only first frames are rendered: the scene knows where every pixel goes. On random windows of cells: the motion error;
 its total variation, so that where the outline is uncertain the picture stretches softly instead of tearing; the
 cross-entropy of following a track of one's own layer (or of staying, where the layer stays); and the order of the
-layers. What moves although no track says so is left out: nobody could know.
+layers. What moves although no track says so is left out: nobody could know. On cells anywhere: the overlap of each
+thing that has tracks with what follows these.
 """
+
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -12,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from motionstream.model.motion_prior import Cells, MotionPrior
+from motionstream.model.checkpoint import load_component
+from motionstream.model.motion_prior import Cells, Grips, MotionPrior
 from motionstream.model.warping import CELL, cell_centres, least_squares_motion
 from motionstream.training.clips import to_tensor
 from motionstream.training.scenes import (
@@ -29,6 +33,8 @@ SIZE = (256, 160)
 FRAMES = 25
 MAX_TRACKS = 300
 WINDOW, WINDOWS = 16, 8  # the loss looks at this many windows of so many cells squared in each picture
+DEPTHS = (0, 1, 2, 2, 1, 1)  # residual blocks more at each width
+ANYWHERE = 1024  # cells of each picture, anywhere in it, that tell how much follows of what should
 AROUND = 9  # cells to a side of what lies around one
 
 
@@ -48,18 +54,44 @@ def sample(rng: np.random.Generator, library: Library) -> dict[str, Tensor]:
         corners[: WINDOWS // 2] = np.clip(picked - WINDOW // 2, 0, limit)
     inside = np.arange(WINDOW)
     cells = ((corners[:, :1, None] + inside[:, None]) * columns + corners[:, 1:, None] + inside).reshape(-1)
+    anywhere = rng.choice(rows * columns, ANYWHERE, replace=False)
     centres = cell_centres(SIZE[1], SIZE[0]).numpy()[cells]
     seen = owner[0][CELL // 2 :: CELL, CELL // 2 :: CELL]
     layers = seen.ravel()[cells].astype(np.int64)
     return {
-        "image": to_tensor(rendered[0][0][None])[:, 0],
+        "image": to_tensor(as_taken(rng, rendered[0][0])[None])[:, 0],
         **_padded(tracks, owner[0]),
         "cells": torch.from_numpy(cells),
         "layers": torch.from_numpy(layers),
+        "anywhere": torch.from_numpy(anywhere),
+        "layers_anywhere": torch.from_numpy(seen.ravel()[anywhere].astype(np.int64)),
         "weight": torch.from_numpy(rarity(seen, AROUND).ravel()[cells]),
         "stays": _staying(scene),
         "target": torch.from_numpy(_displacement(scene, centres, layers, time)),
     }
+
+
+def as_taken(rng: np.random.Generator, picture: np.ndarray) -> np.ndarray:
+    """A picture as lenses, sensors and files leave it: softer, with noise and blocks over all of it, pasted or not."""
+    if rng.random() < 0.4:
+        return picture
+    if rng.random() < 0.5:
+        picture = cv2.GaussianBlur(picture, (0, 0), rng.uniform(0.3, 1.0))
+    if rng.random() < 0.5:
+        noise = rng.normal(0, rng.uniform(1, 8), picture.shape)
+        picture = np.clip(picture + noise, 0, 255).astype(np.uint8)
+    if rng.random() < 0.6:
+        quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(25, 95))]
+        picture = cv2.imdecode(cv2.imencode(".jpg", picture, quality)[1], cv2.IMREAD_COLOR)
+    return picture
+
+
+def prior_to_train(folder: Path | None) -> MotionPrior:
+    """A new one, or the one of a model folder; where that is shallow, with `DEPTHS`."""
+    if folder is None:
+        return MotionPrior(depths=DEPTHS)
+    prior = load_component(folder / "motion_prior")
+    return prior if any(prior.config.depths) else prior.deepened(DEPTHS[: len(prior.config.widths)])
 
 
 def points_of_any_kind(rng: np.random.Generator, scene: Scene, owner: np.ndarray) -> np.ndarray:
@@ -104,16 +136,37 @@ def _displacement(scene: Scene, points: np.ndarray, layers: np.ndarray, time: in
     return moved
 
 
+def not_shared(follow: Tensor, layers: Tensor, group: Tensor, valid: Tensor) -> Tensor:
+    """One less the Dice coefficient of what follows the tracks of a thing and that thing, mean of all that have some.
+
+    follow [B, C, N], layers [B, C], group [B, N].
+    """
+    things = torch.arange(1, MAX_LAYERS)
+    of = ((group[..., None] == things) & valid[..., None]).float()
+    share, true = follow @ of, (layers[..., None] == things).float()
+    dice = (2 * (share * true).sum(1) + 1) / (share.sum(1) + true.sum(1) + 1)
+    has = of.any(1).float()
+    return ((1 - dice) * has).sum() / has.sum().clamp_min(1)
+
+
+def _weighed(
+    prior: MotionPrior, everywhere: Cells, cells: Tensor, anchors: Tensor, grips: Grips, valid: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Centres [B, C, 2], weights [B, C, 1 + N] and logits [B, C] of lying in front, of these cells [B, C] of all."""
+    here = cells[..., None].expand(-1, -1, everywhere.queries.shape[-1])
+    looked_at = Cells(everywhere.queries.gather(1, here), *(part.gather(1, cells) for part in everywhere[1:]))
+    centres = cell_centres(SIZE[1], SIZE[0])[cells]
+    return centres, prior.weigh(centres, looked_at, anchors, grips, valid), looked_at.front
+
+
 def motion_loss(prior: MotionPrior, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     most = max(1, int(batch["valid"].sum(1).max()))  # the rest is padding
     anchors, moved, valid, group = (batch[name][:, :most] for name in ("anchors", "moved", "valid", "group"))
-    image, cells = batch["image"], batch["cells"]
     with torch.autocast("cpu", torch.bfloat16):
-        everywhere, grips = prior.features(image, anchors, valid)
-    here = cells[..., None].expand(-1, -1, everywhere.queries.shape[-1])
-    looked_at = Cells(everywhere.queries.gather(1, here), *(part.gather(1, cells) for part in everywhere[1:]))
-    centres = cell_centres(*image.shape[-2:])[cells]
-    weights = prior.weigh(centres, looked_at, anchors, grips, valid)
+        everywhere, grips = prior.features(batch["image"], anchors, valid)
+    centres, weights, front = _weighed(prior, everywhere, batch["cells"], anchors, grips, valid)
+    _, anywhere, _ = _weighed(prior, everywhere, batch["anywhere"], anchors, grips, valid)
+    missed = not_shared(anywhere[..., 1:], batch["layers_anywhere"], group, valid)
     motion = torch.func.vmap(least_squares_motion, in_dims=(0, 0, 0, 0, 0, None))(
         weights[..., 1:], centres, anchors, moved[:, None], valid[:, None], prior.ridge.exp()
     )
@@ -130,10 +183,11 @@ def motion_loss(prior: MotionPrior, batch: dict[str, Tensor]) -> dict[str, Tenso
     moving = (torch.log1p(error) * counts).sum() / total
     patches = (difference * known[..., None]).unflatten(1, (WINDOWS, WINDOW, WINDOW))
     torn = patches.diff(dim=2).abs().clamp_max(8).mean() + patches.diff(dim=3).abs().clamp_max(8).mean()
-    in_front = F.binary_cross_entropy_with_logits(looked_at.front, (layers > 0).float())
+    in_front = F.binary_cross_entropy_with_logits(front, (layers > 0).float())
     still = batch["target"].square().sum(-1).sqrt()
     return {
-        "loss": moving + 2 * chosen + 0.3 * in_front + 0.7 * torn,
+        "loss": moving + 2 * chosen + 0.3 * in_front + 0.7 * torn + 2 * missed,
+        "missed": missed.detach(),
         "torn": torn.detach(),
         "epe": (error * known).sum().detach() / known.sum(),
         "still_epe": (still * known).sum() / known.sum(),

@@ -150,7 +150,13 @@ def _premultiply(rgba: np.ndarray) -> np.ndarray:
 
 
 def _object_picture(rng: np.random.Generator, library: Library) -> np.ndarray:
-    """One object to paste, RGBA: a cut-out, or a blob with another photograph's texture."""
+    """One object to paste, RGBA: a cut-out, an object of a photograph, or a blob with a photograph's texture."""
+    if library.objects and rng.random() < 0.3:
+        photo, mask = library.objects[rng.integers(len(library.objects))]
+        x, y, width, height = cv2.boundingRect((mask > 127).astype(np.uint8))
+        box = np.s_[y : y + height, x : x + width]
+        flip = np.s_[:, ::-1] if rng.random() < 0.5 else np.s_[:]
+        return np.dstack([_relight(rng, library.photos[photo][box]), mask[box]])[flip]
     if library.cutouts and rng.random() < 0.7:
         cutout = library.cutouts[rng.integers(len(library.cutouts))]
         cutout = cutout[:, ::-1] if rng.random() < 0.5 else cutout
@@ -239,6 +245,17 @@ def _over(below: np.ndarray, above: np.ndarray) -> np.ndarray:
     return np.minimum(above + (seen + 127) // 255, 255).astype(np.uint8)
 
 
+def _in_light(rng: np.random.Generator, placed: np.ndarray, background: np.ndarray) -> np.ndarray:
+    """A premultiplied object in colours nearer to those of what it hides: that it was pasted tells less."""
+    alpha = placed[..., 3:] / np.float32(255)
+    if alpha.sum() < 1:
+        return placed
+    own = placed[..., :3].sum((0, 1)) / alpha.sum()
+    under = (background * alpha).sum((0, 1)) / alpha.sum()
+    shifted = placed[..., :3] + alpha * rng.uniform(0, 0.8) * (under - own)
+    return np.dstack([np.clip(shifted, 0, 255 * alpha).astype(np.uint8), placed[..., 3]])
+
+
 def _twin(rng: np.random.Generator, placed: np.ndarray) -> np.ndarray:
     """The same object again beside itself, sometimes mirrored: what looks alike need not belong together."""
     size = np.sqrt((placed[..., 3] > 127).sum())
@@ -312,14 +329,15 @@ def _pictures(
 ) -> tuple[np.ndarray, list[np.ndarray]]:
     """A background, RGB, and what lies on it, back to front: one to three objects, premultiplied RGBA."""
     objects = []
-    if library.objects and rng.random() < 0.35:
+    if library.objects and rng.random() < 0.45:
         background, in_place = _in_place(rng, library, canvas)
         objects.append(in_place)
     else:
         background = photo_crop(rng, library, *canvas)
     for _ in range(rng.choice([0, 1, 2], p=[0.6, 0.3, 0.1]) + (not objects)):
         placed = _paste(rng, _object_picture(rng, library), canvas, frame)
-        placed = _grown(rng, library, placed, canvas, frame) if rng.random() < 0.25 else placed
+        placed = _in_light(rng, placed, background) if rng.random() < 0.4 else placed
+        placed = _grown(rng, library, placed, canvas, frame) if rng.random() < 0.35 else placed
         placed = _limbed(rng, placed) if rng.random() < 0.25 else placed
         objects.append(_shaded(rng, placed) if rng.random() < 0.35 else placed)
     if rng.random() < 0.35:

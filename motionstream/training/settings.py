@@ -16,8 +16,8 @@ class Recipe:
     """Settings of one stage of one preset.
 
     batch: samples an update, over all processes and pieces; rate: learning rate; steps: updates, for several players
-    those of all (None: the command line says for how many minutes); muon: rate of the transformer's matrices if they
-    are trained with Muon instead of AdamW. warmup, floor, ema: see `Schedule`.
+    those of all (None: the command line says for how many minutes); muon: rate of the transformer's matrices, or of
+    the motion prior's filters, if they are trained with Muon instead of AdamW. warmup, floor, ema: see `Schedule`.
     chunks: length of the clips; tracks: fewest and most drawn of a clip's (None: all). drop_text, drop_tracks: shares
     of the clips that are told nothing, for guidance; hide: probability p_mask of a mid-clip chunk without tracks.
     frozen_head: whether the track head stays as it is. guidance, ode_steps: how the teacher is sampled; sampled: clips
@@ -76,7 +76,7 @@ RECIPES = {
         "adapt": Recipe(batch=8, rate=6e-4, muon=1.5e-3, sinks=(0, 1), windows=(1, 2), **_SMALL),
         "distil": Recipe(batch=4, rate=1e-5, critic_rate=5e-5, anchor=0.3, **(_SMALL | dict(ema=0.98, chunks=5))),
         "tiny-vae": Recipe(batch=12, rate=1.2e-3, floor=0.02, ema=0.995),
-        "motion-prior": Recipe(batch=12, rate=1.2e-3, floor=0.02, ema=0.995),
+        "motion-prior": Recipe(batch=12, rate=6e-4, muon=3e-3, floor=0.02, ema=0.995),
         "matte": Recipe(batch=6, rate=2e-3, floor=0.02, ema=0.995),
     },
     "wan2.1-1.3b": _paper(7, 800),

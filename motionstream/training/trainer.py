@@ -44,6 +44,7 @@ from motionstream.training.parallel import World, alike, full_state, limit_norm,
 LOG_EVERY = 10  # rounds: one update of every player, in its turns
 CHECKPOINT_SECONDS = 120.0
 SHEET_SECONDS = 600.0
+WIDE = 32  # channels
 BESIDE = 0.1  # share of a run's time that checkpoints may take, and sheets: those of the largest models take minutes
 
 
@@ -275,16 +276,42 @@ def single_thread(worker: int) -> None:
     torch.set_num_threads(1)
 
 
+class FilterMuon(torch.optim.Optimizer):
+    """PyTorch's Muon, which takes matrices alone, for filters of convolutions, [out, in, h, w] as [out, in * h * w]."""
+
+    def __init__(self, filters: list[nn.Parameter], lr: float, weight_decay: float):
+        super().__init__(filters, {"lr": lr})
+        matrices = [nn.Parameter(own.detach().flatten(1)) for own in filters]
+        self.muon = torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay)
+
+    @torch.no_grad()
+    def step(self, closure=None) -> None:
+        (group,), (inner,) = self.param_groups, self.muon.param_groups
+        inner["lr"] = group["lr"]
+        pairs = list(zip(group["params"], inner["params"], strict=True))
+        for own, matrix in pairs:
+            matrix.copy_(own.flatten(1))
+            matrix.grad = None if own.grad is None else own.grad.flatten(1)
+            self.muon.state[matrix] = self.state[own]
+        self.muon.step()
+        for own, matrix in pairs:
+            own.copy_(matrix.view_as(own))
+
+
 def optimisers_for(
     module: nn.Module, learning_rate: float, muon: float | None = None, leave_out: Sequence[nn.Parameter] = ()
 ) -> list[torch.optim.Optimizer]:
-    """AdamW; with `muon`, the hidden matrices of transformer blocks go to Muon at that rate instead."""
+    """AdamW; with `muon`, the hidden matrices of transformer blocks, and the filters of convolutions between layers of
+    `WIDE` channels or more, go to Muon at that rate instead."""
     others = {id(p) for p in leave_out}
     parameters = [(name, p) for name, p in module.named_parameters() if p.requires_grad and id(p) not in others]
     matrices = [p for name, p in parameters if muon and p.ndim == 2 and ".blocks." in f".{name}"]
-    chosen = {id(p) for p in matrices}
+    filters = [p for _, p in parameters if muon and p.ndim == 4 and p.shape[-1] > 1 and min(p.shape[:2]) >= WIDE]
+    chosen = {id(p) for p in matrices + filters}
     rest = [p for _, p in parameters if id(p) not in chosen]
     found = [torch.optim.AdamW(rest, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)]
+    if filters:
+        found.append(FilterMuon(filters, lr=muon, weight_decay=0.01))
     if matrices:
         found.append(torch.optim.Muon(matrices, lr=muon, weight_decay=0.01))
     return found

@@ -5,6 +5,7 @@ import os
 import struct
 import sys
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -141,7 +142,7 @@ def test_a_thing_in_a_photo_is_found_and_read_back(tmp_path):
     Image.fromarray(photo).save(tmp_path / "photos/egg.jpg", quality=95)
     Image.fromarray(stamp()).save(tmp_path / "cutouts/stamp.png")
 
-    assert photos.write_objects(tmp_path) == 1
+    assert photos.write_objects(tmp_path, [tmp_path / "photos/egg.jpg"]) == 1
     library = photos.load_library(tmp_path)
 
     (index, mask), = library.objects
@@ -214,6 +215,16 @@ def test_the_command_writes_pictures_objects_and_licences(unpacked, tmp_path, mo
     assert list(json.loads((tmp_path / "LICENCES.json").read_text())) == [
         f"photos/{path.name}" for path in tmp_path.glob("photos/*")]
     assert len(photos.load_library(tmp_path).photos) == 1
+
+
+@pytest.mark.parametrize("things", [True, False])
+def test_things_are_looked_for_where_there_are_some(things, unpacked, tmp_path, monkeypatch):
+    Image.fromarray(scenery(0)).save(unpacked / "usr/share/pictures/hill.png")
+    (unpacked / "usr/share/stamps").mkdir(exist_ok=True)
+    Image.fromarray(stamp()).save(unpacked / "usr/share/stamps/stamp.png")
+    monkeypatch.setattr(photos, "find_objects", lambda photo, rng: [np.ones(photo.shape[:2])])
+    pictures, objects = photos.write_library(tmp_path, [replace(PACKAGE, things=things)])
+    assert pictures == 2 and objects == things == len(photos.load_library(tmp_path).objects)
 
 
 def test_the_command_without_apt_ends_with_one_sentence(tmp_path, monkeypatch, capsys):

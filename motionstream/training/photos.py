@@ -37,7 +37,8 @@ NOT_FREE = re.compile(r"\bN[CD]\b|non-?free|missing|unknown|^none$|^$", re.I)
 class Package:
     """One Debian package: where its pictures lie (glob patterns on the path below the unpacked root) and its licence.
 
-    `licence` stands for files that no stanza of the package's machine-readable copyright file names.
+    `licence` stands for files that no stanza of the package's machine-readable copyright file names. `things`: whether
+    its photos show animals, buildings or tools; in landscapes, what GrabCut cuts out are patches of hill and cloud.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Package:
     photos: tuple[str, ...] = ()
     cutouts: tuple[str, ...] = ()
     reject: tuple[str, ...] = ()
+    things: bool = False
     limit: int = 10_000  # most cut-out files looked at, spread evenly over the sorted paths
 
 
@@ -57,7 +59,7 @@ PACKAGES = (
             photos=(*_below("activities", "categorization explore_farm_animals explore_world_animals explore_monuments "
                             "explore_world_music", "/*.webp"), "*/details/resource/image/*.webp"),
             cutouts=_below("activities", "lang/resource/words_sample solar_system leftright", "/*.webp"),
-            reject=("*/alphabets/*", "*/numbers/*", "*/words_sample/*[0-9]*", "*/details/*_*[0-9].webp")),
+            reject=("*/alphabets/*", "*/numbers/*", "*/words_sample/*[0-9]*", "*/details/*_*[0-9].webp"), things=True),
     Package("endless-sky-high-dpi", "CC-BY-SA-4.0", photos=("*/images/land/*.jpg", "*/images/scene/*.jpg"),
             cutouts=("*/images/ship/*.png", "*/images/outfit/*.png"), limit=250),
     Package("scratch", "CC-BY-SA-3.0", photos=("*/Media/Backgrounds/*",), cutouts=("*/Costumes/*.png",),
@@ -75,7 +77,7 @@ PACKAGES = (
     Package("plasma-workspace-wallpapers", "GPL-2+", photos=_below(
         "wallpapers", "Autumn BytheWater ColorfulCups EveningGlow FallenLeaf Grey Kite OneStandsOut Path",
         "/*/2560x1600.jpg")),
-    Package("kalzium-data", "GPL-2+", photos=("*/toolpics/*",)),
+    Package("kalzium-data", "GPL-2+", photos=("*/toolpics/*",), things=True),
     Package("tuxpaint-stamps-default", "GPL-2", cutouts=("*/stamps/*.png",), reject=("*/symbols/*",)),
     Package("openclipart-png", "public domain", limit=1200, cutouts=_below(
         "png", "animals food people plants recreation transportation tools office containers electronics buildings "
@@ -317,10 +319,10 @@ def find_objects(photo: np.ndarray, rng: np.random.Generator, tries: int = 14, m
     return [cv2.resize(mask, photo.shape[1::-1], interpolation=cv2.INTER_CUBIC).clip(0, 1) for mask in soft]
 
 
-def write_objects(folder: Path) -> int:
-    """Write `folder/objects/PHOTO-K.png` (RGBA, the photo's size) for the things in `folder/photos`; their number."""
+def write_objects(folder: Path, photos: list[Path]) -> int:
+    """Write `folder/objects/PHOTO-K.png` (RGBA, the photo's size) for the things in these photos; their number."""
     (folder / "objects").mkdir(exist_ok=True)
-    for path in sorted(folder.glob("photos/*.jpg")):
+    for path in photos:
         photo = read(path, "RGB")
         for number, mask in enumerate(find_objects(photo, np.random.default_rng(0))):
             alpha = (255 * mask).round().astype(np.uint8)
@@ -373,7 +375,9 @@ def write_library(folder: Path, packages: list[Package]) -> tuple[int, int]:
     if not manifest:
         raise InputError("no package could be had: see above")
     (folder / "LICENCES.json").write_text(json.dumps(manifest, indent=1, sort_keys=True))
-    return len(manifest), write_objects(folder)
+    of_things = {package.name for package in packages if package.things}
+    photos = [folder / name for name, row in sorted(manifest.items()) if row["package"] in of_things]
+    return len(manifest), write_objects(folder, [path for path in photos if path.parent.name == "photos"])
 
 
 def main() -> None:

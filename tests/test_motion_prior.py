@@ -678,6 +678,9 @@ def test_what_is_dragged_out_of_the_frame_does_not_come_back(prior):
     assert motion[-1, :, 0].max() > motion[4, :, 0].max()
 
 
+NEAR = torch.ones(HEIGHT // 2, WIDTH // 2)
+
+
 def test_what_looks_like_the_dragged_object_elsewhere_stays():
     follow = torch.zeros(2, HEIGHT // 2, WIDTH // 2)
     follow[0, 4:10, 4:10] = 0.9  # the object of track 0 ...
@@ -686,7 +689,7 @@ def test_what_looks_like_the_dragged_object_elsewhere_stays():
     follow[:, 14:20, 12:20] = 0.45
     weights = torch.cat([1 - follow.sum(0, keepdim=True), follow]).flatten(1).T
     anchors = torch.tensor([[12.0, 12.0], [20.0, 32.0]])
-    kept = connect(weights, anchors, HEIGHT, WIDTH).T.unflatten(1, (HEIGHT // 2, WIDTH // 2))
+    kept = connect(weights, NEAR, anchors).T.unflatten(1, (HEIGHT // 2, WIDTH // 2))
     torch.testing.assert_close(kept.sum(0), torch.ones(HEIGHT // 2, WIDTH // 2))
     assert (kept[0, 4:10, 20:26] == 1).all() and (kept[1, 4:10, 4:10] > 0.89).all()
     torch.testing.assert_close(kept[2, 14:20, 4:30], torch.full((6, 26), 0.9))
@@ -696,25 +699,30 @@ def test_connecting_changes_nothing_where_everything_moves_together():
     weights = torch.rand(HEIGHT // 2 * WIDTH // 2, 4, generator=torch.Generator().manual_seed(0)) + 0.5
     weights = weights / weights.sum(1, keepdim=True)
     anchors = torch.tensor([[3.0, 3.0], [60.0, 40.0], [-5.0, 99.0]])  # one begins outside the frame
-    torch.testing.assert_close(connect(weights, anchors, HEIGHT, WIDTH), weights)
+    torch.testing.assert_close(connect(weights, NEAR, anchors), weights)
 
 
-def test_bodies_that_a_neck_joins_are_two_pieces():
-    follows = np.zeros((40, 60), bool)
+def test_a_patch_of_background_that_a_neck_joins_is_a_piece_of_its_own():
+    follows, front = np.zeros((40, 60), bool), np.ones((40, 60), np.float32)
     follows[4:16, 4:20] = follows[24:36, 30:50] = True  # two bodies,
     follows[8:11, 20:50] = follows[11:24, 44:47] = True  # which something thin joins,
     follows[28:31, 5:25] = True  # and something thin that no body is joined to
-    found = pieces(follows)
+    found = pieces(follows, front)
+    assert np.array_equal(found > 0, follows) and len(np.unique(found)) == 3  # a head and a trunk are one
+    front[22:] = 0.2
+    found = pieces(follows, front)
     assert np.array_equal(found > 0, follows) and len(np.unique(found)) == 4
     own, other = found[10, 10], found[30, 40]
     assert own != other and (found[4:16, 4:20] == own).all() and (found[24:36, 30:50] == other).all()
     assert (found[8:11, 20:30] == own).all() and (found[18:24, 44:47] == other).all()
     follows[4:36, 20:30] = True  # a wide one makes them one
-    assert pieces(follows)[10, 10] == pieces(follows)[30, 40]
+    assert pieces(follows, front)[10, 10] == pieces(follows, front)[30, 40]
 
 
 def test_nothing_that_follows_is_no_piece():
-    assert not pieces(np.zeros((8, 9), bool)).any() and (pieces(np.ones((8, 9), bool)) == 1).all()
+    shape = (8, 9)
+    assert not pieces(np.zeros(shape, bool), np.ones(shape)).any()
+    assert len(np.unique(pieces(np.ones(shape, bool), np.zeros(shape)))) == 1
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -722,20 +730,20 @@ def test_shares_stay_shares_however_they_are_rounded(seed):
     generator = torch.Generator().manual_seed(seed)
     logits = 12 * torch.randn(HEIGHT // 2 * WIDTH // 2, 6, generator=generator)
     anchors = torch.rand(5, 2, generator=generator) * torch.tensor([WIDTH, HEIGHT])
-    kept = connect(logits.softmax(1), anchors, HEIGHT, WIDTH)
+    kept = connect(logits.softmax(1), torch.rand(HEIGHT // 2, WIDTH // 2, generator=generator), anchors)
     assert kept.min() >= 0 and kept.max() <= 1 + 1e-6
 
 
 def test_a_track_whose_place_stays_moves_nothing():
     weights = torch.tensor([[0.9, 0.1]]).repeat(HEIGHT // 2 * WIDTH // 2, 1)
     weights[:40] = torch.tensor([0.2, 0.8])  # looks like the dragged object, and is not attached to the track
-    kept = connect(weights, torch.tensor([[32.0, 32.0]]), HEIGHT, WIDTH)
+    kept = connect(weights, NEAR, torch.tensor([[32.0, 32.0]]))
     assert torch.equal(kept, torch.tensor([[1.0, 0.0]]).expand_as(kept))
 
 
 def test_no_tracks_are_connected_to_nothing():
     stays = torch.ones(HEIGHT // 2 * WIDTH // 2, 1)
-    assert torch.equal(connect(stays, torch.zeros(0, 2), HEIGHT, WIDTH), stays)
+    assert torch.equal(connect(stays, NEAR, torch.zeros(0, 2)), stays)
 
 
 def test_a_hole_is_filled_with_what_lies_behind_the_object_that_left_it():

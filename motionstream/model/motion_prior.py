@@ -412,7 +412,7 @@ class MotionPrior(ModelMixin, ConfigMixin):
         state.firsts = {track: state.firsts[track] for track in state.ids}
         anchors = torch.stack([*state.anchors.values(), torch.zeros(2)])[:-1]  # N may be 0
         weights, seen, bearer = self.look(state.image, anchors)
-        state.weights = connect(weights, anchors, *state.size)
+        state.weights = connect(weights, seen[0], anchors)
         height, width = state.size
         state.cells, state.outlines = seen.numpy(), outlines(seen[0])
         state.pairs = straddling(anchors, torch.stack([*state.firsts.values(), torch.zeros(2)])[:-1], seen[0])

@@ -5,18 +5,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from motionstream.model.warping import CELL
+from motionstream.model.warping import CELL, IN_FRONT
 
 FOLLOWS = 0.5  # share of a cell's motion that must come from tracks for the cell to be of a piece
-NECK = 2  # cells: what is no wider than twice these does not join two pieces, but hangs on one of them
+NECK = 2  # cells: what is no wider than twice these does not join a patch of background to a thing
 
 
-def connect(weights: Tensor, anchors: Tensor, height: int, width: int) -> Tensor:
+def connect(weights: Tensor, front: Tensor, anchors: Tensor) -> Tensor:
     """Shares [P, 1 + N] of staying and of following each track, where a cell follows only tracks that are attached to
-    its own piece of what follows any; anchors [N, 2] of these, pixels of a picture of this height and width.
+    its own piece of what follows any. front [h, w] in [0, 1]: how far in front the cells lie; anchors [N, 2], pixels.
     """
-    rows, columns = height // CELL, width // CELL
-    piece = torch.from_numpy(pieces((1 - weights[:, 0] > FOLLOWS).view(rows, columns).numpy())).flatten()
+    rows, columns = front.shape
+    follows = (1 - weights[:, 0] > FOLLOWS).view(rows, columns)
+    piece = torch.from_numpy(pieces(follows.numpy(), front.numpy())).flatten()
     cells = (anchors / CELL).long().clamp(torch.zeros(2).long(), torch.tensor([columns, rows]) - 1)
     attached = piece[cells[:, 1] * columns + cells[:, 0]]
     kept = weights[:, 1:] * ((piece[:, None] == attached) & (attached > 0))
@@ -25,16 +26,19 @@ def connect(weights: Tensor, anchors: Tensor, height: int, width: int) -> Tensor
     return torch.cat([(1 - kept.sum(1, keepdim=True)).clamp(0, 1), kept], 1)
 
 
-def pieces(follows: np.ndarray) -> np.ndarray:
+def pieces(follows: np.ndarray, front: np.ndarray) -> np.ndarray:
     """The number of the piece that each cell is of, int [h, w]; 0 where it does not follow, bool [h, w].
 
-    Two bodies that a neck joins are two pieces: a thing and the patch of background that its rope or its foot leads
-    to. What is thin is of the body that is nearer within `follows`, or a piece of its own where there is none.
+    A patch of background to which only a neck leads, of a rope or a foot, is a piece of its own; a head is not, since
+    it lies in front, see `connect`.
     """
     across = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * NECK + 1, 2 * NECK + 1))
     bodies, number = cv2.connectedComponents(cv2.erode(follows.astype(np.uint8), across))
     number, grown = number.astype(np.float32), None
-    while grown is None or not np.array_equal(number, grown):
+    while grown is None or not np.array_equal(number, grown):  # what is thin is of the body that is nearer
         grown, number = number, np.where(follows & (number == 0), cv2.dilate(number, np.ones((3, 3))), number)
-    thin = cv2.connectedComponents((follows & (number == 0)).astype(np.uint8))[1]
-    return np.where(thin > 0, bodies + thin, number.astype(int))
+    number = number.astype(int)
+    lies = np.bincount(number.ravel(), front.ravel()) / np.bincount(number.ravel()).clip(1)
+    patch = (number > 0) & (lies[number] < IN_FRONT)
+    joined = cv2.connectedComponents(follows.astype(np.uint8))[1]
+    return np.where(patch, number, np.where(joined > 0, bodies + joined, 0))

@@ -5,7 +5,6 @@ import os
 import struct
 import sys
 import zlib
-from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -132,28 +131,60 @@ def test_what_is_no_solid_coloured_object_is_rejected(spoil):
     assert photos.trim_cutout(image) is None
 
 
-def test_a_thing_in_a_photo_is_found_and_read_back(tmp_path):
-    photo = (scenery(7, 80, 104) // 4 + 20).astype(np.uint8)
-    truth = np.zeros((80, 104), np.uint8)
-    cv2.ellipse(truth, (50, 40), (20, 15), 20, 0, 360, 1, cv2.FILLED)
-    photo[truth > 0] = scenery(8, 80, 104)[truth > 0] // 4 + np.array([180, 120, 10], np.uint8)
-    (tmp_path / "photos").mkdir()
-    (tmp_path / "cutouts").mkdir()
+@pytest.fixture
+def egg(tmp_path, monkeypatch):
+    """A library with one photo and an outline in it: the photo, where its thing is, and the outline."""
+    photo = (scenery(7, 240, 312) // 4 + 20).astype(np.uint8)
+    truth = np.zeros((240, 312), np.uint8)
+    cv2.ellipse(truth, (150, 120), (60, 45), 20, 0, 360, 1, cv2.FILLED)
+    photo[truth > 0] = scenery(8, 240, 312)[truth > 0] // 4 + np.array([180, 120, 10], np.uint8)
+    angle = np.linspace(0, 2 * np.pi, 24, endpoint=False)
+    turn = np.array([[np.cos(0.349), np.sin(0.349)], [-np.sin(0.349), np.cos(0.349)]])
+    drawn = np.stack([61.5 * np.cos(angle), 46.5 * np.sin(angle)], 1) @ turn + (150, 120)  # a little outside
+    outline = drawn / (312, 240)
+    for folder in ("photos", "cutouts"):
+        (tmp_path / folder).mkdir()
     Image.fromarray(photo).save(tmp_path / "photos/egg.jpg", quality=95)
     Image.fromarray(stamp()).save(tmp_path / "cutouts/stamp.png")
+    monkeypatch.setattr(photos, "read_outlines", lambda: {"egg": [outline], "of a package left out": [outline]})
+    return photo, truth > 0, outline
 
-    assert photos.write_objects(tmp_path, [tmp_path / "photos/egg.jpg"]) == 1
+
+def overlap(one, other):
+    return (one & other).sum() / (one | other).sum()
+
+
+def test_what_is_outlined_in_a_photo_is_cut_out_and_read_back(egg, tmp_path):
+    _, truth, _ = egg
+    assert photos.write_objects(tmp_path) == 1
     library = photos.load_library(tmp_path)
 
     (index, mask), = library.objects
-    assert index == 0 and mask.dtype == np.uint8 and mask.shape == library.photos[0].shape[:2] == (80, 104)
-    found = mask > 127
-    assert (found & (truth > 0)).sum() > 0.85 * (found | (truth > 0)).sum()
+    assert index == 0 and mask.dtype == np.uint8 and mask.shape == library.photos[0].shape[:2] == (240, 312)
+    assert overlap(mask > 127, truth) > 0.97
     assert [image.shape for image in library.cutouts] == [(120, 200, 4)]
 
 
-def test_texture_holds_no_things():
-    assert photos.find_objects(scenery(1, 64, 80), np.random.default_rng(0)) == []
+def test_an_outline_is_drawn_to_the_edge_that_is_near(egg):
+    photo, truth, outline = egg
+    drawn = np.zeros(truth.shape, np.uint8)
+    cv2.fillPoly(drawn, [np.round(outline * (312, 240)).astype(np.int32)], 1)
+    assert overlap(photos.cut_out(photo, outline), truth) > overlap(drawn > 0, truth)
+
+
+def test_what_is_thin_stays_as_it_was_drawn():
+    photo = scenery(1, 240, 312)
+    rope = np.array([[10, 100], [300, 100], [300, 103], [10, 103]]) / (312, 240)
+    mask = photos.cut_out(photo, rope)
+    assert mask[100:103, 20:290].all() and mask.sum() < 8 * 312
+
+
+def test_the_outlines_lie_within_their_photos():
+    outlines = photos.read_outlines()
+    assert len(outlines) > 100
+    for outline in (outline for things in outlines.values() for outline in things):
+        assert outline.shape[1] == 2 and len(outline) >= 6 and outline.min() >= 0 and outline.max() <= 1
+        assert 0.002 < cv2.contourArea(outline.astype(np.float32)) < 0.9
 
 
 def test_a_missing_library_says_how_to_make_one(tmp_path):
@@ -208,23 +239,12 @@ def test_the_command_writes_pictures_objects_and_licences(unpacked, tmp_path, mo
     Image.fromarray(scenery(0)).save(unpacked / "usr/share/pictures/hill.png")
     absent = photos.Package("no-such-package-anywhere", "GPL-2+", photos=("*",))
     monkeypatch.setattr(photos, "PACKAGES", (absent, PACKAGE))
-    monkeypatch.setattr(photos, "GRABCUT_SIDE", 48)
     monkeypatch.setattr(sys, "argv", ["photos", "--out", str(tmp_path)])
     photos.main()
     assert "left out: " in capsys.readouterr().err
     assert list(json.loads((tmp_path / "LICENCES.json").read_text())) == [
         f"photos/{path.name}" for path in tmp_path.glob("photos/*")]
     assert len(photos.load_library(tmp_path).photos) == 1
-
-
-@pytest.mark.parametrize("things", [True, False])
-def test_things_are_looked_for_where_there_are_some(things, unpacked, tmp_path, monkeypatch):
-    Image.fromarray(scenery(0)).save(unpacked / "usr/share/pictures/hill.png")
-    (unpacked / "usr/share/stamps").mkdir(exist_ok=True)
-    Image.fromarray(stamp()).save(unpacked / "usr/share/stamps/stamp.png")
-    monkeypatch.setattr(photos, "find_objects", lambda photo, rng: [np.ones(photo.shape[:2])])
-    pictures, objects = photos.write_library(tmp_path, [replace(PACKAGE, things=things)])
-    assert pictures == 2 and objects == things == len(photos.load_library(tmp_path).objects)
 
 
 def test_the_command_without_apt_ends_with_one_sentence(tmp_path, monkeypatch, capsys):

@@ -6,6 +6,7 @@ import os
 import threading
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import cv2
@@ -91,7 +92,7 @@ def test_what_a_visible_track_points_at_keeps_its_colour(seed):
 
 
 def test_a_visitors_tracks_reach_everything_that_moves():
-    for seed in range(12):
+    for seed in range(60):
         scene, clip = scene_and_clip(seed, frames=5)
         tracks = choose_tracks(np.random.default_rng(seed), scene, clip, "drags")
         cells = np.floor(tracks.points[0]).astype(int)
@@ -153,6 +154,36 @@ def test_a_thing_in_the_light_of_its_background_keeps_its_outline(disc):
     assert 0.15 < np.min(off) < 0.5 < np.max(off) <= 1.01
 
 
+def test_what_is_dressed_keeps_its_outline_and_changes_within(disc):
+    for seed in range(6):
+        dressed = scenes._dressed(np.random.default_rng(seed), EMPTY, disc)
+        assert np.array_equal(dressed[..., 3], disc[..., 3]) and not dressed[disc[..., 3] == 0].any()
+        changed = (dressed != disc).any(-1).sum() / (disc[..., 3] > 0).sum()
+        assert 0.02 < changed < 1
+
+
+def test_what_is_grown_is_one_piece_with_what_it_was(disc):
+    hidden, larger = [], 0
+    for seed in range(12):
+        grown = scenes._grown(np.random.default_rng(seed), EMPTY, disc, (200, 200), (140, 140))
+        assert (grown[..., 3] >= disc[..., 3]).all()
+        larger += (grown[..., 3] > disc[..., 3]).any()
+        assert cv2.connectedComponents((grown[..., 3] > scenes.OWNED).astype(np.uint8))[0] == 2
+        hidden.append((grown != disc)[disc[..., 3] == 255].any())
+    assert any(hidden) and not all(hidden) and larger > 6  # a part lies on it, or behind
+
+
+def test_objects_mostly_lie_apart():
+    half = np.zeros((60, 90, 4), np.uint8)
+    half[:, :45] = 255
+    stamp = np.full((10, 10, 4), 255, np.uint8)
+    rng = np.random.default_rng(0)
+    both = [scenes._paste_apart(rng, stamp, (90, 60), (40, 30), [half])[..., 3] > 0 for _ in range(60)]
+    alone = [scenes._paste(rng, stamp, (90, 60), (40, 30))[..., 3] > 0 for _ in range(60)]
+    touch = [sum((placed & (half[..., 3] > 0)).any() for placed in each) for each in (both, alone)]
+    assert 0 < touch[0] < 0.6 * touch[1]
+
+
 def test_objects_of_photographs_are_pasted_on_others():
     photo, mask = np.zeros((60, 80, 3), np.uint8), np.zeros((60, 80), np.uint8)
     photo[20:40, 10:50], mask[20:40, 10:50] = (200, 60, 60), 255
@@ -165,8 +196,8 @@ def test_objects_of_photographs_are_pasted_on_others():
 
 def test_nothing_has_no_limbs_and_throws_no_shadow():
     nothing = np.zeros((20, 20, 4), np.uint8)
-    for draw in (scenes._limbed, scenes._shaded):
-        assert not draw(np.random.default_rng(0), nothing).any()
+    for draw in (scenes._limbed, scenes._shaded, partial(scenes._dressed, library=EMPTY)):
+        assert not draw(np.random.default_rng(0), placed=nothing).any()
 
 
 @pytest.mark.parametrize("step", (8, 3))
@@ -352,8 +383,12 @@ def test_what_is_not_shared_counts_each_thing_that_has_tracks():
     follow[0, 3, 1], follow[0, 5, 1] = 1, 1  # half of thing 2 and one cell of the background that of thing 2,
     follow[0, 0, 2] = 1  # and the background its own
     dice = torch.tensor([(2 * 2 + 1) / (2 + 2 + 1), (2 * 1 + 1) / (2 + 2 + 1)])
-    torch.testing.assert_close(prior.not_shared(follow, layers, group, valid), 1 - dice.mean())
-    assert prior.not_shared(follow, layers, group, torch.zeros_like(valid)) == 0
+    alike = torch.ones(1, 6)
+    torch.testing.assert_close(prior.not_shared(follow, layers, alike, group, valid), 1 - dice.mean())
+    assert prior.not_shared(follow, layers, alike, group, torch.zeros_like(valid)) == 0
+    heavy = torch.tensor([[1.0, 1, 1, 1, 3, 1]])  # what is missing of thing 2 counts as much as three cells
+    dice = torch.tensor([(2 * 2 + 1) / (2 + 2 + 1), (2 * 1 + 1) / (2 + 4 + 1)])
+    torch.testing.assert_close(prior.not_shared(follow, layers, heavy, group, valid), 1 - dice.mean())
 
 
 def test_a_deepened_prior_says_the_same_until_it_has_learned(tmp_path):

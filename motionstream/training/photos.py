@@ -2,6 +2,7 @@
 
 `python -m motionstream.training.photos --out DIR` downloads the packages of `PACKAGES` with `apt-get download`, unpacks
 them with `dpkg -x`, and writes `DIR/photos/*.jpg`, `DIR/cutouts/*.png`, `DIR/objects/*.png` and `DIR/LICENCES.json`.
+Objects are what was outlined by hand in some of the photos, in `outlines.json`: whole things with head, legs and tail.
 """
 
 import argparse
@@ -28,7 +29,8 @@ PHOTO_SIDE = 512  # longest short side of a stored photo, pixels
 CUTOUT_SIDE = 256  # longest long side of a stored cut-out, pixels
 MIN_PHOTO_SIDE, MIN_CUTOUT_SIDE = 200, 40
 MAX_PIXELS = 40_000_000
-GRABCUT_SIDE = 128  # short side at which objects are searched, pixels
+NEAR = 0.008  # of a photo's shorter side: so far from a thing's outline its edge may be
+SOFT = 0.8  # standard deviation, pixels, of the edge of an object
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 NOT_FREE = re.compile(r"\bN[CD]\b|non-?free|missing|unknown|^none$|^$", re.I)
 
@@ -37,8 +39,7 @@ NOT_FREE = re.compile(r"\bN[CD]\b|non-?free|missing|unknown|^none$|^$", re.I)
 class Package:
     """One Debian package: where its pictures lie (glob patterns on the path below the unpacked root) and its licence.
 
-    `licence` stands for files that no stanza of the package's machine-readable copyright file names. `things`: whether
-    its photos show animals, buildings or tools; in landscapes, what GrabCut cuts out are patches of hill and cloud.
+    `licence` stands for files that no stanza of the package's machine-readable copyright file names.
     """
 
     name: str
@@ -46,7 +47,6 @@ class Package:
     photos: tuple[str, ...] = ()
     cutouts: tuple[str, ...] = ()
     reject: tuple[str, ...] = ()
-    things: bool = False
     limit: int = 10_000  # most cut-out files looked at, spread evenly over the sorted paths
 
 
@@ -59,7 +59,7 @@ PACKAGES = (
             photos=(*_below("activities", "categorization explore_farm_animals explore_world_animals explore_monuments "
                             "explore_world_music", "/*.webp"), "*/details/resource/image/*.webp"),
             cutouts=_below("activities", "lang/resource/words_sample solar_system leftright", "/*.webp"),
-            reject=("*/alphabets/*", "*/numbers/*", "*/words_sample/*[0-9]*", "*/details/*_*[0-9].webp"), things=True),
+            reject=("*/alphabets/*", "*/numbers/*", "*/words_sample/*[0-9]*", "*/details/*_*[0-9].webp")),
     Package("endless-sky-high-dpi", "CC-BY-SA-4.0", photos=("*/images/land/*.jpg", "*/images/scene/*.jpg"),
             cutouts=("*/images/ship/*.png", "*/images/outfit/*.png"), limit=250),
     Package("scratch", "CC-BY-SA-3.0", photos=("*/Media/Backgrounds/*",), cutouts=("*/Costumes/*.png",),
@@ -77,7 +77,7 @@ PACKAGES = (
     Package("plasma-workspace-wallpapers", "GPL-2+", photos=_below(
         "wallpapers", "Autumn BytheWater ColorfulCups EveningGlow FallenLeaf Grey Kite OneStandsOut Path",
         "/*/2560x1600.jpg")),
-    Package("kalzium-data", "GPL-2+", photos=("*/toolpics/*",), things=True),
+    Package("kalzium-data", "GPL-2+", photos=("*/toolpics/*",)),
     Package("tuxpaint-stamps-default", "GPL-2", cutouts=("*/stamps/*.png",), reject=("*/symbols/*",)),
     Package("openclipart-png", "public domain", limit=1200, cutouts=_below(
         "png", "animals food people plants recreation transportation tools office containers electronics buildings "
@@ -267,68 +267,47 @@ def collect(root: Path, package: Package, out: Path, marks: list[np.ndarray]) ->
     return manifest
 
 
-def grab(photo: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
-    """GrabCut from a box (x, y, width, height): the largest piece of the foreground, holes filled, bool [H, W]."""
-    labels = np.zeros(photo.shape[:2], np.uint8)
-    cv2.grabCut(photo, labels, box, np.zeros((1, 65)), np.zeros((1, 65)), 3, cv2.GC_INIT_WITH_RECT)
-    front = cv2.morphologyEx((labels & 1).astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
-    outlines = cv2.findContours(front, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0]
-    filled = np.zeros_like(front)
-    if outlines:
-        cv2.drawContours(filled, [max(outlines, key=cv2.contourArea)], -1, 1, cv2.FILLED)
-    return filled > 0
+def read_outlines() -> dict[str, list[np.ndarray]]:
+    """What was outlined by hand, by photo name: polygons [N, 2], each of one whole thing, in the photo's sides."""
+    outlines = json.loads(Path(__file__).with_name("outlines.json").read_text())
+    return {name: [np.array(outline) / 1000 for outline in things] for name, things in outlines.items()}
 
 
-def is_object(photo: np.ndarray, mask: np.ndarray, box: tuple[int, int, int, int]) -> bool:
-    """Whether a mask is a compact thing of 2-40 % of the photo, not cut off by its box, that stands out all around."""
-    if not 0.02 <= mask.mean() <= 0.4:
-        return False
-    outline = max(cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0], key=len)
-    x, y, width, height = box
-    cut_off = mask.sum() - mask[y + 1:y + height - 1, x + 1:x + width - 1].sum()
-    short, long = sorted(cv2.minAreaRect(outline)[1])
-    hull = cv2.contourArea(cv2.convexHull(outline))
-    if long > 5 * short or 0.65 * hull > mask.sum() or cut_off > 0.06 * len(outline):
-        return False  # a strip of land or sky, a scattered shape, a piece of something larger
-    colours = cv2.cvtColor(photo, cv2.COLOR_RGB2LAB).astype(np.float32)
-    sides = [part.astype(np.uint8) for part in (mask, ~mask)]
-    rings = [part - cv2.erode(part, np.ones((9, 9))) for part in sides]  # 4 px inside and outside the outline
-    means = [cv2.blur(colours * ring[..., None], (15, 15))
-             / np.maximum(cv2.blur(ring.astype(np.float32), (15, 15)), 1e-3)[..., None] for ring in rings]
-    contrast = np.linalg.norm(means[0] - means[1], axis=-1)[tuple(outline[:, 0, ::-1].T)]
-    return np.median(contrast) > 28 and np.percentile(contrast, 15) > 10
+def cut_out(photo: np.ndarray, outline: np.ndarray) -> np.ndarray:
+    """The thing within an outline [N, 2] of an RGB photo [H, W, 3], bool [H, W].
+
+    Near the outline GrabCut looks for the edge; what is thinner than that nearness stays as it was drawn.
+    """
+    drawn = np.zeros(photo.shape[:2], np.uint8)
+    cv2.fillPoly(drawn, [np.round(outline * photo.shape[1::-1] * 16).astype(np.int32)], 1, cv2.LINE_8, 4)
+    reach = max(2, round(NEAR * min(drawn.shape)))
+    around, wide = (cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * r + 1, 2 * r + 1)) for r in (reach, 2 * reach))
+    inner = cv2.erode(drawn, around, borderValue=1)
+    thin = drawn & ~cv2.dilate(inner, wide)
+    labels = np.where(drawn, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
+    labels[(inner | thin) > 0] = cv2.GC_FGD
+    labels[cv2.dilate(drawn, around) == 0] = cv2.GC_BGD
+    if (labels == cv2.GC_BGD).any() and (labels == cv2.GC_FGD).any():
+        x, y, width, height = cv2.boundingRect(cv2.dilate(drawn, np.ones((8 * reach, 8 * reach))))
+        box = np.s_[y:y + height, x:x + width]  # colours further away tell nothing of this edge
+        near = labels[box].copy()
+        cv2.grabCut(photo[box].copy(), near, None, np.zeros((1, 65)), np.zeros((1, 65)), 3, cv2.GC_INIT_WITH_MASK)
+        labels[box] = near
+    return (labels & 1) > 0
 
 
-def find_objects(photo: np.ndarray, rng: np.random.Generator, tries: int = 14, most: int = 3) -> list[np.ndarray]:
-    """Masks of things in an RGB photo, float [H, W] in [0, 1]: GrabCut from random boxes, kept where two agree."""
-    small = fit(photo, GRABCUT_SIDE / min(photo.shape[:2]))
-    height, width = small.shape[:2]
-    good, kept = [], []
-    for attempt in range(tries):
-        if attempt == tries // 2 and not good:
-            break  # most landscapes end here
-        w, h = (int(side * rng.uniform(0.4, 0.9)) for side in (width, height))
-        box = (int(rng.integers(1, width - w)), int(rng.integers(1, height - h)), w, h)
-        mask = grab(small, box)
-        if is_object(small, mask, box):
-            agrees = any((mask & other).sum() > 0.8 * (mask | other).sum() for other in good)
-            good.append(mask)
-            if agrees and not any((mask & other).any() for other in kept):
-                kept.append(mask)
-    soft = (cv2.GaussianBlur(mask.astype(np.float32), (0, 0), 0.7) for mask in kept[:most])
-    return [cv2.resize(mask, photo.shape[1::-1], interpolation=cv2.INTER_CUBIC).clip(0, 1) for mask in soft]
-
-
-def write_objects(folder: Path, photos: list[Path]) -> int:
-    """Write `folder/objects/PHOTO-K.png` (RGBA, the photo's size) for the things in these photos; their number."""
+def write_objects(folder: Path) -> int:
+    """Write `folder/objects/PHOTO-K.png` (RGBA, the photo's size) for what was outlined in its photos; their number."""
     (folder / "objects").mkdir(exist_ok=True)
-    for path in photos:
-        photo = read(path, "RGB")
-        for number, mask in enumerate(find_objects(photo, np.random.default_rng(0))):
-            alpha = (255 * mask).round().astype(np.uint8)
+    for name, outlines in read_outlines().items():
+        photo = read(folder / f"photos/{name}.jpg", "RGB")
+        if photo is None:
+            continue  # its package could not be had
+        for number, outline in enumerate(outlines):
+            alpha = cv2.GaussianBlur(np.uint8(255) * cut_out(photo, outline), (0, 0), SOFT)
             near = cv2.dilate(alpha, np.ones((9, 9))) > 0  # black further away: small files
             image = np.dstack([photo * near[..., None], alpha])
-            Image.fromarray(image).save(folder / "objects" / f"{path.stem}-{number}.png")
+            Image.fromarray(image).save(folder / "objects" / f"{name}-{number}.png")
     return len(list(folder.glob("objects/*.png")))
 
 
@@ -375,9 +354,7 @@ def write_library(folder: Path, packages: list[Package]) -> tuple[int, int]:
     if not manifest:
         raise InputError("no package could be had: see above")
     (folder / "LICENCES.json").write_text(json.dumps(manifest, indent=1, sort_keys=True))
-    of_things = {package.name for package in packages if package.things}
-    photos = [folder / name for name, row in sorted(manifest.items()) if row["package"] in of_things]
-    return len(manifest), write_objects(folder, [path for path in photos if path.parent.name == "photos"])
+    return len(manifest), write_objects(folder)
 
 
 def main() -> None:

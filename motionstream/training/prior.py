@@ -58,6 +58,7 @@ def sample(rng: np.random.Generator, library: Library) -> dict[str, Tensor]:
     centres = cell_centres(SIZE[1], SIZE[0]).numpy()[cells]
     seen = owner[0][CELL // 2 :: CELL, CELL // 2 :: CELL]
     layers = seen.ravel()[cells].astype(np.int64)
+    weight = rarity(seen, AROUND).ravel()
     return {
         "image": to_tensor(as_taken(rng, rendered[0][0])[None])[:, 0],
         **_padded(tracks, owner[0]),
@@ -65,7 +66,8 @@ def sample(rng: np.random.Generator, library: Library) -> dict[str, Tensor]:
         "layers": torch.from_numpy(layers),
         "anywhere": torch.from_numpy(anywhere),
         "layers_anywhere": torch.from_numpy(seen.ravel()[anywhere].astype(np.int64)),
-        "weight": torch.from_numpy(rarity(seen, AROUND).ravel()[cells]),
+        "weight": torch.from_numpy(weight[cells]),
+        "weight_anywhere": torch.from_numpy(weight[anywhere]),
         "stays": _staying(scene),
         "target": torch.from_numpy(_displacement(scene, centres, layers, time)),
     }
@@ -136,15 +138,15 @@ def _displacement(scene: Scene, points: np.ndarray, layers: np.ndarray, time: in
     return moved
 
 
-def not_shared(follow: Tensor, layers: Tensor, group: Tensor, valid: Tensor) -> Tensor:
+def not_shared(follow: Tensor, layers: Tensor, weight: Tensor, group: Tensor, valid: Tensor) -> Tensor:
     """One less the Dice coefficient of what follows the tracks of a thing and that thing, mean of all that have some.
 
-    follow [B, C, N], layers [B, C], group [B, N].
+    follow [B, C, N], layers [B, C], weight [B, C] of each cell, group [B, N].
     """
     things = torch.arange(1, MAX_LAYERS)
     of = ((group[..., None] == things) & valid[..., None]).float()
-    share, true = follow @ of, (layers[..., None] == things).float()
-    dice = (2 * (share * true).sum(1) + 1) / (share.sum(1) + true.sum(1) + 1)
+    share, true = (x * weight[..., None] for x in (follow @ of, (layers[..., None] == things).float()))
+    dice = (2 * (share * (true > 0)).sum(1) + 1) / (share.sum(1) + true.sum(1) + 1)
     has = of.any(1).float()
     return ((1 - dice) * has).sum() / has.sum().clamp_min(1)
 
@@ -166,7 +168,7 @@ def motion_loss(prior: MotionPrior, batch: dict[str, Tensor]) -> dict[str, Tenso
         everywhere, grips = prior.features(batch["image"], anchors, valid)
     centres, weights, front = _weighed(prior, everywhere, batch["cells"], anchors, grips, valid)
     _, anywhere, _ = _weighed(prior, everywhere, batch["anywhere"], anchors, grips, valid)
-    missed = not_shared(anywhere[..., 1:], batch["layers_anywhere"], group, valid)
+    missed = not_shared(anywhere[..., 1:], batch["layers_anywhere"], batch["weight_anywhere"], group, valid)
     motion = torch.func.vmap(least_squares_motion, in_dims=(0, 0, 0, 0, 0, None))(
         weights[..., 1:], centres, anchors, moved[:, None], valid[:, None], prior.ridge.exp()
     )

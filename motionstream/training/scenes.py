@@ -151,7 +151,7 @@ def _premultiply(rgba: np.ndarray) -> np.ndarray:
 
 def _object_picture(rng: np.random.Generator, library: Library) -> np.ndarray:
     """One object to paste, RGBA: a cut-out, an object of a photograph, or a blob with a photograph's texture."""
-    if library.objects and rng.random() < 0.3:
+    if library.objects and rng.random() < 0.4:
         photo, mask = library.objects[rng.integers(len(library.objects))]
         x, y, width, height = cv2.boundingRect((mask > 127).astype(np.uint8))
         box = np.s_[y : y + height, x : x + width]
@@ -170,10 +170,11 @@ def _paste(
     canvas: tuple[int, int],
     frame: tuple[int, int],
     centre: np.ndarray | None = None,
+    reach: float | None = None,
 ) -> np.ndarray:
-    """`picture` drawn at a random size and angle on a canvas (columns, rows), by default about a place in the frame."""
+    """`picture` drawn at an angle on a canvas (columns, rows); by default of any size, about a place in the frame."""
     rows, columns = picture.shape[:2]
-    reach = rng.uniform(0.15, 1.1) * min(frame)
+    reach = rng.uniform(0.15, 1.1) * min(frame) if reach is None else reach
     scale = reach / np.sqrt(rows * columns)
     if centre is None:
         centre = np.array(canvas) / 2 + (rng.uniform(-0.42, 0.42, 2) * frame)
@@ -187,24 +188,67 @@ def _paste(
     return cv2.warpAffine(_premultiply(picture), place, canvas, flags=cv2.INTER_LINEAR)
 
 
+def _paste_apart(
+    rng: np.random.Generator,
+    picture: np.ndarray,
+    canvas: tuple[int, int],
+    frame: tuple[int, int],
+    others: list[np.ndarray],
+) -> np.ndarray:
+    """`picture` drawn where it mostly hides no other: in photographs, what touches mostly belongs together."""
+    taken = np.zeros(canvas[::-1], bool)
+    for other in others:
+        taken |= other[..., 3] > 0
+    for _ in range(4):
+        placed = _paste(rng, picture, canvas, frame)
+        if not (taken & (placed[..., 3] > 0)).any() or rng.random() < 0.15:
+            break
+    return placed
+
+
 def _grown(
     rng: np.random.Generator, library: Library, placed: np.ndarray, canvas: tuple[int, int], frame: tuple[int, int]
 ) -> np.ndarray:
-    """A drawn object with another one stuck to it: what belongs together need not look alike."""
+    """A drawn object with another one stuck to its outline or its inside: what belongs together need not look alike."""
+    outline = _outline(placed)
     rows, columns = np.nonzero(placed[..., 3] > 127)
-    if not len(rows):
+    if outline is None:
         return placed
-    pick = rng.integers(len(rows))
-    part = _paste(rng, _object_picture(rng, library), canvas, frame, np.array([columns[pick], rows[pick]], float))
-    return _over(placed, part)
+    spots = outline if rng.random() < 0.6 else np.stack([columns, rows], 1)
+    reach = np.sqrt(len(rows)) * rng.uniform(0.25, 1.1)
+    part = _paste(rng, _object_picture(rng, library), canvas, frame, spots[rng.integers(len(spots))], reach)
+    return _over(placed, part) if rng.random() < 0.6 else _over(part, placed)
+
+
+def _outline(placed: np.ndarray) -> np.ndarray | None:
+    """Points [N, 2] of the longest outline of a drawn object; None where nothing is drawn."""
+    outlines, _ = cv2.findContours((placed[..., 3] > 127).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    return max(outlines, key=len)[:, 0].astype(np.float64) if outlines else None
+
+
+def _dressed(rng: np.random.Generator, library: Library, placed: np.ndarray) -> np.ndarray:
+    """A drawn object with patches of other colours within its outline, as clothes, hair and markings are."""
+    rows, columns = np.nonzero(placed[..., 3] > 127)
+    for _ in range(rng.integers(1, 4) if len(rows) else 0):
+        size = int(np.sqrt(len(rows)) * rng.uniform(0.3, 1.4)) + 4
+        patch = np.dstack([photo_crop(rng, library, size, size), blob_alpha(rng, size)])
+        if rng.random() < 0.5:  # of one colour, nearly
+            plain = rng.uniform(0, 255, 3) + 0.25 * (patch[..., :3] - patch[..., :3].mean((0, 1)))
+            patch[..., :3] = np.clip(plain, 0, 255)
+        pick = rng.integers(len(rows))
+        corner = np.array([columns[pick], rows[pick]]) - size / 2
+        to = np.float64([[1, 0, corner[0]], [0, 1, corner[1]]])
+        drawn = cv2.warpAffine(_premultiply(patch), to, placed.shape[1::-1], flags=cv2.INTER_LINEAR)
+        within = (drawn.astype(np.uint16) * placed[..., 3:] + 127) // 255
+        placed = np.dstack([_over(placed, within.astype(np.uint8))[..., :3], placed[..., 3]])
+    return placed
 
 
 def _limbed(rng: np.random.Generator, placed: np.ndarray) -> np.ndarray:
     """A drawn object with legs, feelers or ropes: thin things of one colour that start at its outline."""
-    outlines, _ = cv2.findContours((placed[..., 3] > 127).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    if not outlines:
+    outline = _outline(placed)
+    if outline is None:
         return placed
-    outline = max(outlines, key=len)[:, 0].astype(np.float64)
     middle, size = outline.mean(0), np.sqrt((placed[..., 3] > 127).sum())
     colour = rng.uniform(0, 255, 3) * rng.choice([0.15, 1], p=[0.7, 0.3])
     drawn = np.zeros_like(placed)
@@ -329,15 +373,16 @@ def _pictures(
 ) -> tuple[np.ndarray, list[np.ndarray]]:
     """A background, RGB, and what lies on it, back to front: one to three objects, premultiplied RGBA."""
     objects = []
-    if library.objects and rng.random() < 0.45:
+    if library.objects and rng.random() < 0.55:
         background, in_place = _in_place(rng, library, canvas)
         objects.append(in_place)
     else:
         background = photo_crop(rng, library, *canvas)
     for _ in range(rng.choice([0, 1, 2], p=[0.6, 0.3, 0.1]) + (not objects)):
-        placed = _paste(rng, _object_picture(rng, library), canvas, frame)
+        placed = _paste_apart(rng, _object_picture(rng, library), canvas, frame, objects)
+        placed = _dressed(rng, library, placed) if rng.random() < 0.3 else placed
         placed = _in_light(rng, placed, background) if rng.random() < 0.4 else placed
-        placed = _grown(rng, library, placed, canvas, frame) if rng.random() < 0.35 else placed
+        placed = _grown(rng, library, placed, canvas, frame) if rng.random() < 0.5 else placed
         placed = _limbed(rng, placed) if rng.random() < 0.25 else placed
         objects.append(_shaded(rng, placed) if rng.random() < 0.35 else placed)
     if rng.random() < 0.35:
@@ -501,7 +546,8 @@ def drag_points(rng: np.random.Generator, scene: Scene, owner: np.ndarray) -> np
             cells = np.floor(grid).astype(int)
             inside = (cells >= 0).all(1) & (cells[:, 0] < scene.width) & (cells[:, 1] < scene.height)
             grid, cells = grid[inside], cells[inside]
-            points.append(grid[owner[cells[:, 1], cells[:, 0]] == layer])
+            own = grid[owner[cells[:, 1], cells[:, 0]] == layer]
+            points.append(own if len(own) else click[None])
     return np.concatenate(points) if points else np.zeros((0, 2))
 
 

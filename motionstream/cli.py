@@ -6,6 +6,7 @@
     python -m motionstream convert Wan2.1-Fun-1.3B-InP taew2_1.safetensors -o my-model
     python -m motionstream train teacher --data SHARDS --out RUN  # see motionstream/training/command.py
     python -m motionstream eval drags examples --json           # see motionstream/evaluation/motion.py
+    python -m motionstream eval things LIBRARY --json           # see motionstream/evaluation/things.py
     python -m motionstream eval camera LLFF_DIR --json          # see motionstream/evaluation/camera.py
     python -m motionstream eval ablations CLIPS --json          # see motionstream/evaluation/ablations.py
 
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib
 import json
 import math
 import signal
@@ -38,24 +40,17 @@ if TYPE_CHECKING:
 DEFAULT_SECONDS = 5.0
 MAX_SECONDS = 3_600.0
 MAX_SEED = 2**63 - 1
+OWN_TABLES = ("things", "camera", "ablations")  # modules of `evaluation`; the others are `motion`'s
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command -> its exit code; argv without the program's name, None for the process's own."""
     own_process, argv = argv is None, sys.argv[1:] if argv is None else list(argv)
     try:
-        if argv[:2] == ["eval", "camera"]:
-            from motionstream.evaluation.camera import main as evaluate_camera
-
-            return evaluate_camera(argv[2:])
-        if argv[:2] == ["eval", "ablations"]:
-            from motionstream.evaluation.ablations import main as ablate
-
-            return ablate(argv[2:])
-        if argv[:1] == ["eval"]:  # has a command line of its own, whose imports --help need not wait for
-            from motionstream.evaluation.motion import main as evaluate
-
-            return evaluate(argv[1:])
+        if argv[:1] == ["eval"]:  # tables have command lines of their own, whose imports --help need not wait for
+            own = argv[1:2] and argv[1] in OWN_TABLES
+            table = importlib.import_module(f"motionstream.evaluation.{argv[1] if own else 'motion'}")
+            return table.main(argv[2:] if own else argv[1:])
         if argv[:1] == ["train"]:
             from motionstream.training.command import main as train
 

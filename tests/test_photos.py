@@ -132,8 +132,8 @@ def test_what_is_no_solid_coloured_object_is_rejected(spoil):
 
 
 @pytest.fixture
-def egg(tmp_path, monkeypatch):
-    """A library with one photo and an outline in it: the photo, where its thing is, and the outline."""
+def egg(tmp_path):
+    """A library with one photo: the photo, where its thing is, and an outline of that."""
     photo = (scenery(7, 240, 312) // 4 + 20).astype(np.uint8)
     truth = np.zeros((240, 312), np.uint8)
     cv2.ellipse(truth, (150, 120), (60, 45), 20, 0, 360, 1, cv2.FILLED)
@@ -146,7 +146,6 @@ def egg(tmp_path, monkeypatch):
         (tmp_path / folder).mkdir()
     Image.fromarray(photo).save(tmp_path / "photos/egg.jpg", quality=95)
     Image.fromarray(stamp()).save(tmp_path / "cutouts/stamp.png")
-    monkeypatch.setattr(photos, "read_outlines", lambda: {"egg": [outline], "of a package left out": [outline]})
     return photo, truth > 0, outline
 
 
@@ -155,8 +154,8 @@ def overlap(one, other):
 
 
 def test_what_is_outlined_in_a_photo_is_cut_out_and_read_back(egg, tmp_path):
-    _, truth, _ = egg
-    assert photos.write_objects(tmp_path) == 1
+    _, truth, outline = egg
+    assert photos.write_objects(tmp_path, {"egg": [outline], "of a package left out": [outline]}) == 1
     library = photos.load_library(tmp_path)
 
     (index, mask), = library.objects
@@ -180,11 +179,26 @@ def test_what_is_thin_stays_as_it_was_drawn():
 
 
 def test_the_outlines_lie_within_their_photos():
-    outlines = photos.read_outlines()
-    assert len(outlines) > 100
-    for outline in (outline for things in outlines.values() for outline in things):
+    parts = photos.read_outlines()
+    assert set(parts) == {"", photos.HELD_OUT} and len(parts[""]) > 100 and len(parts[photos.HELD_OUT]) > 20
+    for outline in (outline for part in parts.values() for things in part.values() for outline in things):
         assert outline.shape[1] == 2 and len(outline) >= 6 and outline.min() >= 0 and outline.max() <= 1
         assert 0.002 < cv2.contourArea(outline.astype(np.float32)) < 0.9
+
+
+def test_photos_held_out_are_a_library_of_their_own(unpacked, tmp_path, monkeypatch):
+    for seed, name in enumerate(("hill", "shore")):
+        Image.fromarray(scenery(seed, 960, 1200)).save(unpacked / f"usr/share/pictures/{name}.jpg")
+    square = np.array([[0.2, 0.2], [0.6, 0.2], [0.6, 0.7], [0.2, 0.7]])
+    names = [f"fake-usr-share-pictures-{name}-0" for name in ("hill", "shore")]
+    monkeypatch.setattr(photos, "read_outlines", lambda: {"": {names[0]: [square]}, "held-out": {names[1]: [square]}})
+    pictures, objects = photos.write_library(tmp_path, [PACKAGE])
+    own, held_out = photos.load_library(tmp_path), photos.load_library(tmp_path / "held-out")
+    assert pictures == len(own.photos) + len(held_out.photos) and objects == 2
+    assert len(own.objects) == len(held_out.objects) == 1 and len(held_out.photos) > 1  # with its tiles
+    assert not any("shore" in path.name for path in tmp_path.glob("photos/*"))
+    assert not any("hill" in path.name for path in tmp_path.glob("held-out/photos/*"))
+    assert all((tmp_path / name).exists() for name in json.loads((tmp_path / "LICENCES.json").read_text()))
 
 
 def test_a_missing_library_says_how_to_make_one(tmp_path):

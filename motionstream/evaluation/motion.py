@@ -516,6 +516,7 @@ def _parser() -> argparse.ArgumentParser:
     motion.add_argument("--lpips", type=Path, metavar="FILE", help="weights for LPIPS, see evaluation/lpips.py")
     drags = tables.add_parser("drags", help="photographs driven by one to five drags")
     drags.add_argument("folder", type=Path, metavar="DRAGS_DIR", help="JSON files like those in examples/")
+    tables.add_parser("things", add_help=False, help="what goes along with a drag (evaluation/things.py)")
     tables.add_parser("camera", add_help=False, help="photographs of a scene from known places (evaluation/camera.py)")
     tables.add_parser("ablations", add_help=False, help="the paper's ablations on clips (evaluation/ablations.py)")
     for command in (motion, drags):

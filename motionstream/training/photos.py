@@ -3,6 +3,7 @@
 `python -m motionstream.training.photos --out DIR` downloads the packages of `PACKAGES` with `apt-get download`, unpacks
 them with `dpkg -x`, and writes `DIR/photos/*.jpg`, `DIR/cutouts/*.png`, `DIR/objects/*.png` and `DIR/LICENCES.json`.
 Objects are what was outlined by hand in some of the photos, in `outlines.json`: whole things with head, legs and tail.
+Some of these photos are kept from training: a library of its own, `DIR/held-out`, for `eval things`.
 """
 
 import argparse
@@ -30,6 +31,7 @@ CUTOUT_SIDE = 256  # longest long side of a stored cut-out, pixels
 MIN_PHOTO_SIDE, MIN_CUTOUT_SIDE = 200, 40
 MAX_PIXELS = 40_000_000
 NEAR = 0.008  # of a photo's shorter side: so far from a thing's outline its edge may be
+HELD_OUT = "held-out"
 SOFT = 0.8  # standard deviation, pixels, of the edge of an object
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 NOT_FREE = re.compile(r"\bN[CD]\b|non-?free|missing|unknown|^none$|^$", re.I)
@@ -240,10 +242,13 @@ def trim_cutout(image: np.ndarray) -> np.ndarray | None:
 def collect(root: Path, package: Package, out: Path, marks: list[np.ndarray]) -> dict[str, dict[str, str]]:
     """Select and write the pictures of one unpacked package; their manifest rows by file name. Extends `marks`."""
     manifest, notices = {}, read_notices(root)
+    held_out = {name.rpartition("-")[0] for name in read_outlines()[HELD_OUT]}  # with all their tiles
 
     def keep(kind: str, path: Path, image: np.ndarray, ending: str) -> None:
         licence, holder = licence_of(notices, path, package.licence)
         name = re.sub(r"[^\w.-]+", "_", f"{package.name}-{'-'.join(path.with_suffix('').parts[-4:])}{ending}")
+        if kind == "photos" and name.rpartition("-")[0] in held_out:
+            kind = f"{HELD_OUT}/{kind}"
         if not NOT_FREE.search(licence):
             (out / kind).mkdir(parents=True, exist_ok=True)
             Image.fromarray(image).save(out / kind / name, **({"quality": 92} if name.endswith(".jpg") else {}))
@@ -267,10 +272,16 @@ def collect(root: Path, package: Package, out: Path, marks: list[np.ndarray]) ->
     return manifest
 
 
-def read_outlines() -> dict[str, list[np.ndarray]]:
-    """What was outlined by hand, by photo name: polygons [N, 2], each of one whole thing, in the photo's sides."""
-    outlines = json.loads(Path(__file__).with_name("outlines.json").read_text())
-    return {name: [np.array(outline) / 1000 for outline in things] for name, things in outlines.items()}
+def read_outlines() -> dict[str, dict[str, list[np.ndarray]]]:
+    """What was outlined by hand, by part of the library ("" or HELD_OUT) and name of the photo.
+
+    Polygons [N, 2], each of one whole thing, from 0 to 1 of the photo's width and height.
+    """
+    parts = json.loads(Path(__file__).with_name("outlines.json").read_text())
+    return {
+        part: {name: [np.array(outline) / 1000 for outline in things] for name, things in photos.items()}
+        for part, photos in parts.items()
+    }
 
 
 def cut_out(photo: np.ndarray, outline: np.ndarray) -> np.ndarray:
@@ -296,10 +307,10 @@ def cut_out(photo: np.ndarray, outline: np.ndarray) -> np.ndarray:
     return (labels & 1) > 0
 
 
-def write_objects(folder: Path) -> int:
-    """Write `folder/objects/PHOTO-K.png` (RGBA, the photo's size) for what was outlined in its photos; their number."""
-    (folder / "objects").mkdir(exist_ok=True)
-    for name, outlines in read_outlines().items():
+def write_objects(folder: Path, outlined: dict[str, list[np.ndarray]]) -> int:
+    """Write `folder/objects/PHOTO-K.png` (RGBA, the photo's size) for what is outlined in its photos; their number."""
+    (folder / "objects").mkdir(parents=True, exist_ok=True)
+    for name, outlines in outlined.items():
         photo = read(folder / f"photos/{name}.jpg", "RGB")
         if photo is None:
             continue  # its package could not be had
@@ -354,7 +365,7 @@ def write_library(folder: Path, packages: list[Package]) -> tuple[int, int]:
     if not manifest:
         raise InputError("no package could be had: see above")
     (folder / "LICENCES.json").write_text(json.dumps(manifest, indent=1, sort_keys=True))
-    return len(manifest), write_objects(folder)
+    return len(manifest), sum(write_objects(folder / part, photos) for part, photos in read_outlines().items())
 
 
 def main() -> None:

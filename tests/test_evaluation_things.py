@@ -53,14 +53,15 @@ def test_a_thing_is_grabbed_in_its_middle_anywhere_and_at_points(thing):
     found = list(things.grabs(thing, np.random.default_rng(0)))
     assert [way for way, _ in found] == [things.WAYS[0]] + [way for way in things.WAYS[1:] for _ in range(4)]
     for way, tracks in found:
-        assert tracks.N == (1 if way == things.WAYS[2] else 9) and tracks.T == 2
-        start = tracks.points[0].mean(0)
-        column, row = (start / things.CELL).astype(int)
-        assert thing.whole[row, column]
-        aside = np.array(things.DRAG) * (1 if start[0] < 160 else -1, 1)
-        np.testing.assert_allclose(tracks.points[1] - tracks.points[0], [aside] * tracks.N, atol=1e-4)
+        assert tracks.N == 1 if way == things.WAYS[2] else 1 <= tracks.N <= 9
+        columns, rows = (tracks.points[0] / things.CELL).astype(int).T
+        assert thing.whole[rows, columns].all() and tracks.T == 2
+        start = tracks.points[0, tracks.N // 2]
+        aside = tracks.points[1] - tracks.points[0]
+        np.testing.assert_allclose(np.abs(aside), [things.DRAG] * tracks.N, atol=1e-4)
+        assert aside[0, 0] > 0 or start[0] > 130
     np.testing.assert_allclose(found[0][1].points[0].mean(0), (110, 95), atol=4)
-    assert len({tuple(tracks.points[0].mean(0)) for _, tracks in found}) > 6
+    assert found[0][1].N == 9 and len({tuple(tracks.points[0].mean(0)) for _, tracks in found}) > 6
 
 
 def test_ends_are_what_is_farthest_along_a_thing(thing):

@@ -3,8 +3,8 @@
     python -m motionstream eval things LIBRARY/held-out [--json]
 
 LIBRARY is written by `python -m motionstream.training.photos`; no training sees what lies in its `held-out`. Each thing
-is grabbed with a grid in its middle, with four such grids anywhere on it, and at four single points, and dragged. What
-moves at least half as far as the pointer follows. Per way to grab, the means over all things:
+is grabbed with a grid in its middle, with four such grids anywhere on it (as far as they lie on it), and at four single
+points, and dragged. What moves at least half as far as the pointer follows. Per way to grab, the means over all things:
 
 - overlap: of what follows and the thing, intersection over union;
 - follows: how much of the thing; ends: the same about its farthest six places, such as heads, feet and tails;
@@ -81,8 +81,10 @@ def grabs(thing: Thing, rng: np.random.Generator) -> Iterator[tuple[str, Tracks]
             aside = np.array(DRAG) * (1 if start[0] < thing.picture.shape[1] / 2 else -1, 1)
             size = 1 if way == WAYS[2] else GRID
             grid = Tracks.rigid_grid(np.stack([start, start + aside]), SPACING, size, np.arange(size * size))
-            first = grid.points[0]
-            held = ((first >= 0) & (first < thing.picture.shape[1::-1])).all(-1)
+            x, y = np.floor(grid.points[0] / CELL).astype(int).T
+            height, width = thing.whole.shape
+            held = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+            held[held] = thing.whole[y[held], x[held]]
             yield way, Tracks(grid.points[:, held], grid.visible[:, held], grid.ids[held])
 
 

@@ -174,8 +174,8 @@ def test_an_outline_is_drawn_to_the_edge_that_is_near(egg):
 def test_what_is_thin_stays_as_it_was_drawn():
     photo = scenery(1, 240, 312) // 8 + np.uint8(100)
     cv2.circle(photo, (80, 100), 40, (230, 40, 30), cv2.FILLED)
-    outline = cv2.ellipse2Poly((80, 100), (40, 40), 0, 3, 357, 6)
-    rope = np.array([[300, 98], [300, 101]])  # of the background's colours
+    outline = cv2.ellipse2Poly((80, 100), (40, 40), 0, 2, 358, 4)
+    rope = np.array([[300, 99], [300, 101]])  # of the background's colours
     mask = photos.cut_out(photo, np.concatenate([outline, rope]) / (312, 240))
     assert mask[99:101, 130:290].all() and not mask[90:97, 130:].any() and not mask[104:, 130:].any()
     assert overlap(mask[:, :125], cv2.circle(np.zeros((240, 125), np.uint8), (80, 100), 40, 1, cv2.FILLED) > 0) > 0.95

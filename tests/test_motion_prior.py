@@ -685,14 +685,14 @@ def test_what_looks_like_the_dragged_object_elsewhere_stays():
     follow = torch.zeros(2, HEIGHT // 2, WIDTH // 2)
     follow[0, 4:10, 4:10] = 0.9  # the object of track 0 ...
     follow[0, 4:10, 20:26] = 0.8  # ... and its twin, which is not connected to it
-    follow[1, 14:20, 4:30] = 0.9  # the object of track 1, of which track 0 claims a part
-    follow[:, 14:20, 12:20] = 0.45
+    follow[1, 16:22, 4:30] = 0.9  # the object of track 1, of which track 0 claims a part
+    follow[:, 16:22, 12:20] = 0.45
     weights = torch.cat([1 - follow.sum(0, keepdim=True), follow]).flatten(1).T
-    anchors = torch.tensor([[12.0, 12.0], [20.0, 32.0]])
+    anchors = torch.tensor([[12.0, 12.0], [20.0, 36.0]])
     kept = connect(weights, NEAR, anchors).T.unflatten(1, (HEIGHT // 2, WIDTH // 2))
     torch.testing.assert_close(kept.sum(0), torch.ones(HEIGHT // 2, WIDTH // 2))
     assert (kept[0, 4:10, 20:26] == 1).all() and (kept[1, 4:10, 4:10] > 0.89).all()
-    torch.testing.assert_close(kept[2, 14:20, 4:30], torch.full((6, 26), 0.9))
+    torch.testing.assert_close(kept[2, 16:22, 4:30], torch.full((6, 26), 0.9))
 
 
 def test_connecting_changes_nothing_where_everything_moves_together():
@@ -717,6 +717,20 @@ def test_a_patch_of_background_that_a_neck_joins_is_a_piece_of_its_own():
     assert (found[8:11, 20:30] == own).all() and (found[18:24, 44:47] == other).all()
     follows[4:36, 20:30] = True  # a wide one makes them one
     assert pieces(follows, front)[10, 10] == pieces(follows, front)[30, 40]
+
+
+def test_what_hangs_in_front_across_a_small_gap_is_of_one_piece():
+    follows = np.zeros((60, 60), bool)
+    follows[10:30, 20:40] = True  # a balloon,
+    basket, across = np.s_[34:40, 27:33], np.s_[34:40, 50:56]
+    follows[basket] = follows[across] = True  # its basket, and one of another
+    for lies, together in ((0.9, True), (0.1, False)):
+        front = np.full(follows.shape, lies)
+        found = pieces(follows, front)
+        assert found[10:30, 20:40].min() == found[10:30, 20:40].max() > 0
+        assert (found[20, 30] == found[36, 30]) == together and found[36, 53] not in (0, found[20, 30])
+        assert not found[~follows].any()
+
 
 
 def test_nothing_that_follows_is_no_piece():

@@ -9,6 +9,7 @@ from motionstream.model.warping import CELL, IN_FRONT
 
 FOLLOWS = 0.5  # share of a cell's motion that must come from tracks for the cell to be of a piece
 NECK = 2  # cells: what is no wider than twice these does not join a patch of background to a thing
+GAP = 2  # cells: what lies in front is of one piece across gaps of up to twice these, as a basket that hangs on ropes
 
 
 def connect(weights: Tensor, front: Tensor, anchors: Tensor) -> Tensor:
@@ -32,7 +33,7 @@ def pieces(follows: np.ndarray, front: np.ndarray) -> np.ndarray:
     A patch of background to which only a neck leads, of a rope or a foot, is a piece of its own; a head is not, since
     it lies in front, see `connect`.
     """
-    across = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * NECK + 1, 2 * NECK + 1))
+    across, over = (cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * side + 1, 2 * side + 1)) for side in (NECK, GAP))
     bodies, number = cv2.connectedComponents(cv2.erode(follows.astype(np.uint8), across))
     number, grown = number.astype(np.float32), None
     while grown is None or not np.array_equal(number, grown):  # what is thin is of the body that is nearer
@@ -40,5 +41,6 @@ def pieces(follows: np.ndarray, front: np.ndarray) -> np.ndarray:
     number = number.astype(int)
     lies = np.bincount(number.ravel(), front.ravel()) / np.bincount(number.ravel()).clip(1)
     patch = (number > 0) & (lies[number] < IN_FRONT)
-    joined = cv2.connectedComponents(follows.astype(np.uint8))[1]
-    return np.where(patch, number, np.where(joined > 0, bodies + joined, 0))
+    bridged = cv2.morphologyEx((follows & (front > IN_FRONT)).astype(np.uint8), cv2.MORPH_CLOSE, over)
+    joined = cv2.connectedComponents(bridged | follows.astype(np.uint8))[1]
+    return np.where(patch, number, np.where(follows, bodies + joined, 0))

@@ -57,7 +57,7 @@ def unpacked(tmp_path):
 
 
 def collect(root, out):
-    return photos.collect(root, PACKAGE, out, [])
+    return photos.collect(root, PACKAGE, out, [], set())
 
 
 def test_photos_are_selected_resized_and_listed_with_their_own_licence(unpacked, tmp_path):

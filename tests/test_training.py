@@ -28,7 +28,7 @@ from motionstream.model.vae import EmbeddedVAE
 from motionstream.progress import Progress
 from motionstream.streaming import pack_confidence
 from motionstream.tracks import Tracks
-from motionstream.training import matte, parallel, prior, scenes, tiny_vae
+from motionstream.training import matte, parallel, pictures, prior, scenes, tiny_vae
 from motionstream.training.clips import (
     Clips,
     Encoders,
@@ -54,10 +54,10 @@ from motionstream.training.effects import (
 )
 from motionstream.training.folder import RealClips, cached_tracks, caption
 from motionstream.training.parallel import World
+from motionstream.training.pictures import noise_texture
 from motionstream.training.scenes import (
     choose_points,
     choose_tracks,
-    noise_texture,
     random_scene,
     render_clip,
     sliding_scene,
@@ -126,7 +126,7 @@ def disc():
 def test_what_a_thing_throws_on_the_ground_goes_along_with_it(disc):
     solid, reached = disc[..., 3] == 255, 0
     for seed in range(12):
-        shaded = scenes._shaded(np.random.default_rng(seed), disc)
+        shaded = pictures._shaded(np.random.default_rng(seed), disc)
         np.testing.assert_array_equal(shaded[solid], disc[solid])
         assert (shaded[..., :3] <= shaded[..., 3:].astype(int) + 1).all()
         thrown = (shaded[..., 3] > scenes.OWNED) & ~solid
@@ -137,7 +137,7 @@ def test_what_a_thing_throws_on_the_ground_goes_along_with_it(disc):
 
 def test_limbs_are_thin_and_begin_at_their_thing(disc):
     for seed in range(12):
-        whole = (scenes._limbed(np.random.default_rng(seed), disc)[..., 3] > scenes.OWNED).astype(np.uint8)
+        whole = (pictures._limbed(np.random.default_rng(seed), disc)[..., 3] > scenes.OWNED).astype(np.uint8)
         assert cv2.connectedComponents(whole)[0] == 2
         limbs = whole & (cv2.dilate(disc[..., 3], np.ones((3, 3), np.uint8)) == 0)
         assert limbs.any() and not cv2.erode(limbs, np.ones((7, 7), np.uint8)).any()
@@ -147,7 +147,7 @@ def test_a_thing_in_the_light_of_its_background_keeps_its_outline(disc):
     background = np.full((200, 200, 3), (40, 200, 90), np.uint8)
     solid, off = disc[..., 3] == 255, []
     for seed in range(12):
-        lit = scenes._in_light(np.random.default_rng(seed), disc, background)
+        lit = pictures._in_light(np.random.default_rng(seed), disc, background)
         np.testing.assert_array_equal(lit[..., 3], disc[..., 3])
         assert (lit[..., :3] <= lit[..., 3:]).all()
         off.append(np.abs(lit[solid, :3].mean(0) - (40, 200, 90)) / np.abs(np.array([200, 120, 160]) - (40, 200, 90)))
@@ -156,7 +156,7 @@ def test_a_thing_in_the_light_of_its_background_keeps_its_outline(disc):
 
 def test_what_is_dressed_keeps_its_outline_and_changes_within(disc):
     for seed in range(6):
-        dressed = scenes._dressed(np.random.default_rng(seed), EMPTY, disc)
+        dressed = pictures._dressed(np.random.default_rng(seed), EMPTY, disc)
         assert np.array_equal(dressed[..., 3], disc[..., 3]) and not dressed[disc[..., 3] == 0].any()
         changed = (dressed != disc).any(-1).sum() / (disc[..., 3] > 0).sum()
         assert 0.02 < changed < 1
@@ -165,7 +165,7 @@ def test_what_is_dressed_keeps_its_outline_and_changes_within(disc):
 def test_what_is_grown_is_one_piece_with_what_it_was(disc):
     hidden, larger = [], 0
     for seed in range(12):
-        grown = scenes._grown(np.random.default_rng(seed), EMPTY, disc, (200, 200), (140, 140))
+        grown = pictures._grown(np.random.default_rng(seed), EMPTY, disc, (200, 200), (140, 140))
         assert (grown[..., 3] >= disc[..., 3]).all()
         larger += (grown[..., 3] > disc[..., 3]).any()
         assert cv2.connectedComponents((grown[..., 3] > scenes.OWNED).astype(np.uint8))[0] == 2
@@ -178,8 +178,8 @@ def test_objects_mostly_lie_apart():
     half[:, :45] = 255
     stamp = np.full((10, 10, 4), 255, np.uint8)
     rng = np.random.default_rng(0)
-    both = [scenes._paste_apart(rng, stamp, (90, 60), (40, 30), [half])[..., 3] > 0 for _ in range(60)]
-    alone = [scenes._paste(rng, stamp, (90, 60), (40, 30))[..., 3] > 0 for _ in range(60)]
+    both = [pictures._paste_apart(rng, stamp, (90, 60), (40, 30), [half])[..., 3] > 0 for _ in range(60)]
+    alone = [pictures._paste(rng, stamp, (90, 60), (40, 30))[..., 3] > 0 for _ in range(60)]
     touch = [sum((placed & (half[..., 3] > 0)).any() for placed in each) for each in (both, alone)]
     assert 0 < touch[0] < 0.6 * touch[1]
 
@@ -188,15 +188,15 @@ def test_objects_of_photographs_are_pasted_on_others():
     photo, mask = np.zeros((60, 80, 3), np.uint8), np.zeros((60, 80), np.uint8)
     photo[20:40, 10:50], mask[20:40, 10:50] = (200, 60, 60), 255
     library = SimpleNamespace(photos=[photo], cutouts=[np.full((30, 30, 4), 255, np.uint8)], objects=[(0, mask)])
-    pictures = [scenes._object_picture(np.random.default_rng(seed), library) for seed in range(40)]
-    own = [picture for picture in pictures if picture.shape == (20, 40, 4)]
+    found = [pictures._object_picture(np.random.default_rng(seed), library) for seed in range(40)]
+    own = [picture for picture in found if picture.shape == (20, 40, 4)]
     assert 4 < len(own) < 25 and all((picture[..., 3] == 255).all() for picture in own)
     assert all(picture[..., 0].mean() > 1.5 * picture[..., 1].mean() for picture in own)
 
 
 def test_nothing_has_no_limbs_and_throws_no_shadow():
     nothing = np.zeros((20, 20, 4), np.uint8)
-    for draw in (scenes._limbed, scenes._shaded, partial(scenes._dressed, library=EMPTY)):
+    for draw in (pictures._limbed, pictures._shaded, partial(pictures._dressed, library=EMPTY)):
         assert not draw(np.random.default_rng(0), placed=nothing).any()
 
 

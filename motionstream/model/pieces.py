@@ -31,7 +31,7 @@ def pieces(follows: np.ndarray, front: np.ndarray) -> np.ndarray:
     """The number of the piece that each cell is of, int [h, w]; 0 where it does not follow, bool [h, w].
 
     A patch of background to which only a neck leads, of a rope or a foot, is a piece of its own; a head is not, since
-    it lies in front, see `connect`.
+    it lies in front, see `connect`; nor is a basket a few cells below its balloon.
     """
     across, over = (cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * side + 1, 2 * side + 1)) for side in (NECK, GAP))
     bodies, number = cv2.connectedComponents(cv2.erode(follows.astype(np.uint8), across))

@@ -37,9 +37,9 @@ from motionstream.tracks import Tracks, draw_ids
 from motionstream.training.effects import SHOWS, Fall, Sky, anywhere, clip_noise, random_effect
 from motionstream.training.folder import RealClips, cached_tracks, caption
 from motionstream.training.parallel import World
+from motionstream.training.pictures import Library
 from motionstream.training.scenes import (
     SPACINGS,
-    Library,
     Scene,
     TrackMode,
     choose_tracks,

@@ -66,7 +66,7 @@ from motionstream.training.network import (
 )
 from motionstream.training.parallel import World, join_world, shard
 from motionstream.training.photos import load_library
-from motionstream.training.scenes import Library
+from motionstream.training.pictures import Library
 from motionstream.training.self_forcing import Distillation, drawn_noise, roll_out
 from motionstream.training.settings import RECIPES, Recipe
 from motionstream.training.teacher import Sampler, clip_sheet, flow_loss, sample_teacher

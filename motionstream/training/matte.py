@@ -13,8 +13,9 @@ from torch import Tensor
 from motionstream.model.matte import Matte
 from motionstream.model.motion_prior import MotionPrior
 from motionstream.training.clips import to_tensor
+from motionstream.training.pictures import Library
 from motionstream.training.prior import MAX_TRACKS, points_of_any_kind, rarity
-from motionstream.training.scenes import Library, opacity, random_scene, render_frame
+from motionstream.training.scenes import opacity, random_scene, render_frame
 
 SIZE = (480, 288)  # of the picture that one sees
 SMALLER = (1, 2, 2, 3)  # times by which the one that the prior looks at is smaller

@@ -31,8 +31,8 @@ CUTOUT_SIDE = 256  # longest long side of a stored cut-out, pixels
 MIN_PHOTO_SIDE, MIN_CUTOUT_SIDE = 200, 40
 MAX_PIXELS = 40_000_000
 NEAR = 0.008  # of a photo's shorter side: so far from a thing's outline its edge may be
-HELD_OUT = "held-out"
 SOFT = 0.8  # standard deviation, pixels, of the edge of an object
+HELD_OUT = "held-out"  # the part of a library that no training sees
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 NOT_FREE = re.compile(r"\bN[CD]\b|non-?free|missing|unknown|^none$|^$", re.I)
 
@@ -239,10 +239,14 @@ def trim_cutout(image: np.ndarray) -> np.ndarray | None:
     return np.clip(image, 0, 255).round().astype(np.uint8)
 
 
-def collect(root: Path, package: Package, out: Path, marks: list[np.ndarray]) -> dict[str, dict[str, str]]:
-    """Select and write the pictures of one unpacked package; their manifest rows by file name. Extends `marks`."""
+def collect(
+    root: Path, package: Package, out: Path, marks: list[np.ndarray], held_out: set[str]
+) -> dict[str, dict[str, str]]:
+    """Select and write the pictures of one unpacked package; their manifest rows by file name. Extends `marks`.
+
+    held_out: names of photos, less the tiles' numbers, that belong in that part of the library.
+    """
     manifest, notices = {}, read_notices(root)
-    held_out = {name.rpartition("-")[0] for name in read_outlines()[HELD_OUT]}  # with all their tiles
 
     def keep(kind: str, path: Path, image: np.ndarray, ending: str) -> None:
         licence, holder = licence_of(notices, path, package.licence)
@@ -354,18 +358,19 @@ def _whole(path: Path, mode: str) -> np.ndarray:
 
 def write_library(folder: Path, packages: list[Package]) -> tuple[int, int]:
     """Numbers of pictures and objects. `InputError` if no package could be had."""
-    manifest, marks = {}, []
+    manifest, marks, outlined = {}, [], read_outlines()
+    held_out = {name.rpartition("-")[0] for name in outlined[HELD_OUT]}  # with all their tiles
     for package in packages:
         try:
             root = unpack(package.name, folder / "unpacked")
         except RuntimeError as error:
             print(f"left out: {error}", file=sys.stderr)
             continue
-        manifest |= collect(root, package, folder, marks)
+        manifest |= collect(root, package, folder, marks, held_out)
     if not manifest:
         raise InputError("no package could be had: see above")
     (folder / "LICENCES.json").write_text(json.dumps(manifest, indent=1, sort_keys=True))
-    return len(manifest), sum(write_objects(folder / part, photos) for part, photos in read_outlines().items())
+    return len(manifest), sum(write_objects(folder / part, photos) for part, photos in outlined.items())
 
 
 def main() -> None:

@@ -19,9 +19,9 @@ from motionstream.model.checkpoint import load_component
 from motionstream.model.motion_prior import Cells, Grips, MotionPrior
 from motionstream.model.warping import CELL, cell_centres, least_squares_motion
 from motionstream.training.clips import to_tensor
+from motionstream.training.pictures import Library
 from motionstream.training.scenes import (
     MAX_LAYERS,
-    Library,
     Scene,
     choose_points,
     random_scene,
@@ -145,8 +145,8 @@ def not_shared(follow: Tensor, layers: Tensor, weight: Tensor, group: Tensor, va
     """
     things = torch.arange(1, MAX_LAYERS)
     of = ((group[..., None] == things) & valid[..., None]).float()
-    share, true = (x * weight[..., None] for x in (follow @ of, (layers[..., None] == things).float()))
-    dice = (2 * (share * (true > 0)).sum(1) + 1) / (share.sum(1) + true.sum(1) + 1)
+    share, true, weight = follow @ of, (layers[..., None] == things).float(), weight[..., None]
+    dice = (2 * (weight * share * true).sum(1) + 1) / ((weight * (share + true)).sum(1) + 1)
     has = of.any(1).float()
     return ((1 - dice) * has).sum() / has.sum().clamp_min(1)
 

@@ -26,7 +26,8 @@ from motionstream.training.clips import to_tensor
 from motionstream.training.effects import anywhere, random_effect
 from motionstream.training.folder import RealClips
 from motionstream.training.parallel import World
-from motionstream.training.scenes import Library, random_scene, render_clip
+from motionstream.training.pictures import Library
+from motionstream.training.scenes import random_scene, render_clip
 from motionstream.training.trainer import Samples, optimisers_for
 
 LATENT_NOISE = 0.04

@@ -74,7 +74,7 @@ def _relight(rng: np.random.Generator, picture: np.ndarray) -> np.ndarray:
     return np.stack([curve[picture[..., c], c] for c in range(3)], -1)
 
 
-# --- layers --------------------------------------------------------------------------------------------------------
+# --- objects -------------------------------------------------------------------------------------------------------
 
 
 def _premultiply(rgba: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 `python -m motionstream.training.photos --out DIR` downloads the packages of `PACKAGES` with `apt-get download`, unpacks
 them with `dpkg -x`, and writes `DIR/photos/*.jpg`, `DIR/cutouts/*.png`, `DIR/objects/*.png` and `DIR/LICENCES.json`.
+Some cut-outs are people and animals drawn from a game's animated models, see `figures`.
 Objects are what was outlined by hand in some of the photos, in `outlines.json`: whole things with head, legs and tail.
 Some of these photos are kept from training: a library of its own, `DIR/held-out`, for `eval things`.
 """
@@ -25,15 +26,18 @@ import numpy as np
 from PIL import Image
 
 from motionstream.errors import InputError, make_folder, writing
+from motionstream.training import figures
 
 PHOTO_SIDE = 512  # longest short side of a stored photo, pixels
 CUTOUT_SIDE = 256  # longest long side of a stored cut-out, pixels
 MIN_PHOTO_SIDE, MIN_CUTOUT_SIDE = 200, 40
+FIGURES = 7  # drawn of each animated model
 MAX_PIXELS = 40_000_000
 NEAR = 0.008  # of a photo's shorter side: so far from a thing's outline its edge may be
 SOFT = 0.8  # standard deviation, pixels, of the edge of an object
 HELD_OUT = "held-out"  # the part of a library that no training sees
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
+MODELS = {".g3d"}
 NOT_FREE = re.compile(r"\bN[CD]\b|non-?free|missing|unknown|^none$|^$", re.I)
 
 
@@ -50,6 +54,7 @@ class Package:
     cutouts: tuple[str, ...] = ()
     reject: tuple[str, ...] = ()
     limit: int = 10_000  # most cut-out files looked at, spread evenly over the sorted paths
+    models: tuple[str, ...] = ()  # of which cut-outs are drawn
 
 
 def _below(folder: str, names: str, end: str) -> tuple[str, ...]:
@@ -84,6 +89,7 @@ PACKAGES = (
     Package("openclipart-png", "public domain", limit=1200, cutouts=_below(
         "png", "animals food people plants recreation transportation tools office containers electronics buildings "
         "education science weather computer/hardware", "/*.png"), reject=("*/stickmen/*", "*/smilies/*", "*sign*")),
+    Package("megaglest-data", "CC-BY-SA-3.0", models=_below("units/*/models", "*walk* *run* *stand* *attack*", ".g3d")),
 )
 
 
@@ -160,9 +166,11 @@ def licence_of(notices: list[tuple[list[str], str, str]], path: Path, default: s
     return found
 
 
-def candidates(root: Path, patterns: tuple[str, ...], reject: tuple[str, ...]) -> list[Path]:
-    """Sorted picture files below `root` (relative paths) that match a pattern and no reject pattern; no links."""
-    files = (p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file() and not p.is_symlink())
+def candidates(
+    root: Path, patterns: tuple[str, ...], reject: tuple[str, ...], suffixes: set[str] = SUFFIXES
+) -> list[Path]:
+    """Sorted files below `root` (relative paths) that match a pattern and no reject pattern; no links."""
+    files = (p for p in root.rglob("*") if p.suffix.lower() in suffixes and p.is_file() and not p.is_symlink())
     paths = sorted(p.relative_to(root) for p in files)
     return [p for p in paths if any(fnmatch.fnmatch(f"/{p}", q) for q in patterns)
             and not any(fnmatch.fnmatch(f"/{p}", q) for q in reject)]
@@ -242,7 +250,7 @@ def trim_cutout(image: np.ndarray) -> np.ndarray | None:
 def collect(
     root: Path, package: Package, out: Path, marks: list[np.ndarray], held_out: set[str]
 ) -> dict[str, dict[str, str]]:
-    """Select and write the pictures of one unpacked package; their manifest rows by file name. Extends `marks`.
+    """Select, draw and write the pictures of one unpacked package; their manifest rows by file name. Extends `marks`.
 
     held_out: names of photos, less the tiles' numbers, that belong in that part of the library.
     """
@@ -273,6 +281,12 @@ def collect(
         cutout = None if image is None else trim_cutout(image)
         if cutout is not None and is_new(cutout[..., :3] * (cutout[..., 3:] > 127), marks):
             keep("cutouts", path, cutout, ".png")
+    for number, path in enumerate(candidates(root, package.models, package.reject, MODELS)):
+        meshes = figures.read_model(root / path)
+        for view in range(FIGURES if meshes else 0):
+            cutout = trim_cutout(figures.draw(meshes, np.random.default_rng([number, view]), CUTOUT_SIDE))
+            if cutout is not None:
+                keep("cutouts", path, cutout, f"-{number}-{view}.png")
     return manifest
 
 

@@ -84,13 +84,13 @@ def _premultiply(rgba: np.ndarray) -> np.ndarray:
 
 def _object_picture(rng: np.random.Generator, library: Library) -> np.ndarray:
     """One object to paste, RGBA: a cut-out, an object of a photograph, or a blob with a photograph's texture."""
-    if library.objects and rng.random() < 0.4:
+    if library.objects and rng.random() < 0.3:
         photo, mask = library.objects[rng.integers(len(library.objects))]
         x, y, width, height = cv2.boundingRect((mask > 127).astype(np.uint8))
         box = np.s_[y : y + height, x : x + width]
         flip = np.s_[:, ::-1] if rng.random() < 0.5 else np.s_[:]
         return np.dstack([_relight(rng, library.photos[photo][box]), mask[box]])[flip]
-    if library.cutouts and rng.random() < 0.7:
+    if library.cutouts and rng.random() < 0.85:
         cutout = library.cutouts[rng.integers(len(library.cutouts))]
         cutout = cutout[:, ::-1] if rng.random() < 0.5 else cutout
         return np.dstack([_relight(rng, cutout[..., :3]), cutout[..., 3]])
@@ -272,7 +272,7 @@ def background_and_objects(
         placed = _dressed(rng, library, placed) if rng.random() < 0.3 else placed
         placed = _in_light(rng, placed, background) if rng.random() < 0.4 else placed
         placed = _grown(rng, library, placed, canvas, frame) if rng.random() < 0.5 else placed
-        placed = _limbed(rng, placed) if rng.random() < 0.25 else placed
+        placed = _limbed(rng, placed) if rng.random() < 0.35 else placed
         objects.append(_shaded(rng, placed) if rng.random() < 0.35 else placed)
     if rng.random() < 0.35:
         original = rng.integers(len(objects))

@@ -25,6 +25,7 @@ from motionstream.model.warping import (
     around,
     between,
     fill_holes,
+    in_cells,
     in_pixels,
     on_all_cores,
     places_within,
@@ -231,7 +232,7 @@ def sharpened(frames: Tensor, moved: Moved, light: Light | None, sharp: Sharp) -
         seen = lit(sharp.seen(*places), t)
         behind = np.zeros_like(seen)
         edge = parted(moved, t) if sharp.opaque is not None else np.zeros(under.shape[1:], bool)
-        needed = edge | guessed[t].reshape(len(edge), CELL, -1, CELL).any((1, 3))
+        needed = edge | in_cells(guessed[t])
         if needed.any():
             cells = around(needed)
             there = places_within(under, np.ones_like(under[0]), cells, times)

@@ -52,6 +52,7 @@ from motionstream.model.warping import (
     decided_motion,
     enlarged_motion,
     fill_holes,
+    in_cells,
     in_pixels,
     in_the_first_frame,
     meet,
@@ -174,7 +175,7 @@ def in_motion(
     tells = surely(cv2.resize(tells, sure.shape[::-1], interpolation=cv2.INTER_AREA))
     flow = fill_holes(backward, sure, tells)  # what was hidden moves as what is seen beside it, not as the thing
     under = beneath(flow, tells, things)
-    holes = (known < 1).reshape(front.shape[0], CELL, -1, CELL).any((1, 3))
+    holes = in_cells(known < 1)
     if holes.any():
         gone = (np.square(displacement).sum(1) > PARTS**2).reshape(front.shape)
         stays = np.float32(np.clip((MOST - gone.mean()) / FADES, 0, 1))

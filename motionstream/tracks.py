@@ -289,8 +289,8 @@ def _check_size(size: tuple[float, float]) -> None:
 
 def _positive(data: dict, key: str) -> float:
     value = data.get(key)
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value <= 1e6:
-        raise InputError(f'"{key}" of the track file is {value!r}; expected a number above 0')
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 1e-3 <= value <= 1e6:
+        raise InputError(f'"{key}" of the track file is {value!r}; expected a number from 0.001 to 1000000')
     return value
 
 

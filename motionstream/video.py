@@ -22,9 +22,10 @@ from pathlib import Path
 import av
 import cv2
 import numpy as np
+from av.sidedata.sidedata import Type as Side
 from av.stream import Disposition
 from av.video.reformatter import ColorRange, Colorspace
-from PIL import Image, ImageCms, ImageOps
+from PIL import ExifTags, Image, ImageCms
 
 from motionstream.errors import InputError, writing
 
@@ -40,6 +41,9 @@ SEEK_SECONDS = 2.0  # nearer to its beginning a clip is read from there
 DAMAGE = (
     OSError, EOFError, SyntaxError, LookupError, ArithmeticError, TypeError, ValueError, RuntimeError, struct.error
 )
+TURN = Image.Transpose
+UPRIGHT = {2: TURN.FLIP_LEFT_RIGHT, 3: TURN.ROTATE_180, 4: TURN.FLIP_TOP_BOTTOM, 5: TURN.TRANSPOSE, 6: TURN.ROTATE_270,
+           7: TURN.TRANSVERSE, 8: TURN.ROTATE_90}  # by EXIF's orientation
 IMAGE_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 # Containers that hold their own pictures; not playlists (HLS, concat), which make FFmpeg open other files.
 CLIP_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,mpegts,ogg,flv,asf"
@@ -287,7 +291,9 @@ def _check_side(picture: av.VideoCodecContext | av.VideoFrame, max_side: int) ->
 
 
 def _average_rate(stream: av.VideoStream) -> float:
-    return float(stream.average_rate or stream.guessed_rate or 25)
+    """Frames a second. Where none is declared, as browsers' recordings do, the guess may be no more than ticks."""
+    guess = stream.guessed_rate
+    return float(stream.average_rate or (guess if guess and guess * stream.time_base < 1 else 25))
 
 
 def _seek(container: av.container.InputContainer, stream: av.VideoStream, start: float) -> float | None:
@@ -358,12 +364,24 @@ def _square_upright(frame: av.VideoFrame, stream: av.VideoStream) -> np.ndarray:
     if aspect and aspect != 1:  # pixels that are not square: the side with too many of them shrinks
         width, height = (frame.width * aspect, frame.height) if aspect < 1 else (frame.width, frame.height / aspect)
         image = _resize(image, max(1, round(width)), max(1, round(height)))
-    return np.ascontiguousarray(np.rot90(image, round(frame.rotation / 90)))
+    return np.ascontiguousarray(_displayed(image, frame))
+
+
+def _displayed(image: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
+    """As the frame's display matrix says that it is to be shown: sides exchanged or not, then each mirrored or not."""
+    matrix = frame.side_data.get(Side.DISPLAYMATRIX)
+    if matrix is None:
+        return image
+    right, down = np.frombuffer(matrix, np.int32, 9).reshape(3, 3)[:2, :2]  # where they lead
+    if abs(right[0]) < abs(right[1]):
+        image, right, down = image.swapaxes(0, 1), down, right
+    return image[:: -1 if down[1] < 0 else 1, :: -1 if right[0] < 0 else 1]
 
 
 def _upright_rgb(image: Image.Image) -> np.ndarray:
     image.load()
-    image = ImageOps.exif_transpose(image)
+    turn = UPRIGHT.get(_orientation(image))
+    image = image if turn is None else image.transpose(turn)
     if image.mode == "F" or image.mode.startswith("I"):
         return _gray_to_rgb(np.asarray(image))
     image = _in_srgb(image)
@@ -371,6 +389,14 @@ def _upright_rgb(image: Image.Image) -> np.ndarray:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return np.array(image.convert("RGB"))
+
+
+def _orientation(image: Image.Image) -> int:
+    """By EXIF, 1 to 8; of damaged EXIF 1. Nothing else is read of it: it would not be worth refusing a picture for."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except (*DAMAGE, AttributeError):
+        return 1
 
 
 def _in_srgb(image: Image.Image) -> Image.Image:

@@ -341,6 +341,15 @@ def test_in_reverse_the_last_frame_is_animated(transfer, clip):
         assert np.abs(seen - wanted).mean() < 12
 
 
+def test_in_reverse_the_last_frame_of_a_clip_of_any_rate_is_found(transfer, tmp_path):
+    """At 16 frames a second there is one at second 1, though this clip's last one is shown half a frame before."""
+    transfer.send_clip(write(tmp_path / "fast.mp4", panned(60, SHIFT / 4), fps=60).read_bytes())
+    transfer.expect("clip")
+    transfer.say({"kind": "track", "settings": {"grid": 12, "seconds": 2.0, "reverse": True}, "image": "clip"})
+    assert transfer.expect("picture", binary=True)[0]["image"] == "clip"
+    assert transfer.expect("tracked")["frames"] == 17
+
+
 def test_tracking_can_be_cancelled(transfer, tmp_path):
     path = write(tmp_path / "long.mp4", np.tile(FRAMES, (40, 1, 1, 1)))
     transfer.send_clip(path.read_bytes())

@@ -12,7 +12,18 @@ from hypothesis import strategies as st
 from motionstream.controls.camera import KEYFRAMES, LEFT, CameraRecipe, Plan, pivot_of, recorded
 from motionstream.controls.depth import DepthMap
 from motionstream.controls.layers import BASE_IDS
-from motionstream.controls.paths import ENDS, MOVES, ON, ONCE, SWING, Keyframes, rigid
+from motionstream.controls.paths import (
+    ENDS,
+    MAX_ZOOM,
+    MOVES,
+    ON,
+    ONCE,
+    RHYTHMIC,
+    SWING,
+    Keyframes,
+    progress,
+    rigid,
+)
 from motionstream.controls.pinhole import Camera, Surface, pixel_grid
 from motionstream.controls.planes import ScenePlanes
 from motionstream.errors import InputError
@@ -196,6 +207,16 @@ def test_ways_to_end():
     assert x(ON, 40) > 5 * x(ON, 4) > 0
 
 
+@pytest.mark.parametrize("ends", ENDS)
+@pytest.mark.parametrize("name", sorted(set(MOVES) - RHYTHMIC))
+def test_a_negative_speed_runs_the_other_way_in_the_same_manner(name, ends):
+    for seconds in (0.5, 3.0, 9.0, 3_600.0):
+        there, back = progress(name, ends, seconds), progress(name, ends, -seconds)
+        assert back == pytest.approx(-there)
+        motion, zoom = MOVES[name](back, 3.0)
+        assert np.isfinite(motion).all() and 1 / MAX_ZOOM <= zoom <= max(MAX_ZOOM, 1 - back)
+
+
 # --- camera files --------------------------------------------------------------------------------------------------
 
 
@@ -211,6 +232,23 @@ def test_camera_files_come_back_to_the_bit(poses, step):
     assert read.size == (832, 480) and np.array_equal(read.times, given.times)
     for a, b in zip(read.cameras, cameras, strict=True):
         assert np.array_equal(a.pose, b.pose) and np.array_equal(a.intrinsics, b.intrinsics)
+
+
+def test_a_zoom_stays_when_keyframes_begin_and_none_of_the_ends_means_anything_to_them():
+    keyframes = Keyframes([FACING, FACING.moved(np.eye(4), 2.0)], np.array([0.0, 2.0]), (WIDTH, HEIGHT))
+    rig = CameraRecipe(Plan(route=KEYFRAMES), DepthMap(np.ones((2, 2))), keyframes=keyframes).rig(WIDTH, HEIGHT, 1.0)
+    rig.apply({"kind": "steer", "zoom": 1.0})
+    near = rig.frames(24, 16.0)[-1].focal[0]
+    assert near > 1.2 * FOCAL
+    rig.apply({"kind": "steer"})
+    near = rig.frames(32, 16.0)[-1].focal[0]
+    rig.apply({"kind": "camera", "route": KEYFRAMES, "ends": ONCE})
+    assert rig.frames(1, 16.0)[0].focal[0] == pytest.approx(near, rel=0.01)
+    rig.apply({"kind": "camera", "route": "still"})
+    rig.frames(1, 16.0)
+    rig.apply({"kind": "camera", "route": KEYFRAMES})
+    assert rig.frames(1, 16.0)[0].focal[0] == pytest.approx(near, rel=0.03)
+    assert rig.frames(40, 16.0)[-1].focal[0] == pytest.approx(2 * near, rel=0.01)
 
 
 def test_keyframes_turn_along_the_shortest_way_also_over_the_zenith():

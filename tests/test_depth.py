@@ -109,6 +109,13 @@ def bomb(width, height):
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
+def with_chunk(name, data):
+    """A PNG with another chunk before its end."""
+    whole = png(np.zeros((4, 4), np.uint8))
+    chunk = struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+    return whole[:-12] + chunk + whole[-12:]
+
+
 class Evil:
     def __reduce__(self):
         return (pytest.fail, ("unpickled",))
@@ -123,6 +130,7 @@ class Evil:
         npy(np.zeros((1, 5000))),
         npy(RAMP).replace(b"(40, 51)", b"(40, 51("), npy(RAMP).replace(b"(40, 51)", b"(99999, )"),
         b"\x93NUMPY\x09\x00" + b"x" * 100,
+        with_chunk(b"gAMA", b""), with_chunk(b"tRNS", b""), with_chunk(b"cHRM", b"12345"), with_chunk(b"iCCP", b""),
         exr(RAMP.astype(np.float32))[:300], b"v/1\x01" + b"\0" * 50,
     ],
     ids=lambda data: f"{len(data)} bytes",

@@ -111,6 +111,19 @@ def test_exif_rotation_is_applied(orientation):
     assert_like(image, corners(upright))
 
 
+@pytest.mark.parametrize("tag, kind, value", [
+    (0x010F, 5, struct.pack(">II", 1, 2)), (0x0100, 1, b"\7\0\0\0"), (0x011A, 1, b"\7\0\0\0"), (0x0132, 5, bytes(8)),
+    (0xA005, 4, struct.pack(">I", 2**31)),
+], ids=["maker a ratio", "width a byte", "resolution a byte", "date a ratio", "interoperability nowhere"])  # fmt: skip
+def test_a_turned_photo_with_other_tags_amiss_is_read(tag, kind, value):
+    held = value if len(value) == 4 else struct.pack(">I", 38)
+    tags = [(0x0112, 3, 1, struct.pack(">HH", 6, 0)), (tag, kind, 1, held)]
+    entries = b"".join(struct.pack(">HHI", *entry) + data for *entry, data in sorted(tags))
+    exif = b"Exif\0\0MM\0*" + struct.pack(">IH", 8, 2) + entries + bytes(4) + value
+    stored = Image.fromarray(np.ascontiguousarray(np.rot90(quadrants(64, 48))))
+    assert_like(read_image(encoded(stored, "JPEG", exif=exif, quality=95)), corners(quadrants(64, 48)))
+
+
 def test_alpha_goes_over_white():
     rgba = np.zeros((8, 8, 4), np.uint8)
     rgba[:, :4] = (10, 20, 30, 255)
@@ -401,20 +414,25 @@ def test_variable_rate_comes_out_even(tmp_path):
     assert len(resampled) == 25  # 1.2 seconds and the frame at 0
 
 
-@pytest.mark.parametrize("turns", [1, 2, 3])
-def test_rotation_metadata_is_applied(tmp_path, turns):
+SHOWN = {  # first two rows and columns of the matrix by which a frame is shown -> how
+    (0, 1, -1, 0): lambda a: np.rot90(a, -1), (-1, 0, 0, -1): lambda a: np.rot90(a, 2), (0, -1, 1, 0): np.rot90,
+    (-1, 0, 0, 1): np.fliplr, (1, 0, 0, -1): np.flipud, (0, 1, 1, 0): lambda a: a.swapaxes(0, 1),
+    (0, -1, -1, 0): lambda a: np.rot90(a.swapaxes(0, 1), 2),
+}
+
+
+@pytest.mark.parametrize("matrix", SHOWN)
+def test_a_clip_is_turned_and_mirrored_as_it_says(tmp_path, matrix):
     stored = quadrants(64, 48)
     plain, turned = tmp_path / "plain.mp4", tmp_path / "turned.mp4"
     make_clip(plain, stored[None])
     data = bytearray(plain.read_bytes())
     at = data.index(b"\x00\x01\x00\x00" + bytes(12) + b"\x00\x01\x00\x00", data.index(b"tkhd"))
-    one, none, minus = (struct.pack(">i", v) for v in (65536, 0, -65536))
-    clockwise = {1: (none, one, minus, none), 2: (minus, none, none, minus), 3: (none, minus, one, none)}[turns]
-    for i, value in zip((0, 4, 12, 16), clockwise, strict=True):
-        data[at + i : at + i + 4] = value
+    for i, value in zip((0, 4, 12, 16), matrix, strict=True):
+        data[at + i : at + i + 4] = struct.pack(">i", 65536 * value)
     turned.write_bytes(data)
     frames, _ = read_clip(turned)
-    upright = np.rot90(stored, -turns)
+    upright = SHOWN[matrix](stored)
     assert frames.shape[1:] == upright.shape
     assert_like(frames[0], corners(upright), tolerance=20)
 

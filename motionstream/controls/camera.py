@@ -86,7 +86,7 @@ class Rig:
                 plan = replace(self.plan, **given)
                 if plan.route == KEYFRAMES and self._keyframes is None:
                     raise InputError("choose a camera file before the start, or another path")
-                anew = (plan.route, plan.ends) != (self.plan.route, self.plan.ends)
+                anew = plan.route != self.plan.route or plan.ends != self.plan.ends and plan.route != KEYFRAMES
                 self.plan = plan
                 if anew:
                     self._begin(self._steering.wanted)
@@ -118,7 +118,8 @@ class Rig:
             begin, now = self._keyframes.at(0.0), self._keyframes.at(seconds)
             motion = np.linalg.inv(begin.pose) @ now.pose
             turn = cv2.Rodrigues(motion[:3, :3])[0].ravel()  # the nearest rotation: files hold rounded numbers
-            return Camera(now.intrinsics, self._start.pose @ rigid(turn, motion[:3, 3]))
+            nearer = Camera(now.intrinsics, self._start.pose @ rigid(turn, motion[:3, 3]))
+            return nearer.moved(np.eye(4), self._start.focal / begin.focal)
         u = progress(self.plan.route, self.plan.ends, seconds)
         return self._start.moved(*MOVES[self.plan.route](u, self.pivot))
 

@@ -31,6 +31,7 @@ from PIL import Image
 
 from motionstream.controls.pinhole import Camera
 from motionstream.errors import InputError
+from motionstream.video import DAMAGE
 
 DEPTH_ANYTHING = "depth-anything/Depth-Anything-V2-Small-hf"
 MOGE = "Ruicheng/moge-2-vits-normal"
@@ -260,7 +261,7 @@ def _read_png(data: bytes) -> np.ndarray:
         image = Image.open(io.BytesIO(data), formats=["PNG"])
         _check_size(*image.size)
         image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (*DAMAGE, Image.DecompressionBombError) as error:
         raise InputError(f"the depth map is damaged and cannot be read: {error}") from error
     return np.asarray(image if image.mode.startswith("I") else image.convert("L"))
 

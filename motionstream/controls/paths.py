@@ -42,7 +42,7 @@ TURN = math.radians(12)
 ORBIT = math.radians(20)
 NEAREST = 0.2  # pivots that a dolly-zoom keeps from the pivot
 EASE = 0.15  # share by which a steered velocity nears what the keys ask for, per frame
-MAX_ZOOM = 8.0  # of the first focal length, either way, when steering
+MAX_ZOOM = 8.0  # of the first focal length, either way
 SWING, ONCE, ON = "swing", "once", "on"
 ENDS = (SWING, ONCE, ON)
 
@@ -95,7 +95,7 @@ MOVES: dict[str, Move] = {
     "pan": lambda u, pivot: (rigid((0, TURN * u, 0)), 1.0),
     "tilt": lambda u, pivot: (rigid((TURN * u, 0, 0)), 1.0),
     "roll": lambda u, pivot: (rigid((0, 0, TURN * u)), 1.0),
-    "zoom": lambda u, pivot: (np.eye(4), 2 ** (0.5 * u)),
+    "zoom": lambda u, pivot: (np.eye(4), MAX_ZOOM ** min(max(u / 6, -1), 1)),  # twice as near every 2
     "dolly-zoom": _dolly_zoom,
     "spiral": _spiral,
     "handheld": _handheld,
@@ -110,6 +110,10 @@ def progress(name: str, ends: str, seconds: float) -> float:
         return u
     if ends == SWING:
         return math.sin(math.pi / 2 * u)
+    return math.copysign(_eased(abs(u), ends), u)  # at a negative speed the other way, in the same manner
+
+
+def _eased(u: float, ends: str) -> float:
     if ends == ONCE:
         u = min(u, 1.0)
         return u * u * (3 - 2 * u)

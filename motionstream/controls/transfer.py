@@ -210,13 +210,14 @@ class Carried:
         ids = tracks.ids.tolist()
         known = np.array([track in self.origins for track in ids], bool)
         begun = np.where(tracks.visible.any(axis=0), tracks.visible.argmax(axis=0), 0)  # each track's first frame here
-        old = np.array([self.origins[track] for track in ids if track in self.origins]).reshape(-1, 2)
+        old = np.array([self.origins.get(track, (0, 0)) for track in ids]).reshape(-1, 2)
         for n in np.flatnonzero(~known):
             origin = points[begun[n], n]
-            if len(old):
-                here = points[begun[n], known]
+            seen = known & tracks.visible[begun[n]]  # where the others are nobody knows
+            if seen.any():
+                here = points[begun[n], seen]
                 nearest = np.linalg.norm(here - origin, axis=1).argsort()[:NEIGHBOURS]
-                origin = origin - (here - old)[nearest].mean(axis=0)
+                origin = origin - (here - old[seen])[nearest].mean(axis=0)
             self.origins[ids[n]] = origin
 
 

@@ -265,7 +265,8 @@ class TransferTab(CanvasTab):
         if desk.shown != time:
             with _turn(self._showing, job) as had:
                 if had:
-                    frame = next(clip.frames(clip.fps, (clip.width, clip.height), time, job.over), None)
+                    fps = self.engine.model.preset.fps  # at which the last frame was counted
+                    frame = next(clip.frames(fps, (clip.width, clip.height), time, job.over), None)
             if frame is None and not job.over():
                 raise InputError(f"the clip has no frame at {time:g} seconds: start earlier")
         with desk.lock:

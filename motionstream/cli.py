@@ -91,7 +91,7 @@ def generate(args: argparse.Namespace) -> dict[str, float | int | str]:
 
     check_prompt(args.prompt)
     device = pick_device()
-    model = load_model(args.model, device, pick_dtype(device))
+    model = load_model(args.model, device, pick_dtype(device), low_memory=args.low_memory)
     tune(model)
     preset, picture_size = model.preset, (picture.shape[1], picture.shape[0])
     choice = parse_resolution(args.resolution, preset)
@@ -231,7 +231,6 @@ def _parser() -> argparse.ArgumentParser:
     two.add_argument("--vae", choices=("full", "tiny"), help="what decodes (default: the tiny VAE, if there is one)")
     two.add_argument("--compile", action="store_true", help="compile the transformer's blocks")
     two.add_argument("--fp8", action="store_true", help="linear layers in 8-bit floating point")
-    two.add_argument("--low-memory", action="store_true", help="less GPU memory, slower")
     three = commands.add_parser("convert", help="make a model folder of other people's checkpoints")
     three.set_defaults(command=convert)
     three.add_argument("sources", nargs="+", metavar="SOURCE", help="files and folders; later ones replace parts")
@@ -243,6 +242,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("eval", help="measure motion and quality against clips or drags", add_help=False)
     for command in (one, two):
         command.add_argument("--model", default="embedded", metavar="NAME_OR_PATH", help="default: %(default)s")
+        command.add_argument("--low-memory", action="store_true", help="less GPU memory, slower")
         command.add_argument("--json", action="store_true", help="last line on stdout: one JSON object")
     return parser
 

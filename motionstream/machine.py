@@ -87,17 +87,19 @@ def tune(model: Model, compile: bool = False, fp8: bool = False) -> str:
     """
     if model.in_8_bits and (fp8 or compile):
         raise InputError("--low-memory widens 8-bit weights layer by layer: leave it out, or --compile and --fp8")
-    if fp8 and model.device.type == "cuda" and (found := torch.cuda.get_device_capability(model.device)) < ADA:
+    if fp8 and model.device.type != "cuda":
+        raise InputError("--fp8 is for GPUs: leave it out")
+    if fp8 and (found := torch.cuda.get_device_capability(model.device)) < ADA:
         given, least = (".".join(map(str, capability)) for capability in (found, ADA))
         raise InputError(f"--fp8 needs a GPU of compute capability {least} (Ada) or more, this one has {given}: "
                          "leave it out")
     if model.device.type == "cpu":
         keep_memory()
     backend = _pick_attention(model)
-    if not model.in_8_bits:  # such weights are widened layer by layer, by hooks that a fused layer would not have
+    if not model.in_8_bits:  # such weights are widened layer by layer, by hooks that other layers would not have
         model.transformer.fuse_projections()
-    if model.device.type == "cpu" and model.dtype == torch.bfloat16 and can_pack() and not compile:
-        pack(model.transformer)
+        if model.device.type == "cpu" and model.dtype == torch.bfloat16 and can_pack() and not compile:
+            pack(model.transformer)
     if fp8:
         use_fp8(model.transformer)
     if compile:

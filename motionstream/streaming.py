@@ -256,8 +256,7 @@ class _Stream:
         self.light: Light | None = None  # of the newest frame; None: the picture's own
         self.shown_in: Light | None = None  # the same for each frame of the newest chunk
         self.dry: DecoderStream | None = None  # of what would be had the student changed nothing, while something falls
-        on_gpu = model.device.type == "cuda"
-        self.beside = torch.cuda.Stream(model.device, priority=-1) if on_gpu else None  # pixels before the cache
+        self.beside = model.beside if model.device.type == "cuda" else None
         self.clock = _Clock(model.device)
         with inference(model):
             self.picture = upload(torch.tensor(image), model.device).permute(2, 0, 1) / 127.5 - 1
@@ -482,6 +481,7 @@ def _no_room(model: Model, width: int, height: int) -> str:
     smaller = (round(max(preset.budgets) * share) for share in (0.75, 0.5, 0.35, 0.25, 0.15))
     fits = next((budget for budget in smaller if needs(budget) < min(0.9 * room, needed)), None)
     remedies = [] if fits is None else [f"--resolution {fits} would fit"]
-    remedies += [] if model.tiny_vae else ["a tiny VAE needs less"]
-    remedies += ["a smaller model needs less"] if model.in_8_bits else ["--low-memory halves the weights"]
+    remedies += ["a tiny VAE needs less"] if preset.tiny_vae and not model.tiny_vae else []
+    half = "--low-memory (of the app, generate and bench) halves the weights"
+    remedies += ["a smaller model needs less" if model.in_8_bits else half]
     return f"{text}: {', '.join(remedies)}"

@@ -210,6 +210,18 @@ def test_stop_may_overtake_its_start_and_does_not_touch_the_next(visitor):
     assert visitor.chunk()["chunk"] == 0
 
 
+def test_a_late_stop_does_not_end_the_next_stream(visitor):
+    visitor.start()
+    visitor.chunk()
+    visitor.say({"kind": "stop", "run": 1})
+    visitor.expect("ended")
+    visitor.start(run=2)
+    visitor.chunk()
+    visitor.say({"kind": "stop", "run": 1})
+    for _ in range(3):
+        visitor.chunk()
+
+
 def test_too_many_streams_are_refused_in_a_sentence(site):
     visitors = [site.visit() for _ in range(site.live.sessions.limit + 1)]
     for visitor in visitors[:-1]:

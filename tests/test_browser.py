@@ -221,6 +221,34 @@ def test_controls_made_while_paused_act_together(page, site):
     assert site.paste.chunks[generated].tracks.N == 27
 
 
+def test_drags_made_near_each_other_while_paused_act_together(page, site):
+    open_page(page, site)
+    part(page, "clear").click()
+    start(page)
+    part(page, "pause").click()
+    in_state(page, "paused")
+    page.wait_for_timeout(500)
+    generated = len(site.paste.chunks)
+    drag(page, (0.3, 0.4), (0.4, 0.4))
+    drag(page, (0.45, 0.45), (0.5, 0.5))
+    part(page, "pause").click()
+    wait_for(lambda: page.wait_for_timeout(50) or len(site.paste.chunks) > generated, "a chunk after resuming")
+    assert site.paste.chunks[generated].tracks.N == 18
+
+
+def test_enter_held_on_a_button_presses_it_once(page, site):
+    open_page(page, site)
+    part(page, "start").focus()
+    page.keyboard.down("Enter")
+    for _ in range(5):
+        page.keyboard.down("Enter")  # repeats
+        page.wait_for_timeout(40)
+    page.keyboard.up("Enter")
+    in_state(page, "live")
+    reach_frame(page, 20)
+    in_state(page, "live")
+
+
 def test_a_drag_between_paths_that_move_alike_takes_their_whole_object_along(page, site):
     open_page(page, site)  # six paths carry the balloon; four pins hold the rest
     start(page)

@@ -132,6 +132,20 @@ def test_weights_are_fetched_when_the_tab_is_first_opened(coming, site):
         visitor.close()
 
 
+def test_a_download_that_breaks_off_is_tried_again_for_the_next_visitor(coming, site, monkeypatch):
+    def breaks(self):
+        self.fetches.append("")
+        raise RuntimeError("the Hub is gone")
+
+    monkeypatch.setattr(threading, "excepthook", lambda what: None)
+    monkeypatch.setattr(Coming, "fetch", breaks)
+    for count in (1, 2):
+        one = Guest(site)
+        assert one.depth()[0]["method"] == "planes"
+        wait_for(lambda count=count: len(coming.fetches) == count, "another try")
+        one.close()
+
+
 def test_the_fan_shows_where_the_tracks_will_go(guest):
     guest.depth()
     guest.say({"kind": "fan", "plan": PLAN})
@@ -164,6 +178,20 @@ def test_camera_files_in_and_out(guest):
     saved = Keyframes.from_json(guest.expect("cameras")["text"])
     assert saved.cameras[0].focal[0] == pytest.approx(250) and saved.cameras[-1].focal[0] == pytest.approx(500)
     assert saved.times[-1] == pytest.approx(4.0) and saved.size == (guest.picture["width"], guest.picture["height"])
+
+
+def test_a_camera_file_can_be_chosen_while_another_path_is_running(site, guest):
+    guest.depth()
+    guest.say({"kind": "upload", "what": "cameras"})
+    guest.say(CAMERAS.encode())
+    guest.expect("keyframes")
+    guest.start(panel=PLAN | {"route": "still"})
+    guest.chunk()
+    guest.say({"kind": "camera", "route": "keyframes"})
+    for _ in range(4):
+        guest.chunk()
+    went = [np.abs(chunk.tracks.points[-1] - chunk.tracks.points[0]).max() for chunk in site.paste.chunks]
+    assert went[0] < 0.01 and max(went) > 5  # the file zooms
 
 
 def test_a_stream_of_a_steered_camera_and_its_cameras_afterwards(site, guest):

@@ -68,6 +68,10 @@ def test_a_clip_moves_its_first_frame_and_drags_lie_on_top(page, site, clip):
     draw(page, "clip", *corners)
     expect(part(page, "region-clear")).to_be_visible()
     expect(part(page, "progress")).to_be_hidden(timeout=20_000)
+    draw(page, "clip", (0.5, 0.5))  # clicks draw nothing, and nothing is lost
+    part(page, "clip").click(button="right")
+    expect(part(page, "region-clear")).to_be_visible()
+    expect(part(page, "progress")).to_be_hidden()
     part(page, "start").click()
     in_state(page, "live")
     wait_for(lambda: page.wait_for_timeout(50) or len(site.paste.chunks) > 1, "the second chunk", 20)

@@ -11,6 +11,8 @@ from types import ModuleType
 
 import av
 import cv2
+import httpx
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -114,6 +116,14 @@ def with_chunk(name, data):
     whole = png(np.zeros((4, 4), np.uint8))
     chunk = struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
     return whole[:-12] + chunk + whole[-12:]
+
+
+def test_weights_whose_download_breaks_off_are_not_there(monkeypatch):
+    def broken(*args, **options):
+        raise httpx.ReadError("the connection was lost")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", broken)
+    assert not DepthAnything().fetch()
 
 
 class Evil:

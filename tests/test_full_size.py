@@ -398,6 +398,9 @@ def test_no_room_says_what_would_fit(wan21, monkeypatch):
     for chunks in (stream(tight, picture(tight), StaticTracks(Tracks.empty(0))), later):
         with pytest.raises(InputError, match=words):
             next(chunks)
+    alone = dataclasses.replace(tight, preset=dataclasses.replace(preset, tiny_vae=""), tiny_vae=None)
+    with pytest.raises(InputError, match=r"--resolution \d+ would fit, --low-memory"):  # there is no smaller VAE
+        next(stream(alone, picture(alone), StaticTracks(Tracks.empty(0))))
     low = random_model(preset, 1, vae="tiny", low_memory=True)
     with pytest.raises(InputError, match=r"--resolution \d+ would fit, a smaller model needs less$"):
         next(stream(low, picture(low), StaticTracks(Tracks.empty(0))))
@@ -413,8 +416,16 @@ def test_low_memory_halves_the_transformer_and_still_streams():
         with pytest.raises(InputError, match="--low-memory widens"):
             machine.tune(low, **options)
     machine.tune(low)
+    with pytest.raises(InputError, match="--fp8 is for GPUs"):
+        machine.tune(plain, fp8=True)
     a, b = (play(m, 2)[1].frames.astype(int) for m in (plain, low))
     assert 0 < np.abs(a - b).mean() < 0.2 * np.abs(a - 127).mean() + 10
+
+
+def test_low_memory_streams_in_bfloat16_on_a_cpu():
+    low = random_model(small("wan2.2-5b"), 1, dtype=torch.bfloat16, vae="full", low_memory=True)
+    machine.tune(low)
+    assert low.in_8_bits and play(low, 2)[1].frames.std() > 0
 
 
 def test_low_memory_narrows_weights_before_they_go_to_the_gpu(monkeypatch):

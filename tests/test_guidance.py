@@ -121,6 +121,16 @@ def test_hidden_chunks_have_no_tracks_and_hold_the_prior():
     torch.testing.assert_close(masked.prior[::2, :, middle], batch.held[::2, :, :1].expand(-1, -1, 3, -1, -1))
 
 
+def test_while_several_chunks_are_hidden_the_prior_stays_where_it_was_before_the_first():
+    net, batch = network(), clip_batch(chunks=5)
+    hidden = torch.tensor([[False, True, True, False, True]]).expand(4, -1)
+    masked, seen = net.condition(batch, range(5), hidden=hidden), net.condition(batch, range(5))
+    for chunk, stands in ((1, 0), (2, 0), (4, 3)):
+        held = batch.held[:, :, stands : stands + 1].expand(-1, -1, 3, -1, -1)
+        torch.testing.assert_close(masked.prior[:, :, 3 * chunk : 3 * chunk + 3], held)
+    torch.testing.assert_close(masked.prior[:, :, 9:12], seen.prior[:, :, 9:12])
+
+
 def test_masking_hides_mid_clip_chunks_with_its_probability():
     hidden = hide_chunks(Draws(0, 0, range(2000)), 7, 0.2)
     assert not hidden[:, 0].any() and not hidden[:, -1].any()

@@ -410,6 +410,26 @@ def test_a_network_without_a_motion_prior_starts_from_one_that_had_it(tmp_path):
     load_network(tmp_path / "alone", ALONE)
 
 
+def test_a_widened_network_leaves_out_what_a_motion_prior_said(tmp_path):
+    parts, source = tmp_path / "parts", network()
+    MotionPrior(widths=(8, 8), features=4).save_pretrained(parts / "motion_prior")
+    save_network(source, parts, tmp_path / "model", torch.float32)
+    wide = widened_network(TINY, tmp_path / "model" / "transformer").transformer.patch_embedding.weight
+    torch.testing.assert_close(wide[:, :8], source.transformer.patch_embedding.weight[:, :8])
+    assert wide.shape == source.transformer.patch_embedding.weight.shape and not wide[:, 8:].any()
+
+
+def test_trajectories_are_as_many_as_asked_for_however_few_clips_there_are(workshop):
+    clips = sorted((workshop / "clips").glob("*.safetensors"))
+    for path in clips[1:]:
+        path.unlink()
+    one = {name: value[:1] for name, value in load_file(clips[0]).items()}
+    save_file(one, clips[0])
+    assert train(workshop, "trajectories", "--model start --data clips --count 4 --guidance 1 1 --out paths") == 0
+    ends = torch.cat([load_file(path)["endpoint"] for path in sorted((workshop / "paths").glob("*.safetensors"))])
+    assert len(ends) == 4 and len({end.sum().item() for end in ends}) == 4  # each from noise of its own
+
+
 def test_tracks_as_rgb_are_colours_through_the_autoencoder(workshop):
     vae = load_component(workshop / "parts" / "vae")
     head, ids = RgbTracks(vae, 8), torch.tensor([3, 8_000])

@@ -66,6 +66,13 @@ def rows(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
+def test_an_update_does_not_draw_what_its_first_sample_draws():
+    draws = [Draws(1, step, places) for step, places in ((0, range(3)), (1, range(3)))]
+    numbers = [int(rng.integers(2**63)) for one in draws for rng in (one.shared, *one.own)]
+    numbers += [seed for one in draws for seed in one._seeds]
+    assert len(set(numbers)) == 2 * 7
+
+
 def test_the_loop_learns_and_keeps_log_plot_and_averages(tmp_path):
     line = Line()
     trainer = Trainer(line_stage(line), tmp_path, FAST, World())

@@ -233,10 +233,11 @@ def _folder(name: str, local: bool) -> Path | None:
     if Path(name).exists():
         return Path(name)
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HTTPError
 
     try:
         return Path(snapshot_download(name, allow_patterns=FILES, local_files_only=local, etag_timeout=FETCH_SECONDS))
-    except (OSError, ValueError):  # the Hub's own errors are of these kinds
+    except (HTTPError, OSError, ValueError):  # a download that breaks off is the first of these alone
         return None
 
 

@@ -10,6 +10,7 @@ half loaded. Where a tiny VAE is there, it decodes.
 """
 
 import contextlib
+import functools
 import importlib
 import json
 import os
@@ -85,6 +86,12 @@ class Model:
     def in_8_bits(self) -> bool:
         """Whether the transformer's weights are, to save memory or time."""
         return FORMAT in {weight.dtype for weight in self.transformer.state_dict().values()}
+
+    @functools.cached_property
+    def beside(self) -> torch.cuda.Stream:
+        """Where a GPU makes pixels, before the cache that is written meanwhile. One for all of the model's streams:
+        memory that PyTorch keeps for a stream of the GPU serves no other."""
+        return torch.cuda.Stream(self.device, priority=-1)
 
     def components(self) -> dict[str, nn.Module]:
         """The parts that are there, by the name of their sub-folder."""

@@ -54,7 +54,8 @@ def holding_weights(device: torch.device | str, low_memory: bool = False) -> Ite
     try:
         yield
     except torch.OutOfMemoryError as error:
-        remedy = "a smaller model" if low_memory else "--low-memory, which halves the transformer's"
+        half = "--low-memory (of the app, generate and bench), which halves the transformer's"
+        remedy = "a smaller model" if low_memory else half
         raise InputError(f"the model's weights do not fit into the {room / GIB:.1f} GiB that are free on the GPU: free "
                          f"some, or use {remedy}") from error
 

@@ -39,11 +39,11 @@ def kept_steps(ode_steps: int, preset: Preset) -> list[int]:
 
 
 def trajectory_records(teacher: Network, clips: Clips, recipe: Recipe, seed: int, number: int) -> Iterator[Record]:
-    """The records of trajectory shard `number`: clips of one shard with `trajectory` [steps, C, t, h, w] (z at the
-    student's timesteps) and `endpoint` [C, t, h, w], made by the guided teacher from their image, tracks and prompt."""
+    """The `SHARD` records of trajectory shard `number`: clips of one shard, with `trajectory` [steps, C, t, h, w] (z at
+    the student's timesteps) and `endpoint` [C, t, h, w], which the guided teacher made of image, tracks and prompt."""
     path, count = clips.shards[number % len(clips.shards)]
     device, chosen = teacher.world.device, kept_steps(recipe.ode_steps, teacher.preset)
-    rows = np.random.default_rng([seed, 5, number]).choice(count, min(SHARD, count), replace=False)
+    rows = np.random.default_rng([seed, 5, number]).choice(count, SHARD, replace=count < SHARD)
     for start in range(0, len(rows), recipe.sampled):
         places = list(range(start, min(start + recipe.sampled, len(rows))))
         batch = clips.read(path, rows[places], Draws(seed, number, places)).to(device)

@@ -20,6 +20,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -116,13 +117,17 @@ class Network(nn.Module):
         size = self.preset.chunk_size
         part = slice(chunks.start * size, chunks.stop * size)
         given = told.view(-1, 1, 1, 1, 1)
+        if hidden is not None:  # of each chunk, how many there are up to the last one before it that is not hidden
+            shown = torch.arange(1, hidden.shape[1] + 1, device=hidden.device) * ~hidden
+            before = F.pad(shown.cummax(1).values, (1, 0))[:, :-1]
+            clips = torch.arange(len(hidden), device=hidden.device)[:, None]
 
         def pick(moved: Tensor, held: Tensor | None, still: Tensor) -> Tensor:
             moved = moved[:, :, part]
             if hidden is not None:
-                lost = hidden[:, chunks.start : chunks.stop].repeat_interleave(size, dim=1)[:, None, :, None, None]
-                held = torch.cat([still, held], dim=2).repeat_interleave(size, dim=2)[:, :, part]
-                moved = torch.where(lost, held, moved)
+                lost = hidden.repeat_interleave(size, dim=1)[:, None, part, None, None]
+                held = torch.cat([still, held], dim=2)[clips, :, before].movedim(1, 2)
+                moved = torch.where(lost, held.repeat_interleave(size, dim=2)[:, :, part], moved)
             return torch.where(given, moved, still)
 
         still = batch.latents[:, :, :1]
@@ -249,8 +254,8 @@ def widened_network(preset: Preset, folder: Path, world: World | None = None, sk
     """A network that starts from a video model without tracks (a stock Wan I2V or Fun transformer folder).
 
     Its patch embedding is widened with zeros for the channels it lacks, which are the last: noise, [mask and image,]
-    tracks. So it begins by making exactly what that model makes. The transformer of one of our own model folders serves
-    too: what it was told of tracks and by a motion prior, which come after these, is left out.
+    tracks, [prior, confidence]. So it begins by making exactly what that model makes. The transformer of one of our own
+    model folders serves too: what it was told of tracks and by a motion prior is left out.
     """
     files = sorted(folder.glob("*.safetensors"))
     if not (folder / "config.json").is_file() or not files:
@@ -258,7 +263,8 @@ def widened_network(preset: Preset, folder: Path, world: World | None = None, sk
     transformer = MotionTransformer(**preset.transformer_config())
     weights = {name: weight for file in files for name, weight in read_weights(file)[0].items()}
     narrow, wide = weights.get("patch_embedding.weight"), transformer.patch_embedding.weight
-    lacking = preset.track_channels
+    moved = preset.latent_channels + preset.temporal_stride if preset.motion_prior else 0
+    lacking = preset.track_channels + moved
     if narrow is not None and (folder.parent / "model_index.json").is_file():
         narrow = narrow[:, : wide.shape[1] - lacking]
     if narrow is None or narrow.shape[1] + lacking != wide.shape[1]:

@@ -91,8 +91,8 @@ class Draws:
     """
 
     def __init__(self, seed: int, step: int, places: Sequence[int], device: torch.device | str = "cpu"):
-        self.shared = np.random.default_rng([seed, step])
-        self.own = [np.random.default_rng([seed, step, place]) for place in places]
+        self.shared = np.random.default_rng([seed, 6, step])
+        self.own = [np.random.default_rng([seed, 7, step, place]) for place in places]
         self.device = device
         self._seeds = [int(rng.integers(2**63)) for rng in self.own]
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, fields
 
 import numpy as np
 
-from motionstream.controls.camera import KEYFRAMES, POINTS, CameraRecipe, Plan, pivot_of, recorded
+from motionstream.controls.camera import POINTS, CameraRecipe, Plan, pivot_of, recorded
 from motionstream.controls.depth import (
     Depth,
     DepthAnything,
@@ -206,9 +206,11 @@ class CameraTab(CanvasTab):
                 threading.Thread(target=self._fetch, name="depth", daemon=True).start()
 
     def _fetch(self) -> None:
-        there = LEARNED[BEST].fetch()
-        with self._lock:
-            waiting, self._waiting = self._waiting, []
+        try:
+            there = LEARNED[BEST].fetch()
+        finally:  # who comes later tries again
+            with self._lock:
+                waiting, self._waiting = self._waiting, []
         for seat in waiting if there else []:
             seat.send({"kind": "ready", "method": BEST})
 
@@ -256,8 +258,7 @@ class CameraTab(CanvasTab):
     def _recipe(self, view: View, plan: Plan, count: int = POINTS) -> CameraRecipe:
         if view.map is None:
             raise InputError("the depth is still being made: try again in a moment, or choose another depth")
-        keyframes = view.keyframes if plan.route == KEYFRAMES else None
-        return CameraRecipe(plan, view.depth, view.map, keyframes, count)
+        return CameraRecipe(plan, view.depth, view.map, view.keyframes, count)  # whose file may be chosen on the way
 
 
 def _plan(data: object) -> Plan:

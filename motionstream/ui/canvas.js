@@ -323,7 +323,8 @@ function press(event) {
 function regrab({ x, y }) {              // what is grabbed again must not be held where it was left
   const reach = ({ spacing, size }) => Math.max(spacing * size, Math.min(extent.width, extent.height) / 6);
   const near = control => Math.hypot(control.x - x, control.y - y) < reach(control.grid);
-  const held = controls.filter(control => control.kind === 'hold' && near(control));
+  const met = control => state !== 'paused' || control.since <= player.newest;  // while paused nothing has got there yet
+  const held = controls.filter(control => control.kind === 'hold' && near(control) && met(control));
   for (const { id } of held) link.send({ kind: 'remove', id });
   controls = controls.filter(control => !held.includes(control));
 }
@@ -725,6 +726,7 @@ function keyDown(event) {
     if (!event.repeat) sendPrompt();
     return;
   }
+  if (event.repeat && event.key === 'Enter' && event.target.closest('button')) return event.preventDefault();
   if (event.target.closest('input, textarea, select, button, a, [contenteditable]')) return;
   if (panel.key(event, true)) return event.preventDefault();
   if (event.key !== 'Enter' && event.key !== ' ') return;

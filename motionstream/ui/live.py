@@ -234,7 +234,8 @@ class Seat:
                 await run_in_threadpool(self._tab.receive, self, data)
             else:
                 self._note(data)
-                self._sessions.send(self, data)
+                if not self._is_late(data):
+                    self._sessions.send(self, data)
 
     @contextmanager
     def _answering(self) -> Iterator[None]:
@@ -246,6 +247,10 @@ class Seat:
         except Exception:  # a mistake of ours in one message must not cost the visitor the connection
             logging.getLogger(__name__).exception("a message of the browser could not be handled")
             self.send({"kind": "error", "text": FAILED})
+
+    def _is_late(self, message: dict) -> bool:
+        """Whether it would stop another stream than the one that runs."""
+        return message.get("kind") == "stop" and message.get("run", self._run) != self._run
 
     def _note(self, message: dict) -> None:
         if message.get("kind") == "ack":

@@ -16,7 +16,7 @@ let source = 'clip', image = 'clip', fit = 'crop', loaded = null;   // loaded: w
 let ownPhoto = false;                    // whether the visitor has brought a photo, to be moved by clips
 let frames = [], playing = 0, played = 0;                           // previews; the one shown; when
 let sending = null;                      // the upload that goes on: {file, socket, begun}
-let region = null, drawing = false, settling = null;
+let region = null, drawing = null, settling = null;
 const held = new Map();                  // pointerId -> [number of a pair, 0: its point on the clip, 1: on the picture]
 let pairs = [[[0.3, 0.5], [0.3, 0.5]], [[0.7, 0.5], [0.7, 0.5]]];   // each: in the clip, in the picture; both shares
 
@@ -24,8 +24,8 @@ const number = name => Number(part(name).value);
 const pressed = name => part(name).getAttribute('aria-pressed') === 'true';
 const settings = () => ({
   start: number('clip-start'), seconds: number('clip-seconds'), grid: number('clip-grid'), amplify: number('amplify'),
-  reverse: pressed('reverse'), loop: pressed('loop'), fit, region, pairs: pairs.map(pair => pair.flat()),
-  tracker: part('tracker').value,
+  reverse: pressed('reverse'), loop: pressed('loop'), fit, region: drawing ? drawing.before : region,
+  pairs: pairs.map(pair => pair.flat()), tracker: part('tracker').value,
 });
 
 /* ---- clip: upload, tracking, preview ---- */
@@ -59,7 +59,7 @@ function cancel() {                      // an upload or the tracking
 }
 
 function forget() {
-  [loaded, frames, region] = [null, [], null];
+  [loaded, frames, region, drawing] = [null, [], null, null];
   motion.querySelector('.ms-clip').toggleAttribute('data-empty', true);
   part('clip-other').hidden = true;
   showRegion();
@@ -175,29 +175,34 @@ function near(spots, [x, y], width, height, reach) {       // number of the spot
 }
 
 function clipPress(event) {
-  if (motion.querySelector('[data-empty]') || running()) return;
+  if (motion.querySelector('[data-empty]') || running() || event.button !== 0 || drawing) return;
   clip.setPointerCapture(event.pointerId);
   const box = clip.getBoundingClientRect();
   const handle = fit === 'align' ? near(pairs.map(pair => pair[0]), place(event), box.width, box.height, 24) : -1;
   if (handle >= 0) return held.set(event.pointerId, [handle, 0]);
-  drawing = true;
+  drawing = { pointer: event.pointerId, before: region };
   region = [place(event)];
 }
 
 function clipMove(event) {
   if (held.has(event.pointerId)) pairs[held.get(event.pointerId)[0]][0] = place(event).map(v => clamp(v, 0, 1));
-  else if (drawing && region.length < 200) {
+  else if (drawing?.pointer === event.pointerId && region.length < 200) {
     const [x, y] = region.at(-1), [u, v] = place(event).map(value => clamp(value, 0, 1));
     if (Math.hypot(u - x, v - y) > 0.015) region.push([u, v]);
   }
 }
 
 function clipLift(event) {
-  if (held.delete(event.pointerId) || !drawing) return;
-  drawing = false;
-  if (region.length < 6) region = null;  // a click: nothing was drawn
+  if (held.delete(event.pointerId) || drawing?.pointer !== event.pointerId) return;
+  if (region.length < 6) return undraw(event);             // a click: nothing was drawn
+  drawing = null;
   showRegion();
   track();
+}
+
+function undraw(event) {
+  if (held.delete(event.pointerId) || drawing?.pointer !== event.pointerId) return;
+  [region, drawing] = [drawing.before, null];
 }
 
 function showRegion() {
@@ -323,11 +328,8 @@ onEach('button[data-image]', button => choose('image', button.dataset.image, val
 clip.addEventListener('pointerdown', clipPress);
 clip.addEventListener('pointermove', clipMove);
 clip.addEventListener('pointerup', clipLift);
-clip.addEventListener('pointercancel', event => {
-  if (held.delete(event.pointerId) || !drawing) return;
-  [drawing, region] = [false, null];
-  showRegion();
-});
+clip.addEventListener('pointercancel', undraw);
+clip.addEventListener('lostpointercapture', undraw);       // after a lift too, when nothing is being drawn any more
 
 panel.welcomed = () => {
   part('clip-seconds').max = Math.min(part('clip-seconds').max, facts.max_seconds);

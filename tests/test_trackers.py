@@ -8,7 +8,7 @@ from torch import nn
 
 from motionstream.controls import trackers
 from motionstream.controls.layers import BASE_IDS
-from motionstream.controls.trackers import CoTracker3, LucasKanade, Seeds, open_tracker
+from motionstream.controls.trackers import CoTracker3, LucasKanade, Seeds, _Points, open_tracker
 from motionstream.errors import InputError
 from motionstream.tracks import Tracks, join
 
@@ -250,3 +250,17 @@ def test_cotracker_is_loaded_from_a_checkout(monkeypatch, tmp_path, live, kind):
     with pytest.raises(InputError, match=f"cannot be loaded.*lucas-kanade, or set {trackers.CHECKOUT}"):
         open_tracker("cotracker3", Seeds(), live)
     assert open_tracker("auto", Seeds(), live).name == "lucas-kanade"
+
+
+def test_numbers_run_out_and_those_given_up_longest_ago_come_again():
+    points, since = _Points(Seeds(50), seed=0), {}
+    points.add(np.zeros((100, 2)))
+    stays = points.ids.copy()
+    for turn in range(12):
+        begun = len(points.ids)
+        points.add(np.zeros((1_000, 2)))
+        again = [turn - since[number] for number in points.ids[begun:].tolist() if number in since]
+        assert len(points.ids) == len(set(points.ids.tolist())) and min(again, default=9) >= 6
+        since |= dict.fromkeys(points.ids[begun:].tolist(), turn)
+        points.move(points.at, np.arange(len(points.ids)) < 100)
+    assert np.array_equal(points.ids, stays) and len(since) == BASE_IDS - 100

@@ -414,6 +414,19 @@ def test_variable_rate_comes_out_even(tmp_path):
     assert len(resampled) == 25  # 1.2 seconds and the frame at 0
 
 
+@pytest.mark.parametrize("name, codec", [("a.webm", "libvpx"), ("a.mkv", "libx264")])
+def test_a_recording_that_declares_no_rate_is_not_taken_for_one_of_a_thousand_frames_a_second(tmp_path, name, codec):
+    path, times = tmp_path / name, np.cumsum([0, *RNG.integers(21, 46, 59)])
+    make_clip(path, np.stack([bar(i % 40) for i in range(60)]), rate=1000, times=times.tolist(), codec=codec)
+    data = bytearray(path.read_bytes())
+    at = data.index(b"\x23\xe3\x83")  # its element of that: made void, as long as it was
+    data[at : at + 2] = 0xEC, 0x80 | (data[at + 3] & 0x7F) + 2
+    path.write_bytes(data)
+    assert Clip.open(path).fps == 25
+    frames, rate = read_clip(path)
+    assert len(frames) == pytest.approx(times[-1] / 1000 * rate, abs=2)
+
+
 SHOWN = {  # first two rows and columns of the matrix by which a frame is shown -> how
     (0, 1, -1, 0): lambda a: np.rot90(a, -1), (-1, 0, 0, -1): lambda a: np.rot90(a, 2), (0, -1, 1, 0): np.rot90,
     (-1, 0, 0, 1): np.fliplr, (1, 0, 0, -1): np.flipud, (0, 1, 1, 0): lambda a: a.swapaxes(0, 1),

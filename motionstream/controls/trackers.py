@@ -110,22 +110,25 @@ class _Points:
     """The live points of a tracker: ids, where they are, how far the region has moved along with them."""
 
     def __init__(self, seeds: Seeds, seed: int):
-        self.seeds, self.rng, self.used = seeds, np.random.default_rng(seed), set()
+        self.seeds, self.rng = seeds, np.random.default_rng(seed)
+        self.used: dict[int, None] = {}  # numbers, in the order in which they were given up; those in use last
         self.ids, self.at, self.shift = np.zeros(0, np.int64), np.zeros((0, 2), np.float32), np.zeros(2)
 
     def add(self, points: np.ndarray) -> None:
         """Takes in new points [N, 2], as many as there is room for."""
         points = points[: MAX_TRACKS - len(self.ids)]
-        if len(self.used) + len(points) > BASE_IDS:
-            self.used = set(self.ids.tolist())
+        for number in list(self.used)[: max(0, len(self.used) + len(points) - BASE_IDS)]:
+            del self.used[number]  # it may be another point's from now on
         new = base_ids(len(points), self.rng, self.used)
-        self.used.update(new.tolist())
+        self.used.update(dict.fromkeys(new.tolist()))
         self.ids, self.at = np.concatenate([self.ids, new]), np.concatenate([self.at, points.astype(np.float32)])
 
     def move(self, at: np.ndarray, keep: np.ndarray) -> None:
         """All points are at `at` [N, 2] now; those that are not in `keep` [N] are given up."""
         if keep.any():
             self.shift = self.shift + np.median(at[keep] - self.at[keep], axis=0)
+        for number in self.ids[keep].tolist():
+            self.used[number] = self.used.pop(number)
         self.ids, self.at = self.ids[keep], at[keep].astype(np.float32)
 
     def bare(self, width: int, height: int) -> np.ndarray:

@@ -106,6 +106,14 @@ def test_figures_are_drawn_at_any_moment_of_their_motion(tmp_path):
     assert any(tall) and not all(tall)
 
 
+def test_normals_that_are_no_numbers_leave_a_figure_in_the_shade(tmp_path):
+    data = model(mesh([QUAD]))
+    places = 7 + struct.calcsize("<64s3I8f2I")
+    blank = data[: places + 48] + np.full(12, np.nan, np.float32).tobytes() + data[places + 96 :]
+    with np.errstate(all="raise"):
+        assert np.array_equal(drawn(read(tmp_path, blank), 1), drawn(read(tmp_path, data), 1))
+
+
 @given(end=st.integers(0, 1000), junk=st.binary(max_size=40))
 @settings(max_examples=60, deadline=None)
 def test_a_damaged_model_is_none(tmp_path_factory, end, junk):

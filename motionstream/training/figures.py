@@ -69,6 +69,7 @@ def _read_mesh(data: bytes, at: int, folder: Path) -> tuple[Mesh, int]:
     if not places.size or triangles.max(initial=0) >= vertices or not np.isfinite(places).all():
         raise ValueError("a mesh without places, or with corners that have none")
     texture = _read_texture(folder / Path(names[0]).name) if numbers[-1] & 1 else None
+    normals, on_texture = (np.nan_to_num(x, posinf=0, neginf=0) for x in (normals, on_texture))  # some say nothing
     return Mesh(places, normals, triangles, on_texture, texture, 255 * np.array(numbers[:3])), at
 
 

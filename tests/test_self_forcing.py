@@ -1,7 +1,7 @@
 """Causal adaptation, the roll-out against the stream, and distribution matching against closed forms."""
 
 from dataclasses import replace
-from unittest.mock import Mock
+from unittest.mock import Mock, patch
 
 import numpy as np
 import pytest
@@ -408,6 +408,16 @@ def test_a_stretch_begins_with_a_frame_of_its_own():
     assert (seen.confidence[:, :, 0] == 1).all()
     cut.sum().backward()
     assert (x.grad[:, :, 7:] == 1).all() and not x.grad[:, :, :7].any()
+
+
+def test_a_stretch_keeps_nothing_of_how_its_image_was_encoded():
+    parts, batch = encoders(), clip_batch(clips=2, chunks=5)
+    scale = torch.ones(1, requires_grad=True)  # as the weights of encoders are: nobody trains them
+    monkey = Mock(side_effect=lambda picture, frames: scale * torch.zeros(len(picture), 8, 9, *PLACE))
+    batch.image = torch.zeros_like(batch.latents)
+    with patch.object(Encoders, "image_latents", monkey):
+        cut, seen = stretch(parts, batch, torch.randn(2, 8, 15, *PLACE).requires_grad_(), 2, 3)
+    assert monkey.called and seen.image.grad_fn is None and cut.grad_fn is not None
 
 
 def test_roll_outs_go_beyond_the_teachers_length(monkeypatch):

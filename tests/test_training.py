@@ -867,3 +867,11 @@ def test_full_size_clips_have_the_papers_number_of_tracks():
         for spacing in mixture.spacings:
             points = choose_points(rng, scene, owner[0], "dense", (spacing, spacing))
             assert 900 < len(points) <= mixture.most_tracks
+
+
+def test_a_point_that_rounding_moves_onto_the_edge_belongs_to_the_last_cell():
+    owner = np.arange(12).reshape(3, 4)
+    at = np.float32([[3.9999999, 1], [0, 2.9999999]])
+    assert (at[0, 0], at[1, 1]) == (4, 3)  # float32 has nothing between
+    found = prior._padded(Tracks(np.stack([at, at]), np.ones((2, 2), bool), np.arange(2)), owner)
+    assert found["group"][:2].tolist() == [owner[1, 3], owner[2, 0]]

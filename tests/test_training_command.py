@@ -342,6 +342,12 @@ def test_a_model_of_another_preset_is_named(workshop, capsys):
     assert "is of the preset tiny; asked for was embedded" in capsys.readouterr().err
 
 
+def test_a_stage_that_a_preset_does_not_have_is_named(workshop, capsys):
+    for stage in ("motion-prior", "matte"):
+        assert train(workshop, stage, "--library any --out junk --minutes 1", preset="wan2.1-1.3b") == 2
+        assert f"wan2.1-1.3b has no {stage}: give --preset " in capsys.readouterr().err
+
+
 def test_settings_are_appendix_d():
     for name, chunks, second in (("wan2.1-1.3b", 7, 800), ("wan2.2-5b", 10, 400)):
         rows = RECIPES[name]

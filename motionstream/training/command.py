@@ -378,6 +378,9 @@ def finish(trainer: Trainer, network: Network, folder: Path) -> None:
 
 def _recipe(args: argparse.Namespace, stage: str) -> Recipe:
     """The preset's settings of the stage, with those the command line changes; written to the run folder."""
+    if stage not in RECIPES[args.preset]:
+        known = ", ".join(name for name, recipes in RECIPES.items() if stage in recipes)
+        raise InputError(f"{args.preset} has no {stage}: give --preset {known}")
     recipe = RECIPES[args.preset][stage]
     if getattr(args, "guidance", None):
         recipe = replace(recipe, guidance=Guidance(*args.guidance))

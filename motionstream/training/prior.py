@@ -108,7 +108,8 @@ def _padded(tracks, owner: np.ndarray) -> dict[str, Tensor]:
     first, last = tracks.points[:, tracks.visible[1]]  # the others tell nothing
     n = len(first)
     anchors[:n], moved[:n], valid[:n] = first, last - first, True
-    group[:n] = owner[first[:, 1].astype(int), first[:, 0].astype(int)]
+    columns, rows = np.minimum(first.astype(int), np.subtract(owner.shape[::-1], 1)).T  # rounded, it may lie outside
+    group[:n] = owner[rows, columns]
     return {
         name: torch.from_numpy(value)
         for name, value in (("anchors", anchors), ("moved", moved), ("valid", valid), ("group", group))

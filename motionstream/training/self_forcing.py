@@ -163,12 +163,13 @@ def stretch(encoders: Encoders, batch: ClipBatch, x: Tensor, start: int, chunks:
         for latent in x[:, :, : first + 1].detach().split(1, dim=2):  # at full size a roll-out at once fits no GPU
             picture = decoder.step(latent)[:, :, -1].clamp(-1, 1)
         clean = encoders.vae.encode(picture[:, :, None]).to(x)
+        seen = replace(batch, tracks=tracks, held=None, held_confidence=None)
+        if batch.image is not None:
+            seen.image = encoders.image_latents(picture, tracks[0].T).to(x)
+        if batch.image_tokens is not None:
+            seen.image_tokens = torch.cat([encoders.image_encoder.encode(one) for one in picture]).to(x)
     x = torch.cat([clean, x[:, :, part][:, :, 1:]], dim=2)
-    seen = replace(batch, latents=x.detach(), tracks=tracks, held=None, held_confidence=None)
-    if batch.image is not None:
-        seen.image = encoders.image_latents(picture, tracks[0].T).to(x)
-    if batch.image_tokens is not None:
-        seen.image_tokens = torch.cat([encoders.image_encoder.encode(one) for one in picture]).to(x)
+    seen.latents = x.detach()
     if batch.prior is not None:
         seen.prior = torch.cat([clean, batch.prior[:, :, part][:, :, 1:]], dim=2)
         sure = batch.confidence[:, :, part]

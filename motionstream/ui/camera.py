@@ -87,6 +87,7 @@ class CameraTab(CanvasTab):
 
     def welcome(self, seat: Seat) -> None:
         shown = seat.shown is not None
+        self._view(seat).coming = ""  # it was for the connection that was lost
         super().welcome(seat)
         if shown:
             self._send_depth(seat)

@@ -32,7 +32,7 @@ const part = name => element.querySelector(`[data-ms="${name}"]`);
 const extent = { width: 1, height: 1 };  // of the picture, in the pixels in which places are told
 const root = part('root'), picture = part('picture'), overlay = part('overlay'), poster = part('poster');
 const closing = new AbortController();   // takes the listeners on document away with the component
-const median = values => [...values].sort((a, b) => a - b)[values.length >> 1];
+const median = values => [...values].sort((a, b) => a - b)[(values.length - 1) >> 1];
 const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
 
 /* ---- Player: frames come in bursts of a chunk, leave one by one at an even pace ---- */
@@ -567,6 +567,7 @@ function see(data) {
 
 function welcome(message) {
   facts = message;
+  if (runs && state === 'offline') link.send({ kind: 'stop', run: runs });   // its start may come after a lost connection
   part('chips').replaceChildren(...message.vocabulary.map(chip));
   part('examples').replaceChildren(...message.examples.map(example));
   panel.welcomed(message);
@@ -716,6 +717,7 @@ function setRelease(value) {
 }
 
 function keyUp(event) {
+  if (event.key === 'Meta') panel.released();   // of keys let go while it is down macOS says nothing
   if (element.offsetParent !== null) panel.key(event, false);
 }
 

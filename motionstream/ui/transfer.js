@@ -33,8 +33,8 @@ const settings = () => ({
 function sendClip(file) {
   if (file.size > facts.max_clip_bytes)
     return say(`The clip has ${Math.ceil(file.size / PART)} MB; at most ${facts.max_clip_bytes / PART} MB`, 'error');
-  setSource('clip');
   forget();
+  setSource('clip');
   sending = { file, socket: link.socket, begun: false };
   progress(0, 'Uploading …');
   link.send({ kind: 'clip', bytes: file.size });   // the server says "send", or what is wrong
@@ -107,7 +107,7 @@ function tracking({ done, total, left, tracker }) {
 
 function tracked({ cancelled, frames, tracks }) {
   progress(null);
-  if (cancelled || state !== 'idle') return;
+  if (cancelled || state !== 'idle' || source !== 'clip') return;
   if (tracks) say('Press Start: the clip moves the picture, and you can still drag');
   else say('There is nothing to follow here: choose another part or another video', 'error');
 }
@@ -115,7 +115,7 @@ function tracked({ cancelled, frames, tracks }) {
 function preview(header, blob) {
   if (header.index === 0) {
     frames = [];
-    shape(header);
+    if (source === 'clip') shape(header);
   }
   frames.push({ ...header, blob });
 }
@@ -250,9 +250,18 @@ async function openCamera() {
   Object.assign(camera.video, { srcObject: stream, muted: true, playsInline: true });
   await camera.video.play();
   if (camera.stream !== stream) return;
-  const { videoWidth, videoHeight } = camera.video, scale = WEBCAM_SIDE / Math.max(videoWidth, videoHeight);
-  shape({ width: Math.round(videoWidth * scale), height: Math.round(videoHeight * scale) });
+  fitCamera();
+  stream.getTracks()[0].onended = () => {            // unplugged, or no longer allowed; not when we stop it
+    closeCamera();
+    say('The camera has gone: choose Webcam again', 'error');
+  };
   say('Press Start and move: the picture moves with you');
+}
+
+function fitCamera() {                   // also when a phone is turned
+  const { videoWidth, videoHeight } = camera.video, scale = WEBCAM_SIDE / Math.max(videoWidth, videoHeight);
+  if (!camera.stream || !videoWidth) return;
+  shape({ width: Math.round(videoWidth * scale), height: Math.round(videoHeight * scale) });
 }
 
 function closeCamera() {
@@ -275,6 +284,7 @@ function playCamera(now) {
 
 function setSource(value) {
   if (running()) return;
+  const back = source === 'webcam' && value === 'clip';
   source = motion.dataset.source = value;
   mark('button[data-source]', 'aria-pressed', button => button.dataset.source === value);
   part('clip-frame').toggleAttribute('data-empty', value === 'clip' && !loaded);
@@ -282,6 +292,7 @@ function setSource(value) {
   if (value === 'clip') {
     closeCamera();
     if (frames.length) shape(frames[0]);
+    if (back) track();                   // it may have come, or have been set otherwise, meanwhile
   } else openCamera();
 }
 
@@ -303,6 +314,7 @@ function flip(name) {
   part(name).setAttribute('aria-pressed', String(!pressed(name)));
 }
 
+camera.video.onresize = fitCamera;
 part('clip-upload').onclick = part('clip-other').onclick = () => part('clip-file').click();
 part('clip-file').onchange = event => {
   const file = event.target.files[0];

@@ -12,6 +12,7 @@ start meanwhile, then the stream's own source goes on. Commands of the panel:
 
 from __future__ import annotations
 
+import logging
 import tempfile
 import threading
 import time
@@ -29,7 +30,7 @@ from motionstream.controls.transfer import MAX_SECONDS, ClipRecipe, Settings, We
 from motionstream.errors import InputError
 from motionstream.tracks import Tracks
 from motionstream.ui.clip import jpeg
-from motionstream.ui.live import Seat
+from motionstream.ui.live import FAILED, Seat
 from motionstream.ui.tab import CanvasTab, Example
 from motionstream.video import Clip, fit_image
 
@@ -255,9 +256,12 @@ class TransferTab(CanvasTab):
                 self._show_frame(job, settings.start + (count - 1) / fps)
             points = len(set().union(*(block.ids.tolist() for block in blocks)))
             seat.send({"kind": "tracked", "frames": count, "tracks": points})
-        except InputError as error:
+        except (InputError, RuntimeError) as error:  # PyTorch's are of the latter kind: no memory, above all
             seat.send({"kind": "tracked", "cancelled": True})
-            seat.send({"kind": "error", "text": str(error)})
+            if not isinstance(error, InputError):
+                logging.getLogger(__name__).exception("a clip could not be tracked")
+            if not job.over():  # else its clip may be gone, and nobody asks for it
+                seat.send({"kind": "error", "text": str(error) if isinstance(error, InputError) else FAILED})
 
     def _show_frame(self, job: Job, time: float) -> bool:
         """Makes the clip's frame at `time` the picture; False: it is, or the visitor has turned to something else."""

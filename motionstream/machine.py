@@ -57,6 +57,7 @@ HOPPER, ADA, AMPERE = (9, 0), (8, 9), (8, 0)  # compute capabilities
 # Of malloc.h: M_ARENA_MAX, M_MMAP_THRESHOLD and M_TRIM_THRESHOLD: one heap for all threads, for blocks of up to 1 GiB.
 MALLOC = {-8: 1, -3: 2**30, -1: 2**31 - 1}
 MAX_GRAPHS = 64  # kept of a compiled block, two for each picture size: beyond PyTorch's own limit of 8 it would raise
+MAX_VAE_GRAPHS = 256  # the same of the VAE, some fifty for each; PyTorch keeps no more in all
 MAX_CELLS = 4_096  # tokens per latent frame that `--resolution` may ask for
 
 
@@ -103,10 +104,9 @@ def tune(model: Model, compile: bool = False, fp8: bool = False) -> str:
     if fp8:
         use_fp8(model.transformer)
     if compile:
-        torch._dynamo.config.recompile_limit = MAX_GRAPHS
-        model.transformer.compile_repeated_blocks(fullgraph=True, dynamic=False)
+        model.transformer.compile_repeated_blocks(fullgraph=True, dynamic=False, recompile_limit=MAX_GRAPHS)
         if isinstance(model.vae, WanVAE) and model.tiny_vae is None:
-            model.vae.compile_blocks()
+            model.vae.compile_blocks(recompile_limit=MAX_VAE_GRAPHS)
     return ", ".join([f"attention {backend}"] + ["fp8"] * fp8 + ["compiled"] * compile)
 
 
@@ -121,9 +121,9 @@ def keep_memory() -> None:
 
 
 def _pick_attention(model: Model) -> str:
+    if model.dtype == torch.float32:
+        return "native"
     if model.device.type != "cuda":
-        if model.dtype == torch.float32:
-            return "native"
         fastest = _fastest({"by matrix products": _attend(matmul_attention), "native": _attend(dispatch_attention_fn)})
         for block in model.transformer.blocks if fastest == "native" else ():
             for attn in (block.attn1, block.attn2):  # `set_attention_backend` would warn of experiments

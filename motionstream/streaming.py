@@ -50,9 +50,9 @@ BLANK_LATENTS = 30  # until Wan's encoder, which sees 112 frames back, has forgo
 def settled(preset: Preset) -> int:
     """Index of the first chunk that costs what every later one does.
 
-    The cache is full, what is compiled for a full one has been by the chunk before, and blank frames are known.
+    The cache is full, what is compiled for a full one, to read and to write it, has been, and blank frames are known.
     """
-    full = preset.sink + preset.window + 1
+    full = preset.sink + preset.window + 2
     return max(full, blank_chunks(preset)) if preset.image_conditioning == "channel_concat" else full
 
 

@@ -232,3 +232,16 @@ def test_things_are_whole_and_have_a_rim():
     (thing,) = things_in_front(front)
     assert np.array_equal(thing, box()) and np.array_equal(with_rim(thing), box(20 - RIM, 40 + RIM, 30 - RIM, 50 + RIM))
     assert things_in_front(np.full((H, W), 0.3, np.float32)) == []
+
+
+def test_a_hole_about_an_earlier_one_knows_what_that_was_filled_with():
+    """A part of a thing leaves, then all of it: nothing of the thing's colours is left behind."""
+    cells = stripes()
+    at_once, _ = filled(cells, box())
+    damaged = cells.copy()
+    damaged[box()] = (255, 0, 0)
+    found = Completion.empty(H, W)
+    for hole in (box(right=38), box()):
+        complete(found, Hole.behind(damaged, hole, box().astype(np.float32), ~box()), hole)
+    shown = found.of(damaged.round().astype(np.uint8)).astype(float)[box()]
+    assert found.filled[box()].all() and (shown[:, 0] - shown[:, 1]).max() < 20

@@ -9,6 +9,8 @@ import sys
 import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from unittest.mock import create_autospec
 
 import numpy as np
 import pytest
@@ -27,6 +29,7 @@ from motionstream.model.fp8 import use_fp8
 from motionstream.model.packed import can_pack, pack
 from motionstream.model.presets import PRESETS
 from motionstream.model.transformer import MotionTransformer, SelfAttention
+from motionstream.model.wan_vae import WanVAE
 from motionstream.streaming import blank_chunks, stream
 from motionstream.tracks import StaticTracks, Tracks
 
@@ -348,10 +351,14 @@ def test_the_attention_kernel_follows_the_gpu(capability, kernels, expected, mon
     chosen = []
     transformer = type("", (), {"set_attention_backend": chosen.append, "reset_attention_backend": chosen.clear})()
     transformer.fuse_projections = lambda: None
-    gpu = type("", (), {"device": torch.device("cuda"), "transformer": transformer, "in_8_bits": False})()
+    gpu = SimpleNamespace(
+        device=torch.device("cuda"), dtype=torch.bfloat16, transformer=transformer, in_8_bits=False
+    )
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(machine.importlib.util, "find_spec", lambda name: kernels or None)
     assert machine.tune(gpu) == f"attention {expected[0]}" and (chosen or [None]) == [expected[1]]
+    gpu.dtype, known = torch.float32, len(chosen)  # of which those kernels know nothing
+    assert machine.tune(gpu) == "attention native" and len(chosen) == known
 
 
 def test_attention_does_without_a_kernel_that_cannot_be_fetched(monkeypatch):
@@ -363,7 +370,9 @@ def test_attention_does_without_a_kernel_that_cannot_be_fetched(monkeypatch):
     chosen = []
     transformer = type("", (), {"set_attention_backend": staticmethod(unreachable)})()
     transformer.reset_attention_backend = transformer.fuse_projections = lambda: None
-    gpu = type("", (), {"device": torch.device("cuda"), "transformer": transformer, "in_8_bits": False})()
+    gpu = SimpleNamespace(
+        device=torch.device("cuda"), dtype=torch.bfloat16, transformer=transformer, in_8_bits=False
+    )
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(machine.importlib.util, "find_spec", lambda name: True)
     assert machine.tune(gpu) == "attention cuDNN" and chosen == ["_native_cudnn"]
@@ -420,6 +429,19 @@ def test_low_memory_halves_the_transformer_and_still_streams():
         machine.tune(plain, fp8=True)
     a, b = (play(m, 2)[1].frames.astype(int) for m in (plain, low))
     assert 0 < np.abs(a - b).mean() < 0.2 * np.abs(a - 127).mean() + 10
+
+
+def test_compiled_blocks_keep_their_graphs_whatever_thread_runs_them():
+    """PyTorch's own setting holds in the thread that made it alone: the limit goes along with what is compiled."""
+    asked = {}
+    model = SimpleNamespace(device=torch.device("cpu"), dtype=torch.float32, in_8_bits=False, tiny_vae=None)
+    model.transformer = SimpleNamespace(
+        fuse_projections=lambda: None, compile_repeated_blocks=lambda **options: asked.update(blocks=options)
+    )
+    model.vae = create_autospec(WanVAE, instance=True)
+    machine.tune(model, compile=True)
+    assert asked["blocks"]["recompile_limit"] == machine.MAX_GRAPHS
+    model.vae.compile_blocks.assert_called_once_with(recompile_limit=machine.MAX_VAE_GRAPHS)
 
 
 def test_low_memory_streams_in_bfloat16_on_a_cpu():

@@ -1,5 +1,7 @@
 """The motion prior's geometry against closed forms, and its state against one pass over the same tracks."""
 
+import itertools
+
 import cv2
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from motionstream.model.presets import PRESETS
 from motionstream.model.warping import (
     BEHIND,
     BESIDE,
+    CELL,
     GOES,
     MISSED,
     PARTS,
@@ -853,3 +856,55 @@ def test_what_moves_more_and_more_is_no_number_of_things():
     motion, _ = decided_motion(F.pad(weights, (1, 0)), centres, anchors, moved[None], visible, torch.tensor(1e6))
     steps = motion[0, :, 0].diff()
     assert 0 < steps.min() and steps.max() < 6
+
+
+STRIPES = np.sin(np.arange(WIDTH, dtype=np.float32) / 3)[None, :, None]
+
+
+def panned(shift: float, front: np.ndarray | None = None) -> tuple[np.ndarray, ...]:
+    """All of a striped picture moved to the right, see `in_motion`."""
+    size = HEIGHT // CELL, WIDTH // CELL
+    front = np.zeros(size, np.float32) if front is None else front
+    picture = between(np.dstack([np.tile(STRIPES, (HEIGHT, 1, 3)), np.zeros((HEIGHT, WIDTH), np.float32)]))
+    displacement = np.tile(np.float32([shift, 0]), (front.size, 1))
+    nowhere = np.zeros((HEIGHT, WIDTH), np.float32)
+    return motion_prior.in_motion(picture, np.zeros_like(picture), nowhere, front > 1, displacement, front)
+
+
+@pytest.mark.parametrize("shift", [5, 20, 50])
+def test_beyond_the_edges_of_what_has_moved_away_motion_is_that_of_what_is_beside(shift):
+    """The sharp copy is moved by it: else it would show there what has not moved."""
+    shown, _, _, beyond, flow, under, sure = panned(shift)
+    assert beyond[:, : shift - 2].all() and not beyond[:, shift + 2 :].any()
+    for motion in (flow, under):
+        np.testing.assert_allclose(motion[0], -shift, atol=0.01)
+    picture = between(np.tile(STRIPES, (HEIGHT, 1, 3)))
+    again = seen_through(picture, *in_the_first_frame(enlarged_motion(flow, sure)))
+    assert (np.abs(again.transpose(2, 0, 1) - shown) < 0.01).mean() > 0.94  # but for three columns at the seam
+
+
+def test_what_leaves_the_frame_altogether_does_not_jump():
+    before, after = panned(WIDTH - 1), panned(WIDTH + 1)
+    assert after[3].all() and np.abs(after[0] - before[0]).mean() < 0.4 and after[0].std() > 0.3
+
+
+def test_a_lone_track_that_comes_into_the_frame_moves_nothing_before(prior):
+    x = np.arange(-30, 24, 6)[:, None]
+    path = tracks(np.stack([x, np.full_like(x, 20)], -1), visible=(x >= 0))
+    whole = prior.motion(prior.start(image()), path)
+    state = prior.start(image())
+    parts = torch.cat([prior.motion(state, path.rows(0, 5)), prior.motion(state, path.rows(5, 9))])
+    assert not whole[:5].any() and whole[-1].any()
+    torch.testing.assert_close(whole, parts)
+
+
+def test_a_track_that_comes_in_later_goes_with_those_that_move_alike(prior):
+    """Two of a rigid grid, of which one begins outside: however the stream is cut, they do not part."""
+    ways = np.linspace(0, 30, 10)[:, None] + [-20, 12]
+    path = tracks(np.stack([ways, np.full_like(ways, 20)], -1), visible=(ways >= 0))
+    for cuts in ((0, 10), (0, 6, 10), (0, 8, 10)):
+        state = prior.start(image())
+        for a, b in itertools.pairwise(cuts):
+            moved = prior.motion(state, path.rows(a, b))[-1]
+        moved = prior.motion(state, path.rows(9, 10))[-1]
+        assert (moved[:, 0] > 20).any() and moved[moved[:, 0] > 5, 0].min() > 25

@@ -32,7 +32,7 @@ def small():
 
 
 def test_bench_reports_every_figure(small, capsys):
-    figures = speed.bench_model(small, "small", chunks=8)
+    figures = speed.bench_model(small, "small", chunks=9)
     text = capsys.readouterr().out
     assert figures.keys() == KEYS
     assert (figures["model"], figures["device"], figures["dtype"]) == ("small", "cpu", "float32")
@@ -67,7 +67,7 @@ def test_a_stream_that_gets_slower_is_told_from_a_machine_that_does(monkeypatch)
 
 
 def test_too_few_chunks_are_refused(small):
-    with pytest.raises(InputError, match="8 or more"):
+    with pytest.raises(InputError, match="9 or more"):
         speed.bench_model(small, "small", chunks=6)
 
 

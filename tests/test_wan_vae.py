@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
-from motionstream.machine import MAX_GRAPHS
+from motionstream.machine import MAX_VAE_GRAPHS
 from motionstream.model.checkpoint import load_component
 from motionstream.model.presets import PRESETS
 from motionstream.model.tiny_vae import TinyVAE
@@ -76,14 +76,13 @@ def test_compiled_blocks_decode_the_same_and_settle(pair):
         return graph.forward
 
     torch._dynamo.reset()
-    quick.compile_blocks(backend=backend)
+    quick.compile_blocks(backend=backend, recompile_limit=MAX_VAE_GRAPHS)
     decoders = ours.decoder_stream(), quick.decoder_stream()
-    with torch._dynamo.config.patch(recompile_limit=MAX_GRAPHS):
-        for _ in range(4):
-            latents = noise(1, 4, 3, 2, 2)
-            expected, got = (decoder.step(latents) for decoder in decoders)
-            torch.testing.assert_close(got, expected, atol=1e-6, rtol=0)
-            counts.append(len(graphs))
+    for _ in range(4):
+        latents = noise(1, 4, 3, 2, 2)
+        expected, got = (decoder.step(latents) for decoder in decoders)
+        torch.testing.assert_close(got, expected, atol=1e-6, rtol=0)
+        counts.append(len(graphs))
     torch._dynamo.reset()
     assert 0 < counts[0] < counts[1] == counts[2] == counts[3]
 

@@ -202,7 +202,9 @@ def complete(found: Completion, hole: Hole, cells: np.ndarray) -> None:
 
     What nothing fits into is left out.
     """
-    hole.left[found.filled] = False
+    taken = hole.left & found.filled  # by another hole
+    hole.now[taken] = hole.picture[tuple((np.argwhere(taken) + found.shift[taken]).T)] + found.colour[taken]
+    hole.left[taken] = False
     left, now, picture, reach = hole.left, hole.now, hole.picture, SQUARE + RING
     before = found.filled.copy()
     while (wanted := left & cells).any():

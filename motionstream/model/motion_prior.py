@@ -39,6 +39,7 @@ from motionstream.model.unet import UNet
 from motionstream.model.warping import (
     BEHIND,
     CELL,
+    FAR,
     IN_FRONT,
     PARTS,
     SEEN,
@@ -91,7 +92,7 @@ def as_seen(
 def _nearest(centres: Tensor, anchors: Tensor, valid: Tensor) -> Tensor:
     """Distance of each centre [B, P, 2] to its nearest valid anchor, pixels [B, P]; far away where there is none."""
     with torch.no_grad():
-        return torch.cdist(centres, anchors).masked_fill(~valid[:, None], 1e4).amin(-1)
+        return torch.cdist(centres, anchors).masked_fill(~valid[:, None], FAR).amin(-1)
 
 
 class Cells(NamedTuple):
@@ -163,6 +164,8 @@ def in_motion(
     height, width = (CELL * side for side in front.shape)
     backward, sure = close_gaps(*splat(displacement, front.ravel(), height, width))
     flow = fill_holes(backward, sure)
+    if not sure.any():  # all of it has left: one sees its mirror image
+        flow -= displacement.mean(0)[:, None, None]
     places = in_the_first_frame(enlarged_motion(flow, sure))
     seen = planes(seen_through(picture, *places)).clip(-1, 1)
     warped, near = seen[:3], np.maximum(seen[3], 0)
@@ -173,7 +176,9 @@ def in_motion(
     tells = behind(near, known)
     shown, guessed = fill_holes(warped, known, tells), np.zeros_like(known)
     tells = surely(cv2.resize(tells, sure.shape[::-1], interpolation=cv2.INTER_AREA))
-    flow = fill_holes(backward, sure, tells)  # what was hidden moves as what is seen beside it, not as the thing
+    tells *= sure  # where nothing landed, a mirror image is seen, of which no motion is known
+    if tells.any():
+        flow = fill_holes(backward, sure, tells)  # what was hidden moves as what is seen beside it, not as the thing
     under = beneath(flow, tells, things)
     holes = in_cells(known < 1)
     if holes.any():
@@ -276,7 +281,7 @@ class MotionPrior(ModelMixin, ConfigMixin):
         centres [B, P, 2] of the cells and anchors [B, N, 2] of the tracks, pixels.
         """
         distance = torch.cdist(centres, anchors)
-        nearest = _nearest(centres, anchors, valid)[..., None]
+        nearest = distance.detach().masked_fill(~valid[:, None], FAR).amin(-1, keepdim=True)
         match = cells.queries @ grips.keys.transpose(1, 2) * self.sharpness / self.config.features**0.5
         match = match + grips.head_start[:, None]
         near = torch.log((distance**2 + self.reach**2) / (nearest**2 + self.reach**2))
@@ -333,9 +338,11 @@ class MotionPrior(ModelMixin, ConfigMixin):
     def motion(self, state: PriorState, tracks: Tracks) -> Tensor:
         """Displacement of every cell of the first frame, [T, P, 2] pixels, at each of the tracks' frames.
 
-        Where a hidden track is, nobody knows: it counts from the first chunk on in which it is seen.
+        Where a hidden track is, nobody knows: it counts from the first chunk on that begins with it in sight, when all
+        that has moved till then is known; if there is no other, from when it is seen.
         """
-        placed = np.array([i in state.anchors for i in tracks.ids.tolist()], bool) | tracks.visible.any(0)
+        known = np.array([i in state.anchors for i in tracks.ids.tolist()], bool)
+        placed = known | (tracks.visible[0] if (known | tracks.visible[0]).any() else tracks.visible.any(0))
         tracks = Tracks(tracks.points[:, placed], tracks.visible[:, placed], tracks.ids[placed])
         points, visible = torch.tensor(tracks.points), torch.tensor(tracks.visible)
         if state.front is None or tuple(tracks.ids.tolist()) != state.ids:
@@ -344,6 +351,7 @@ class MotionPrior(ModelMixin, ConfigMixin):
             return state.base.expand(tracks.T, -1, -1)
         # What is dragged out of the frame goes on moving; what is hidden inside stays where it was last seen.
         told = visible | (points < 0).any(-1) | (points >= torch.tensor(state.size[::-1])).any(-1)
+        told &= torch.tensor(known[placed]) | (visible.cumsum(0) > 0)
         anchors = torch.stack([state.anchors[i] for i in state.ids])
         moved = []
         for displacement, known in zip(points - anchors - state.held, told, strict=True):
@@ -398,11 +406,14 @@ class MotionPrior(ModelMixin, ConfigMixin):
         """Takes in a new set of tracks: bakes the motion so far, anchors the newcomers, weighs all of them anew."""
         state.base = state.latest
         state.ids = tuple(tracks.ids.tolist())
-        centres = cell_centres(*state.size)
+        centres, moved = cell_centres(*state.size), bool(state.base.any())
         begun = {}
         for n, track in enumerate(state.ids):
             if track not in state.anchors:
                 first = points[int(visible[:, n].int().argmax()), n]
+                if not moved:
+                    begun[track], state.firsts[track], state.anchors[track] = torch.zeros(2), first, first
+                    continue
                 landed = (centres + state.base - first).square().sum(1)
                 # Of all cells that landed here, the one in front.
                 rank = landed - (0 if state.front is None else (landed < 4 * CELL**2) * state.front * 4 * CELL**2)

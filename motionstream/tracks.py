@@ -241,10 +241,16 @@ def join(blocks: Sequence[Tracks]) -> Tracks:
         rows, columns = slice(start, start + block.T), np.searchsorted(ids, block.ids)
         points[rows, columns], visible[rows, columns], known[rows, columns] = block.points, block.visible, True
         start += block.T
-    row = np.where(known, np.arange(length)[:, None], -1)
+    return Tracks(held(points, known), visible, ids)
+
+
+def held(points: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Points [T, N, 2] that stay where they were `known` last, bool [T, N], or will be first."""
+    if not len(points):
+        return points
+    row = np.where(known, np.arange(len(points))[:, None], -1)
     before = np.maximum.accumulate(row, axis=0)
-    first = np.where(known.any(axis=0), known.argmax(axis=0), 0) if length else np.zeros(len(ids), int)
-    return Tracks(points[np.where(before < 0, first, before), np.arange(len(ids))], visible, ids)
+    return points[np.where(before < 0, known.argmax(axis=0), before), np.arange(points.shape[1])]
 
 
 def _longest(blocks: Sequence[Tracks]) -> tuple[np.ndarray, Sequence[Tracks]]:

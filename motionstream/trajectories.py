@@ -34,7 +34,7 @@ from tokenize import TokenError
 import numpy as np
 
 from motionstream.errors import InputError
-from motionstream.tracks import MAX_FRAMES, MAX_TRACKS, Tracks, draw_ids
+from motionstream.tracks import MAX_FRAMES, MAX_TRACKS, Tracks, draw_ids, held
 
 MAX_FILE_BYTES = 64 * 2**20
 ZIP = b"PK\x03\x04"  # how an archive begins
@@ -123,7 +123,10 @@ def _read(path: Path) -> bytes:
 
 
 def _make(points: np.ndarray, visible: np.ndarray | None = None) -> Tracks:
-    """points [T, N, 2], visible (above 0) [T, N] or all -> Tracks with IDs drawn; what is no number is hidden."""
+    """points [T, N, 2], visible (above 0) [T, N] or all -> Tracks with IDs drawn.
+
+    What is no number is hidden, and where the point was last; so is what is hidden at (0, 0), which stands for nowhere.
+    """
     points = np.asarray(points)
     if points.ndim != 3 or points.shape[2] != 2 or points.dtype.kind not in "iuf":
         given = f"{points.dtype} {list(points.shape)}"
@@ -135,6 +138,7 @@ def _make(points: np.ndarray, visible: np.ndarray | None = None) -> Tracks:
         raise InputError(f"the visibility has shape {list(visible.shape)}; the points need {list(points.shape[:2])}")
     known = np.isfinite(points).all(axis=-1)
     points = np.where(known[..., None], points, 0)
+    points = held(points, known & ((visible > 0) | points.any(axis=-1)))
     return Tracks(points, (visible > 0) & known, draw_ids(points.shape[1], np.random.default_rng(0)))
 
 

@@ -473,3 +473,25 @@ def test_the_same_cameras_again_from_the_record():
     world = start.unproject(GRID_30, np.full(len(GRID_30), 2.0))
     for points, camera in zip(taken, again.cameras, strict=True):
         assert np.abs(camera.project(world)[0] - points).max() < 1e-3
+
+
+@pytest.mark.parametrize("route, ends", [("dolly", ONCE), ("zoom", ON), (KEYFRAMES, SWING)])
+def test_a_path_that_rests_turns_back_at_once(route, ends):
+    keyframes = Keyframes([FACING, FACING.moved(rigid(shift=(0, 0, 1)))], np.array([0.0, 2.0]), (WIDTH, HEIGHT))
+    recipe = CameraRecipe(Plan(route=route, ends=ends), DepthMap(np.ones((2, 2))), keyframes=keyframes)
+    rig = recipe.rig(WIDTH, HEIGHT, 1.0)
+    rest = rig.frames(60 * 16, 16.0)[-1]
+    rig.apply({"kind": "camera", "speed": -1.0})
+    back = rig.frames(16, 16.0)[-1]
+    assert abs(back.pose[2, 3] - rest.pose[2, 3]) + abs(back.focal[0] / rest.focal[0] - 1) > 0.01
+
+
+def test_a_camera_file_does_not_move_the_picture_when_it_takes_over():
+    away = Camera([[FOCAL, 0, WIDTH / 2 + 9], [0, FOCAL, HEIGHT / 2 - 4], [0, 0, 1]], np.eye(4))
+    keyframes = Keyframes([away], np.array([0.0]), (WIDTH, HEIGHT))
+    rig = CameraRecipe(Plan(route="still"), DepthMap(np.ones((2, 2))), keyframes=keyframes).rig(WIDTH, HEIGHT, 1.0)
+    rig.frames(4, 16.0)
+    rig.apply({"kind": "camera", "route": KEYFRAMES})
+    np.testing.assert_allclose(rig.frames(1, 16.0)[0].middle, FACING.middle)
+    rig = CameraRecipe(Plan(route=KEYFRAMES), DepthMap(np.ones((2, 2))), keyframes=keyframes).rig(WIDTH, HEIGHT, 1.0)
+    np.testing.assert_allclose(rig.frames(2, 16.0)[1].middle, away.middle)

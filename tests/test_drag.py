@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from motionstream.controls.drag import MAX_CONTROLS, MAX_SAMPLES, DragSource, carry
 from motionstream.errors import InputError
-from motionstream.tracks import ChunkRequest
+from motionstream.tracks import MAX_ID, ChunkRequest
 
 WIDTH, HEIGHT, SPRITE = 288, 160, 40
 IMAGE = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
@@ -394,3 +394,16 @@ def test_what_a_drag_takes_along_must_be_ids(takes):
     with pytest.raises(InputError):
         source.apply(drag(7, "start", sample(1, 2)) | {"takes": takes})
     assert not source.tracks_for(request(0)).N
+
+
+def test_numbers_of_a_drag_that_has_just_ended_are_not_given_out_again():
+    source = DragSource(release="let_go", reserved=range(MAX_ID - 600))
+    source.apply({"kind": "grid", "size": 10, "spacing": 4})
+    before = set()
+    for key in range(40):
+        source.apply({"kind": "drag", "id": key, "phase": "start", "samples": [{"x": 50, "y": 50, "t": 0, "frame": 0}]})
+        ids = set(source.tracks_for(request(key)).ids.tolist())
+        source.apply({"kind": "drag", "id": key, "phase": "end", "samples": [{"x": 50, "y": 50, "t": 1, "frame": 0}]})
+        source.tracks_for(request(key))
+        assert len(ids) == 100 and not ids & before and min(ids) >= MAX_ID - 600
+        before = ids

@@ -31,3 +31,10 @@ def test_every_prompt_has_the_same_shape_and_effects_differ(encoder):
 def test_the_effects_of_a_prompt_are_named_once_and_in_order(encoder):
     assert encoder.effects("Snowy night, snow and drizzle!") == ["snow", "night", "rain"]
     assert encoder.effects("a dragon") == []
+
+
+def test_more_effects_than_it_takes_are_named():
+    encoder = EffectTextEncoder()
+    prompt = "cold dark vivid fog, then snow at night"
+    assert encoder.effects(prompt) == ["cold", "dark", "vivid", "fog"] and len(encoder.tokens(prompt)) == 4
+    assert encoder.unknown(prompt) == ["then", "snow", "night"]

@@ -264,3 +264,12 @@ def test_numbers_run_out_and_those_given_up_longest_ago_come_again():
         since |= dict.fromkeys(points.ids[begun:].tolist(), turn)
         points.move(points.at, np.arange(len(points.ids)) < 100)
     assert np.array_equal(points.ids, stays) and len(since) == BASE_IDS - 100
+
+
+def test_points_lost_at_a_cut_stay_where_they_were_seen():
+    """What flow finds of them then may be anywhere, and who follows them would go there."""
+    frames = np.concatenate([np.repeat(texture(seed=seed)[None], 6, axis=0) for seed in (0, 1)])
+    tracks = LucasKanade(Seeds(12)).follow(frames)
+    lost = ~tracks.visible[6]
+    assert lost.mean() > 0.5
+    assert np.abs(tracks.points[6:, lost] - tracks.points[5, lost]).max() < 3

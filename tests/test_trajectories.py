@@ -239,3 +239,12 @@ def test_names_that_no_file_can_have_are_refused(tmp_path, name):
     (tmp_path / "file").write_text("here already")
     with pytest.raises(InputError, match="cannot write"):
         write_trajectories(tmp_path / name, wave(), SIZE, 16.0)
+
+
+def test_a_point_is_where_it_was_last_while_nobody_knows_where(tmp_path):
+    points = np.full((1, 6, 2, 2), np.nan, np.float32)
+    points[0, :3, 0], points[0, 4:, 1] = (30, 40), (50, 20)
+    np.save(tmp_path / "a_tracks.npy", points)
+    tracks = read_trajectories(tmp_path / "a_tracks.npy").tracks
+    assert np.array_equal(tracks.visible, np.isfinite(points[0, ..., 0]))
+    assert (tracks.points[:, 0] == (30, 40)).all() and (tracks.points[:, 1] == (50, 20)).all()

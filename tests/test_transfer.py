@@ -523,3 +523,24 @@ def test_seeds_cover_the_frame():
         centres = Seeds(10).centres(width, height)
         assert len(centres) == np.prod(Seeds(10).cells(width, height)[:2])
         assert sorted(Seeds(10).number(centres, width, height)) == list(range(len(centres)))
+
+
+def test_origins_of_tracks_that_have_ended_are_forgotten_by_the_webcam():
+    class New:
+        """A tracker that finds other points each time, under numbers that come again."""
+
+        name, turn = "new", 0
+
+        def follow(self, frames):
+            self.turn += 1
+            at = 10.0 * self.turn % 60
+            return ready(np.full((len(frames), 3, 2), at), ids=np.arange(3) + 3 * (self.turn % 2))
+
+    source = WebcamMotion(Settings(amplify=2.0), New())
+    picture = base64.b64encode(cv2.imencode(".jpg", panned(1)[0])[1]).decode()
+    for at in range(0, 96, 12):
+        source.apply({"kind": "webcam", "jpeg": picture})
+        tracks = source.tracks_for(request(at, 12))
+        assert len(source._carried.origins) == 3
+        np.testing.assert_allclose(tracks.points[0], tracks.points[-1])
+    assert tracks.visible[-1].all()

@@ -23,7 +23,7 @@ import numpy as np
 
 from motionstream.controls.depth import Depth
 from motionstream.controls.layers import base_ids
-from motionstream.controls.paths import ENDS, MAX_KEYFRAMES, MOVES, SWING, Keyframes, Steering, progress, rigid
+from motionstream.controls.paths import ENDS, MAX_KEYFRAMES, MOVES, SWING, Keyframes, Steering, lasts, progress, rigid
 from motionstream.controls.pinhole import Camera, Surface, pixel_grid
 from motionstream.errors import InputError
 from motionstream.tracks import MAX_TRACKS, ChunkRequest, Tracks
@@ -101,7 +101,7 @@ class Rig:
         cameras = []
         for _ in range(count):
             if self._moving:
-                self._seconds += self.plan.speed / fps
+                self._seconds = self._within(self._seconds + self.plan.speed / fps)
                 self._steering.step(1 / fps, self.pivot, abs(self.plan.speed) or 1.0)  # a path may rest
             self._moving = True
             self.camera = self._path(self._seconds).moved(self._steering.motion, self._steering.zoom)
@@ -113,13 +113,22 @@ class Rig:
         self._start, self._seconds, self._steering = self.camera, 0.0, Steering()
         self._steering.wanted = wanted
 
+    def _within(self, seconds: float) -> float:
+        """The same as long as the path goes on: at its end time stands still, or the way back would take as long."""
+        if self.plan.route == KEYFRAMES:
+            return min(max(seconds, 0.0), float(np.ptp(self._keyframes.times)))
+        most = lasts(self.plan.route, self.plan.ends)
+        return min(max(seconds, -most), most)
+
     def _path(self, seconds: float) -> Camera:
         if self.plan.route == KEYFRAMES:
             begin, now = self._keyframes.at(0.0), self._keyframes.at(seconds)
             motion = np.linalg.inv(begin.pose) @ now.pose
             turn = cv2.Rodrigues(motion[:3, :3])[0].ravel()  # the nearest rotation: files hold rounded numbers
-            nearer = Camera(now.intrinsics, self._start.pose @ rigid(turn, motion[:3, 3]))
-            return nearer.moved(np.eye(4), self._start.focal / begin.focal)
+            intrinsics = now.intrinsics.copy()
+            intrinsics[:2, 2] += self._start.middle - begin.middle
+            goes_on = Camera(intrinsics, self._start.pose @ rigid(turn, motion[:3, 3]))
+            return goes_on.moved(np.eye(4), self._start.focal / begin.focal)
         u = progress(self.plan.route, self.plan.ends, seconds)
         return self._start.moved(*MOVES[self.plan.route](u, self.pivot))
 

@@ -32,6 +32,7 @@ way while their control was removed.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from operator import itemgetter
 
 import cv2
@@ -60,7 +61,7 @@ class DragSource:
     def __init__(self, seed: int = 0, release: str = "hold", reserved: Iterable[int] = ()):
         self._rng = np.random.default_rng(seed)
         self._reserved = frozenset(reserved)
-        self._used: set[int] = set(self._reserved)
+        self._used: dict[int, None] = {}  # in the order in which they were given out
         self._controls: dict[int, _Pin] = {}
         self._spacing, self._size = 16.0, 1
         self._set_release({"mode": release})
@@ -146,17 +147,19 @@ class DragSource:
             raise InputError(f"control {key} exists already; give a new control a new id")
         if len(self._controls) >= MAX_CONTROLS:
             raise InputError(f"{MAX_CONTROLS} controls are live, the most there can be: remove some first")
-        live = [number for control in self._controls.values() for number in control.ids.tolist()]
+        live = {number for control in self._controls.values() for number in control.ids.tolist()}
         count = self._size**2
         if len(live) + count > MAX_TRACKS:
             raise InputError(f"{len(live) + count} points would be live; at most {MAX_TRACKS}: remove some first")
-        if len(self._used) + count > MAX_ID:  # an endless stream runs out of numbers: those of ended tracks are free
-            self._used = set(self._reserved.union(live))
-        return self._spacing, self._size, draw_ids(count, self._rng, self._used)
+        # An endless stream runs out of numbers: those given out longest ago come again, unless they are still live.
+        lacking = max(0, len(self._reserved) + len(self._used) + count - MAX_ID)
+        for number in [number for number in self._used if number not in live][:lacking]:
+            del self._used[number]
+        return self._spacing, self._size, draw_ids(count, self._rng, chain(self._reserved, self._used))
 
     def _add(self, key: int, control: _Pin) -> None:
         self._controls[key] = control
-        self._used.update(control.ids.tolist())
+        self._used.update(dict.fromkeys(control.ids.tolist()))
 
 
 class _Pin:

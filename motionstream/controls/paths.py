@@ -43,6 +43,7 @@ ORBIT = math.radians(20)
 NEAREST = 0.2  # pivots that a dolly-zoom keeps from the pivot
 EASE = 0.15  # share by which a steered velocity nears what the keys ask for, per frame
 MAX_ZOOM = 8.0  # of the first focal length, either way
+MOST_ZOOM = 6.0  # u at which a zoom has come to that
 SWING, ONCE, ON = "swing", "once", "on"
 ENDS = (SWING, ONCE, ON)
 
@@ -95,7 +96,7 @@ MOVES: dict[str, Move] = {
     "pan": lambda u, pivot: (rigid((0, TURN * u, 0)), 1.0),
     "tilt": lambda u, pivot: (rigid((TURN * u, 0, 0)), 1.0),
     "roll": lambda u, pivot: (rigid((0, 0, TURN * u)), 1.0),
-    "zoom": lambda u, pivot: (np.eye(4), MAX_ZOOM ** min(max(u / 6, -1), 1)),  # twice as near every 2
+    "zoom": lambda u, pivot: (np.eye(4), MAX_ZOOM ** min(max(u / MOST_ZOOM, -1), 1)),
     "dolly-zoom": _dolly_zoom,
     "spiral": _spiral,
     "handheld": _handheld,
@@ -111,6 +112,15 @@ def progress(name: str, ends: str, seconds: float) -> float:
     if ends == SWING:
         return math.sin(math.pi / 2 * u)
     return math.copysign(_eased(abs(u), ends), u)  # at a negative speed the other way, in the same manner
+
+
+def lasts(name: str, ends: str) -> float:
+    """Seconds, either way, after which move `name` changes nothing any more; maybe never."""
+    if name in RHYTHMIC or ends == SWING:
+        return math.inf
+    if ends == ONCE:
+        return PERIOD
+    return PERIOD * (MOST_ZOOM + 0.25) if name == "zoom" else math.inf
 
 
 def _eased(u: float, ends: str) -> float:

@@ -160,7 +160,8 @@ class LucasKanade:
         for t, gray in enumerate(grays):
             if gray is not self._gray and alive.any():
                 at = at.copy()
-                at[alive], found = flow(self._gray, gray, at[alive])
+                there, found = flow(self._gray, gray, at[alive])
+                at[alive] = np.where(_likely(there - at[alive], found)[:, None], there, at[alive])
                 alive[alive] = found
             path[t], visible[t], self._gray = at, alive, gray
         tracks = Tracks(path, visible, self._points.ids)
@@ -184,6 +185,14 @@ class LucasKanade:
         bare = self._points.bare(width, height)[cells[first]]
         if bare.sum() > share * len(first):
             self._points.add(spots[first[bare]])
+
+
+def _likely(steps: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """Which [N] of the steps [N, 2] may be true: of points that were not found, those about as long as steps usually
+    are, as of one that leaves the frame. The others are made up, and lead anywhere; at a cut most are."""
+    length = np.linalg.norm(steps, axis=1)
+    usual = np.median(length[found]) if 2 * found.sum() > len(found) else 0.0
+    return found | (length <= 2 * usual + 2)
 
 
 def flow(before: np.ndarray, after: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -206,6 +206,10 @@ class Carried:
             points = origins + self.settings.amplify * (points - origins)
         return Tracks(points, tracks.visible, tracks.ids).in_frame(request.width, request.height)
 
+    def forget(self, but: np.ndarray) -> None:
+        """Of an endless stream, all tracks but these: their numbers may come again, of other points."""
+        self.origins = {track: self.origins[track] for track in but.tolist() if track in self.origins}
+
     def _find_origins(self, points: np.ndarray, tracks: Tracks) -> None:
         ids = tracks.ids.tolist()
         known = np.array([track in self.origins for track in ids], bool)
@@ -317,7 +321,9 @@ class WebcamMotion:
         before = self._newest.T  # the chunk begins one step after the frame that the last one ended with
         self._newest = new.rows(new.T - 1, new.T)
         spread = new.resample(request.frames + before).rows(before, request.frames + before)
-        return self._carried.carry(spread, self._size, request)
+        tracks = self._carried.carry(spread, self._size, request)
+        self._carried.forget(self._newest.ids)
+        return tracks
 
     def close(self) -> None:
         self._waiting = []

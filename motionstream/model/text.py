@@ -47,16 +47,18 @@ class EffectTextEncoder(ModelMixin, ConfigMixin):
         return tuple(self.config.vocabulary)
 
     def effects(self, prompt: str) -> list[str]:
-        """The effects named, in order, each once."""
-        return list(dict.fromkeys(effect for word in _words(prompt) if (effect := self._effect(word))))
+        """The effects named, in order, each once, at most `length`."""
+        named = dict.fromkeys(effect for word in _words(prompt) if (effect := self._effect(word)))
+        return list(named)[: self.config.length]
 
     def tokens(self, prompt: str) -> list[int]:
-        """Their numbers, 1 and up, at most `length`."""
-        return [1 + self.vocabulary.index(effect) for effect in self.effects(prompt)][: self.config.length]
+        """Their numbers, 1 and up."""
+        return [1 + self.vocabulary.index(effect) for effect in self.effects(prompt)]
 
     def unknown(self, prompt: str) -> list[str]:
-        """The words of `prompt` that mean nothing to this model."""
-        return [word for word in dict.fromkeys(_words(prompt)) if word not in FILLERS and not self._effect(word)]
+        """The words of `prompt` that mean nothing to this model, or are too many for it."""
+        taken, words = self.effects(prompt), dict.fromkeys(_words(prompt))
+        return [word for word in words if word not in FILLERS and self._effect(word) not in taken]
 
     def encode(self, prompt: str) -> Tensor:
         tokens = self.tokens(prompt)

@@ -234,8 +234,8 @@ class CanvasTab:
         """Says which words of the prompt the model passes over; a model that reads any text has no vocabulary."""
         encoder = self.engine.model.text_encoder
         if hasattr(encoder, "vocabulary") and (unknown := encoder.unknown(prompt)):
-            known = ", ".join(encoder.vocabulary)
-            seat.send({"kind": "note", "text": f"this model does not know {', '.join(unknown)[:80]}; it knows {known}"})
+            known = f"{', '.join(encoder.vocabulary)}, {encoder.config.length} at once"
+            seat.send({"kind": "note", "text": f"this model passes over {', '.join(unknown)[:80]}; it knows {known}"})
 
 
 def read_examples(folder: Path) -> list[Example]:

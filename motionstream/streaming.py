@@ -395,7 +395,10 @@ class _Stream:
         decoded = self.decoder.step(x0)[0].float().transpose(0, 1)
         unchanged = self.dry and self.dry.step(prior)[0].float().transpose(0, 1)
         with torch.autocast(decoded.device.type, enabled=False):  # colours and their moments need all digits
-            self.light = find_light(decoded[newest], warped[newest], confidence[newest], cell) if asked else None
+            if not asked:
+                self.light = None
+            elif confidence[newest].any():  # else nothing tells: it stays
+                self.light = find_light(decoded[newest], warped[newest], confidence[newest], cell)
             self.shown_in = fade(before, self.light, len(decoded))
             return composite(decoded, warped, confidence, cell, self.shown_in, unchanged, guessed)
 

@@ -245,3 +245,11 @@ def test_a_hole_about_an_earlier_one_knows_what_that_was_filled_with():
         complete(found, Hole.behind(damaged, hole, box().astype(np.float32), ~box()), hole)
     shown = found.of(damaged.round().astype(np.uint8)).astype(float)[box()]
     assert found.filled[box()].all() and (shown[:, 0] - shown[:, 1]).max() < 20
+
+
+def test_what_comes_back_within_a_chunk_was_away_all_the_same():
+    picture = cv2.resize(stripes(), None, fx=2, fy=2).astype(np.uint8)
+    front, moved = box().astype(np.float32), np.zeros((3, H, W, 2), np.float32)
+    moved[1][box()] = (2 * W, 0)
+    found = Completion.empty(H, W)
+    assert found.uncover(picture, front, moved) and found.filled[box()].all()

@@ -268,3 +268,14 @@ def test_a_photo_of_one_colour_is_shown_in_it_whatever_is_sure(lit):
     made = sharpened(frames, dataclasses.replace(at_rest(small(photo)), **parts, **still), light, Sharp(photo))
     wanted = 127.5 + 0.5 * (photo - 127.5) if lit else photo
     assert np.abs(made[0] - wanted).max() <= 1
+
+
+@pytest.mark.parametrize("unsure", [8, 24, 40])
+def test_light_reaches_as_far_as_the_picture_does(unsure):
+    """Also where nothing is sure, however far: a mirror image beside a picture at night is not in daylight."""
+    torch.manual_seed(0)
+    picture = F.interpolate(torch.rand(1, 3, 4, 6), (32, 48), mode="bicubic").clamp(0, 1) * 1.6 - 0.8
+    confidence = torch.ones(1, 1, 32, 48)
+    confidence[..., :unsure] = 0
+    night = 0.5 * picture - 0.4
+    assert (find_light(night, picture, confidence, 4).on(picture) - night).abs().max() < 0.08

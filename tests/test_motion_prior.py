@@ -908,3 +908,18 @@ def test_a_track_that_comes_in_later_goes_with_those_that_move_alike(prior):
             moved = prior.motion(state, path.rows(a, b))[-1]
         moved = prior.motion(state, path.rows(9, 10))[-1]
         assert (moved[:, 0] > 20).any() and moved[moved[:, 0] > 5, 0].min() > 25
+
+
+def test_a_thing_that_the_edge_cuts_off_is_not_mirrored_below_itself():
+    """It is drawn up from the lower edge; what lies behind it is known, and seen there."""
+    size = HEIGHT // CELL, WIDTH // CELL
+    thing = np.zeros(size, bool)
+    thing[14:, 10:22] = True
+    shade = cv2.resize(np.where(thing, np.float32(1), np.float32(-1)), (WIDTH, HEIGHT), interpolation=cv2.INTER_NEAREST)
+    picture = between(np.dstack([shade] * 3 + [(shade > 0).astype(np.float32)]))
+    plate = between(np.dstack([np.full_like(shade, -1)] * 3 + [np.ones_like(shade)]))
+    displacement = np.where(thing.ravel()[:, None], np.float32([0, -12]), np.float32(0))
+    front, nowhere = thing.astype(np.float32), np.zeros_like(shade)
+    shown, _, guessed, beyond, *_ = motion_prior.in_motion(picture, plate, nowhere, thing, displacement, front)
+    below = np.s_[-9:, 24:40]
+    assert not beyond[below].any() and guessed[below].min() > 0.9 and shown[0][below].max() < -0.9

@@ -62,7 +62,7 @@ class Completion:
         picture: uint8 [H, W, 3]; front: how far in front cells lie, [h, w] in [0, 1]; moved: how far they have, in each
         frame of a chunk, pixels [T, h, w, 2].
         """
-        things, far = things_in_front(front), np.linalg.norm(moved[-1], axis=-1)
+        things, far = things_in_front(front), np.linalg.norm(moved, axis=-1).max(0)
         leaving = [(thing, leaving_part(thing, far)) for thing in things]
         new = [(thing, gone) for thing, gone in leaving if gone.any() and self.things[gone].mean() < WHOLE]
         if new:
@@ -217,6 +217,7 @@ def complete(found: Completion, hole: Hole, cells: np.ndarray) -> None:
         left[window] &= ~piece
         corner = hole.searched.best_place(now[window], piece, ring, (window[0].start, window[1].start))
         if corner is None:
+            hole.usable[window] &= ~piece  # it still shows the thing
             continue
         copied = picture[corner[0] : corner[0] + len(piece), corner[1] : corner[1] + piece.shape[1]]
         colour = spread(now[window] - copied, ring)

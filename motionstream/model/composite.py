@@ -35,6 +35,7 @@ from motionstream.model.warping import (
 
 RIDGE = 4e-4  # variance of colours, in [-1, 1], below which they say little of the light
 SMOOTH = 5  # cells over which light does not change by itself
+KNOWN = 0.02  # share of what is sure within so many cells from which on their light is known
 FILLING = 0.5  # share of the prior's blur in holes; the rest is the student's: the mean is better than either
 CLEAR, MARGIN = 0.1, 3  # opacity of what is not quite a thing any more, and pixels from there that show nothing of it
 NOISE, FLAKE = 0.14, 0.24  # how much brighter than its surroundings the student makes noise at most, a flake at least
@@ -76,17 +77,18 @@ def find_light(decoded: Tensor, warped: Tensor, confidence: Tensor, cell: int) -
 
     Least squares over cells; colours that hardly differ from each other say nothing, and what they leave open stays.
     """
-    share = F.avg_pool2d(confidence, cell).clamp_min(1e-3)
+    sure = F.avg_pool2d(confidence, cell)
     given, wanted = (cell_means(x, confidence, cell) for x in (warped, decoded))
-    shares = share.flatten()
+    shares = sure.clamp_min(1e-3).flatten()
     x, y = (v.transpose(0, 1).flatten(1) for v in (given, wanted))
     x, y = (v - (shares * v).sum(1, keepdim=True) / shares.sum() for v in (x, y))
-    stay = RIDGE * len(shares) * torch.eye(3, device=x.device)
+    stay = RIDGE * shares.sum() * torch.eye(3, device=x.device)
     matrix = torch.linalg.solve_ex(shares * x @ x.T + stay, shares * x @ y.T + stay)[0].T[None]
     offset = wanted - Light(matrix, torch.zeros_like(given)).on(given)
     around = (SMOOTH, 1, SMOOTH // 2)
-    smooth = F.avg_pool2d(offset * share, *around) / F.avg_pool2d(share, *around)
-    return Light(matrix, smooth.mean(0, keepdim=True))
+    near = F.avg_pool2d(sure, *around)
+    smooth = F.avg_pool2d(offset * sure, *around) / near.clamp_min(1e-6)
+    return Light(matrix, filled(smooth, (near > KNOWN).to(near)).mean(0, keepdim=True))
 
 
 def fade(before: Light | None, after: Light | None, frames: int) -> Light | None:

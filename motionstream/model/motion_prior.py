@@ -65,6 +65,7 @@ from motionstream.model.warping import (
     planes,
     seen_through,
     settle,
+    showing,
     splat,
     surely,
     without_seams,
@@ -156,14 +157,17 @@ def in_motion(
 ) -> tuple[np.ndarray, ...]:
     """One frame of the first frame in motion: picture, confidence, guessed, beyond, backward, under, sure of `Moved`.
 
-    picture: `between` of [H, W, 4], the first frame in [-1, 1] and how far in front it lies; plate, ground: see
-    `PriorState`; things: see `Moved`; displacement [P, 2] pixels and front [h, w] of its cells in this frame.
+    picture, plate, ground: see `PriorState`; things: see `Moved`; displacement [P, 2] pixels and front [h, w] of its
+    cells in this frame.
 
     Where much of the picture stays, so does the ground: what goes along of it leaves itself behind.
     """
     height, width = (CELL * side for side in front.shape)
     backward, sure = close_gaps(*splat(displacement, front.ravel(), height, width))
     flow = fill_holes(backward, sure)
+    apart = sure * ~showing(things, flow)  # beside a thing that was cut off by the frame's edge is not its mirror image
+    if apart.any():
+        flow = fill_holes(backward, sure, apart)
     if not sure.any():  # all of it has left: one sees its mirror image
         flow -= displacement.mean(0)[:, None, None]
     places = in_the_first_frame(enlarged_motion(flow, sure))
@@ -218,6 +222,7 @@ class PriorState:
     bearer: Tensor | None = None  # [P], see `limbs`, with their rims
     cells: np.ndarray | None = None  # [2, h, w] in [0, 1]: see `as_seen`
     behind: Completion | None = None  # what lies behind things of the first frame that have left
+    picture: np.ndarray | None = None  # `between` of [H, W, 4]: the first frame, and how far in front it lies
     plate: np.ndarray | None = None  # `between` of [H, W, 4]: the first frame so filled, and how much of that is seen
     ground: np.ndarray | None = None  # float32 [H, W] in [0, 1]: where nothing lies in front
 
@@ -308,14 +313,16 @@ class MotionPrior(ModelMixin, ConfigMixin):
         moving = ~state.outlines[1].numpy()  # not the background beside what moves
         front = state.front.view(height // CELL, width // CELL).numpy()
         things = (front > IN_FRONT) | ~moving
-        picture = between(np.dstack([state.image.movedim(0, -1).numpy(), cv2.resize(front, (width, height))]))
+        if state.picture is None:
+            shown = np.dstack([state.image.movedim(0, -1).numpy(), cv2.resize(front, (width, height))])
+            state.picture = between(shown)
         placed = [n for n, track in enumerate(tracks.ids.tolist()) if track in state.anchors]
         anchors = np.array([state.anchors[i].numpy() for i in tracks.ids[placed].tolist()]).reshape(-1, 2)
 
         def frame(moved: np.ndarray, points: np.ndarray, visible: np.ndarray) -> tuple[np.ndarray, ...]:
             shown = on_top(moved, points, points - anchors, visible, height, width)
             now = front + SEEN * moving * shown.reshape(front.shape)
-            return in_motion(picture, state.plate, state.ground, things, moved, now)
+            return in_motion(state.picture, state.plate, state.ground, things, moved, now)
 
         frames = on_all_cores(frame, displacement.numpy(), tracks.points[:, placed], tracks.visible[:, placed])
         *shown, backward, under, sure = (np.stack(part) for part in zip(*frames, strict=True))
@@ -430,6 +437,7 @@ class MotionPrior(ModelMixin, ConfigMixin):
         state.pairs = straddling(anchors, torch.stack([*state.firsts.values(), torch.zeros(2)])[:-1], seen[0])
         state.bearer = with_rims(bearer, *state.outlines[1:])
         front = (seen[0] - BEHIND * state.outlines[1]).clamp_min(0)
+        state.picture = None
         state.front, bare = front.flatten(), ground(things_in_front(front.numpy()), front.shape)
         state.ground = cv2.resize(bare.astype(np.float32), (width, height))
         base = state.base.T.unflatten(1, (height // CELL, width // CELL))[None]

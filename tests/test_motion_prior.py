@@ -506,7 +506,7 @@ def test_magnifying_leaves_no_gaps():
     centres = cell_centres(HEIGHT, WIDTH).numpy()
     away = (centres - np.float32([32, 24])) * np.float32(0.9)
     backward, coverage = splat(away, np.zeros(len(away), np.float32), HEIGHT, WIDTH)
-    assert (coverage < 0.05).any()
+    assert coverage.min() > 0.05
     _, confidence = close_gaps(backward, coverage)
     assert confidence.min() > 0.9
 
@@ -923,3 +923,37 @@ def test_a_thing_that_the_edge_cuts_off_is_not_mirrored_below_itself():
     shown, _, guessed, beyond, *_ = motion_prior.in_motion(picture, plate, nowhere, thing, displacement, front)
     below = np.s_[-9:, 24:40]
     assert not beyond[below].any() and guessed[below].min() > 0.9 and shown[0][below].max() < -0.9
+
+
+@pytest.mark.parametrize("turn", [0.0, 0.5])
+@pytest.mark.parametrize("growth", [1.6, 2.2, 3.0])
+def test_a_thing_that_grows_or_turns_stays_whole(growth, turn):
+    """Before a background that stays: nothing of that is seen through it, and pixels move as the thing does."""
+    size = rows, columns = 48, 64
+    centres = cell_centres(2 * rows, 2 * columns).numpy()
+    thing = (np.abs(centres - (columns, rows)) < 16).all(1)
+    to = growth * np.float32([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+    away = (centres - (columns, rows)) @ (to.T - np.eye(2, dtype=np.float32))
+    displacement = np.where(thing[:, None], away, 0).astype(np.float32)
+    flow, sure = close_gaps(*splat(displacement, thing.astype(np.float32), 2 * rows, 2 * columns))
+    back = (centres - (columns, rows)) @ np.linalg.inv(to).T
+    inside = (np.abs(back) < 12).all(1).reshape(size)
+    wanted = (back - (centres - (columns, rows))).T.reshape(2, *size)
+    off = np.abs(flow - wanted).max(0)[inside]
+    assert sure[inside].min() > 0.9 and (off > 3).mean() < 0.02
+    motion = enlarged_motion(flow, sure)
+    around = cv2.erode(inside.astype(np.uint8), np.ones((5, 5), np.uint8)).repeat(2, 0).repeat(2, 1) > 0
+    change = np.abs(np.diff(motion, axis=2)).max(0)[around[:, 1:] & around[:, :-1]]
+    assert np.quantile(change, 0.98) < 1.5 * growth  # no blocks
+
+
+def test_beyond_a_picture_that_shrinks_its_mirror_image_goes_on():
+    centres = cell_centres(HEIGHT, WIDTH).numpy()
+    displacement = ((centres - (WIDTH / 2, HEIGHT / 2)) * -0.4).astype(np.float32)
+    front, nowhere = np.zeros((HEIGHT // 2, WIDTH // 2), np.float32), np.zeros((HEIGHT, WIDTH), np.float32)
+    picture = between(np.dstack([np.tile(STRIPES, (HEIGHT, 1, 3)), nowhere]))
+    *_, flow, under, _ = motion_prior.in_motion(
+        picture, np.zeros_like(picture), nowhere, front > 1, displacement, front
+    )
+    wanted = ((centres - (WIDTH / 2, HEIGHT / 2)) * (1 / 0.6 - 1)).T.reshape(flow.shape)
+    assert np.abs(flow - wanted).max() < 2.5 and np.abs(flow - wanted).mean() < 0.3

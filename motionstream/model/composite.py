@@ -132,7 +132,8 @@ def composite(
     if unchanged is not None:
         fine = decoded - light.on(unchanged)
         meant = (F.avg_pool2d(fine.mean(1, keepdim=True), 3, 1, 1) - NOISE) / (FLAKE - NOISE)
-        shown = shown.addcmul(meant.clamp_(0, 1), fine.clamp_(min=0), value=2)
+        # Where nothing is sure, what is brighter is what the student has made up.
+        shown = shown.addcmul(meant.clamp_(0, 1) * confidence, fine.clamp_(min=0), value=2)
     return shown
 
 

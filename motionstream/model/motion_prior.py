@@ -49,6 +49,7 @@ from motionstream.model.warping import (
     beneath,
     between,
     cell_centres,
+    cell_numbers,
     close_gaps,
     decided_motion,
     enlarged_motion,
@@ -164,10 +165,11 @@ def in_motion(
     """
     height, width = (CELL * side for side in front.shape)
     backward, sure = close_gaps(*splat(displacement, front.ravel(), height, width))
-    flow = fill_holes(backward, sure)
+    trend = trend_of(backward, sure)
+    flow = fill_holes(backward - trend, sure) + trend
     apart = sure * ~showing(things, flow)  # beside a thing that was cut off by the frame's edge is not its mirror image
     if apart.any():
-        flow = fill_holes(backward, sure, apart)
+        flow = fill_holes(backward - trend, sure, apart) + trend
     if not sure.any():  # all of it has left: one sees its mirror image
         flow -= displacement.mean(0)[:, None, None]
     places = in_the_first_frame(enlarged_motion(flow, sure))
@@ -182,7 +184,8 @@ def in_motion(
     tells = surely(cv2.resize(tells, sure.shape[::-1], interpolation=cv2.INTER_AREA))
     tells *= sure  # where nothing landed, a mirror image is seen, of which no motion is known
     if tells.any():
-        flow = fill_holes(backward, sure, tells)  # what was hidden moves as what is seen beside it, not as the thing
+        # What was hidden moves as what is seen beside it, not as the thing.
+        flow = fill_holes(backward - trend, sure, tells) + trend
     under = beneath(flow, tells, things)
     holes = in_cells(known < 1)
     if holes.any():
@@ -201,6 +204,22 @@ def in_motion(
         room += there * (filled + known * (warped - filled) - room)
         guessed[part] = there * (1 - known)
     return shown, confidence, guessed, beyond, flow, under, sure
+
+
+def trend_of(backward: np.ndarray, sure: np.ndarray) -> np.ndarray:
+    """The affine motion [2, h, w] of a picture that moves as a whole, as a camera that zooms makes it; else none [1].
+
+    backward [2, h, w] and its confidence: beyond the picture's edges it goes on so, not as its mean.
+    """
+    known = sure > 0.5
+    moved = np.square(backward).sum(0) > PARTS**2
+    if known.all() or known.mean() < 1 - MOST or moved[known].mean() < MOST:
+        return np.zeros(1, np.float32)
+    numbers = cell_numbers(*sure.shape)
+    places = np.vstack([np.ones_like(numbers[:1]), numbers - numbers[:, known.ravel()].mean(1, keepdims=True)])
+    told = places[:, known.ravel()].astype(np.float64)
+    affine, *_ = np.linalg.lstsq(told @ told.T, told @ backward[:, known].T, rcond=1e-9)
+    return (affine.T @ places).reshape(backward.shape).astype(np.float32)
 
 
 @dataclass

@@ -23,6 +23,8 @@ AROUND = 32  # pixels from a hole within which there should be something of what
 SEAM = 2  # pixels along a hole that show the edge of what has left it, and so belong to the hole
 RIM = 3  # pixels along a hole whose colours are mixed with those of what has left it
 PARTS = 2.0  # pixels by which motions differ, at the least, where things part
+ABRUPT = 0.5  # share of a change of motion within five cells that is one step, where things part
+STRETCHED, WIDELY = 1.0, 0.01  # pixels by which cells move apart that are laid out finer, and share of them that must
 IN_FRONT = 0.5  # how far in front, of 1, a cell of a thing lies
 BEHIND = 0.3  # by how much, of 1, background lies behind an object
 FAR = 1e4  # pixels, more than any motion
@@ -258,7 +260,13 @@ def splat(displacement: np.ndarray, front: np.ndarray, height: int, width: int) 
     the area that landed there, 1 where nothing stretched.
     """
     h, w = height // CELL, width // CELL
-    landed = cell_numbers(h, w) + displacement.T / CELL
+    change, parts = steps(displacement.T.reshape(2, h, w))
+    finer = 1 + (np.count_nonzero((change > STRETCHED) & ~parts) > WIDELY * parts.size)
+    if finer > 1:  # else there would be gaps between what was together
+        fine = enlarged_motion(displacement.T.reshape(2, h, w), np.ones((h, w), np.float32), finer)
+        displacement, front = fine.reshape(2, -1).T, front.reshape(h, w).repeat(finer, 0).repeat(finer, 1).ravel()
+    landed = (cell_numbers(finer * h, finer * w) + np.float32(0.5) + finer / CELL * displacement.T) / finer
+    landed -= np.float32(0.5)
     corner = np.floor(landed)
     right, down = np.array([[0, 1, 0, 1], [0, 0, 1, 1]], np.float32)[..., None]
     (x, y), (column, row) = landed - corner, corner
@@ -277,7 +285,7 @@ def splat(displacement: np.ndarray, front: np.ndarray, height: int, width: int) 
     cells = np.cumsum(part) - 1  # numbers of those where motions part
     motion = displacement[landing % len(displacement)]
     moved[:, part] = _foremost(cells[index[landing]], weight.ravel()[landing], motion, np.count_nonzero(part)).T
-    return -moved, sums(share)
+    return -moved, sums(share) / finer**2
 
 
 def _foremost(cells: np.ndarray, weight: np.ndarray, motion: np.ndarray, count: int) -> np.ndarray:
@@ -387,6 +395,20 @@ def surely(share: np.ndarray) -> np.ndarray:
     return np.maximum(2 * share - 1, 0)
 
 
+def steps(motion: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """By how many pixels the motion [2, h, w] of each cell and those right and below differs, [h - 1, w - 1], and
+    whether things part there: in one step of most of what it changes around, not as what is turned or grows.
+    """
+    square, around = np.ones((2, 2), np.uint8), np.ones((5, 5), np.uint8)
+    change = [cv2.dilate(part, square, anchor=(0, 0)) - cv2.erode(part, square, anchor=(0, 0)) for part in motion]
+    most = np.maximum(*change)
+    parts = most > PARTS
+    if parts.any():
+        wide = (cv2.dilate(part, around) - cv2.erode(part, around) for part in motion)
+        parts = np.logical_or(*((a > PARTS) & (a > ABRUPT * b) for a, b in zip(change, wide, strict=True)))
+    return most[:-1, :-1], parts[:-1, :-1]
+
+
 def enlarged_motion(motion: np.ndarray, sure: np.ndarray, scale: int = CELL) -> np.ndarray:
     """Motion [2, h, w] of one frame's cells, with its confidence [h, w] -> that of pixels, [2, scale * h, scale * w].
 
@@ -394,11 +416,10 @@ def enlarged_motion(motion: np.ndarray, sure: np.ndarray, scale: int = CELL) -> 
     gets that of the four cells around it which is most like their mean. Motion keeps its unit; scale: an even number.
     """
     *motion, sure = (cv2.copyMakeBorder(part, 1, 1, 1, 1, cv2.BORDER_REPLICATE) for part in (*motion, sure))
-    weight, square = np.maximum(sure, 1e-3), np.ones((2, 2), np.uint8)  # of each cell and the next ones, right and down
+    weight = np.maximum(sure, 1e-3)
     sums = [cv2.resize(part, None, fx=scale, fy=scale) for part in (motion[0] * weight, motion[1] * weight, weight)]
     mean = [cv2.divide(part, sums[2]) for part in sums[:2]]
-    change = [cv2.dilate(part, square, anchor=(0, 0)) - cv2.erode(part, square, anchor=(0, 0)) for part in motion]
-    rows, columns = (np.maximum(*change)[:-1, :-1] > PARTS).nonzero()
+    rows, columns = steps(motion)[1].nonzero()
     beside, below = sure.shape[1], mean[0].shape[1]
     corners = rows * beside + columns + np.array([[0], [1], [beside], [beside + 1]])
     motions = [part.ravel().take(corners) for part in motion]

@@ -24,7 +24,7 @@ SEAM = 2  # pixels along a hole that show the edge of what has left it, and so b
 RIM = 3  # pixels along a hole whose colours are mixed with those of what has left it
 PARTS = 2.0  # pixels by which motions differ, at the least, where things part
 ABRUPT = 0.5  # share of a change of motion within five cells that is one step, where things part
-STRETCHED, WIDELY = 1.0, 0.01  # pixels by which cells move apart that are laid out finer, and share of them that must
+STRETCHED, WIDELY = 1.0, 0.01  # pixels by which cells move apart that are laid out finer, and the share that must
 IN_FRONT = 0.5  # how far in front, of 1, a cell of a thing lies
 BEHIND = 0.3  # by how much, of 1, background lies behind an object
 FAR = 1e4  # pixels, more than any motion
@@ -261,7 +261,8 @@ def splat(displacement: np.ndarray, front: np.ndarray, height: int, width: int) 
     """
     h, w = height // CELL, width // CELL
     change, parts = steps(displacement.T.reshape(2, h, w))
-    finer = 1 + (np.count_nonzero((change > STRETCHED) & ~parts) > WIDELY * parts.size)
+    stretched = np.count_nonzero((change > STRETCHED) & ~parts)
+    finer = 1 + (stretched > np.count_nonzero(parts) + WIDELY * parts.size)  # some are beside where things part
     if finer > 1:  # else there would be gaps between what was together
         fine = enlarged_motion(displacement.T.reshape(2, h, w), np.ones((h, w), np.float32), finer)
         displacement, front = fine.reshape(2, -1).T, front.reshape(h, w).repeat(finer, 0).repeat(finer, 1).ravel()

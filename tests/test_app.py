@@ -572,9 +572,9 @@ def test_a_visitor_who_leaves_tells_it_too():
 def test_a_size_is_timed_once_its_chunks_cost_the_same(choice):
     def run(picture, sharp):
         assert picture.shape[1::-1] == (choice.size or (320, 192))
-        for index in range(6):
+        for index in range(7):
             frames = np.zeros((12, *sharp.shape), np.uint8)
-            yield Chunk(index, 0, frames, Tracks.empty(12), {"total": [0.1, 0.1, 0.1, 0.4, 0.3, 0.2][index]})
+            yield Chunk(index, 0, frames, Tracks.empty(12), {"total": [0.1, 0.1, 0.1, 0.1, 0.4, 0.3, 0.2][index]})
 
     assert time_size(PRESET, choice, run) == dataclasses.replace(choice, fps=pytest.approx(40))
 

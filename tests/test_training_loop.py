@@ -171,7 +171,7 @@ def rivals(judged):
 
     def made(batch):
         told = line_loss(maker)(batch)
-        return {"loss": told["loss"] + (judge.slope if judged else 1.0) * maker.slope}
+        return {"loss": told["loss"] + (judge.slope if judged else 5.0) * maker.slope}
 
     losses = {"judge": (judge, line_loss(judge)), "maker": (maker, made)}
     players = [Player(name, line, loss, optimisers_for(line, 0.1)) for name, (line, loss) in losses.items()]

@@ -163,8 +163,14 @@ def settle(motion: Tensor, outline: Tensor, rim: Tensor, foremost: Tensor) -> Te
 
 
 def medians(motion: np.ndarray, side: int = 5) -> np.ndarray:
-    """Of the motion [2, h, w] of cells, over so many to a side."""
-    return np.stack([cv2.medianBlur(along, side) for along in motion])
+    """Of the motion [2, h, w] of cells, over so many to a side; what would then go alone goes with those beside it."""
+    beside = np.uint8([[0, 1, 0], [1, 0, 1], [0, 1, 0]])
+    found = [cv2.medianBlur(along, side) for along in motion]
+    for along in found:
+        most, least = cv2.dilate(along, beside), cv2.erode(along, beside)
+        alone = (most - least < PARTS) & ((along > most + PARTS) | (along < least - PARTS))
+        np.copyto(along, (most + least) / 2, where=alone)
+    return np.stack(found)
 
 
 def meet(motion: Tensor, share: Tensor, anchors: Tensor, moved: Tensor, visible: Tensor, rows: int) -> Tensor:

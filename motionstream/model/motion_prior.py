@@ -167,9 +167,10 @@ def in_motion(
     backward, sure = close_gaps(*splat(displacement, front.ravel(), height, width))
     trend = trend_of(backward, sure)
     flow = fill_holes(backward - trend, sure) + trend
-    apart = sure * ~showing(things, flow)  # beside a thing that was cut off by the frame's edge is not its mirror image
-    if apart.any():
-        flow = fill_holes(backward - trend, sure, apart) + trend
+    outside = in_cells(mirrored(*in_the_first_frame(enlarged_motion(flow, sure)))) & (sure < 1)
+    apart = sure * ~showing(things, flow)
+    if outside.any() and apart.any():  # beside a thing that was cut off by the frame's edge is not its mirror image
+        flow = np.where(outside, fill_holes(backward - trend, sure, apart) + trend, flow)
     if not sure.any():  # all of it has left: one sees its mirror image
         flow -= displacement.mean(0)[:, None, None]
     places = in_the_first_frame(enlarged_motion(flow, sure))

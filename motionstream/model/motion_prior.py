@@ -167,13 +167,14 @@ def in_motion(
     backward, sure = close_gaps(*splat(displacement, front.ravel(), height, width))
     trend = trend_of(backward, sure)
     flow = fill_holes(backward - trend, sure) + trend
-    outside = in_cells(mirrored(*in_the_first_frame(enlarged_motion(flow, sure)))) & (sure < 1)
-    apart = sure * ~showing(things, flow)
-    if outside.any() and apart.any():  # beside a thing that was cut off by the frame's edge is not its mirror image
-        flow = np.where(outside, fill_holes(backward - trend, sure, apart) + trend, flow)
     if not sure.any():  # all of it has left: one sees its mirror image
         flow -= displacement.mean(0)[:, None, None]
     places = in_the_first_frame(enlarged_motion(flow, sure))
+    outside = in_cells(mirrored(*places)) & (sure < 1)
+    if outside.any() and (apart := sure * ~showing(things, flow)).any():
+        # Beside a thing that was cut off by the frame's edge is not its mirror image.
+        flow = np.where(outside, fill_holes(backward - trend, sure, apart) + trend, flow)
+        places = in_the_first_frame(enlarged_motion(flow, sure))
     seen = planes(seen_through(picture, *places)).clip(-1, 1)
     warped, near = seen[:3], np.maximum(seen[3], 0)
     beyond = mirrored(*places)

@@ -199,14 +199,19 @@ def test_pins_and_paths_made_before_the_start_act_from_the_first_chunk(page, sit
     in_state(page, "idle")
 
 
+def paused(page, site) -> int:
+    """Pauses, and waits for a chunk that may be under way: how many there are."""
+    part(page, "pause").click()
+    in_state(page, "paused")
+    page.wait_for_timeout(500)
+    return len(site.paste.chunks)
+
+
 def test_controls_made_while_paused_act_together(page, site):
     open_page(page, site)
     part(page, "clear").click()
     start(page)
-    part(page, "pause").click()
-    in_state(page, "paused")
-    page.wait_for_timeout(500)
-    generated = len(site.paste.chunks)
+    generated = paused(page, site)
     page.locator("[data-tool=pin]").click()
     page.mouse.click(*at(page, 0.25, 0.3))
     page.locator("[data-tool=path]").click()
@@ -225,10 +230,7 @@ def test_drags_made_near_each_other_while_paused_act_together(page, site):
     open_page(page, site)
     part(page, "clear").click()
     start(page)
-    part(page, "pause").click()
-    in_state(page, "paused")
-    page.wait_for_timeout(500)
-    generated = len(site.paste.chunks)
+    generated = paused(page, site)
     drag(page, (0.3, 0.4), (0.4, 0.4))
     drag(page, (0.45, 0.45), (0.5, 0.5))
     part(page, "pause").click()

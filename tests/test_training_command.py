@@ -1,6 +1,7 @@
 """`motionstream train`: the whole pipeline of a tiny model by its commands, the paper's settings, and bad input."""
 
 import errno
+import itertools
 import json
 import os
 import shutil
@@ -86,6 +87,8 @@ def train(folder, stage, options, preset="tiny"):
         "few",
         "more",
     )
+    outs = [word for before, word in itertools.pairwise(options.split()) if before == "--out"]
+    assert all(word.split("/")[0] in names for word in outs), f"{outs} would be written beside the tests"
     words = [str(folder / word) if word.split("/")[0] in names else word for word in options.split()]
     last = [] if "--resume" in words else ["--preset", preset, "--precision", "fp32"]
     return main(["train", stage, *words, *last])

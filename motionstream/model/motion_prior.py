@@ -166,14 +166,18 @@ def in_motion(
     height, width = (CELL * side for side in front.shape)
     backward, sure = close_gaps(*splat(displacement, front.ravel(), height, width))
     trend = trend_of(backward, sure)
-    flow = fill_holes(backward - trend, sure) + trend
+
+    def continued(source: np.ndarray | None = None) -> np.ndarray:
+        return fill_holes(backward - trend, sure, source) + trend
+
+    flow = continued()
     if not sure.any():  # all of it has left: one sees its mirror image
         flow -= displacement.mean(0)[:, None, None]
     places = in_the_first_frame(enlarged_motion(flow, sure))
     outside = in_cells(mirrored(*places)) & (sure < 1)
     if outside.any() and (apart := sure * ~showing(things, flow)).any():
         # Beside a thing that was cut off by the frame's edge is not its mirror image.
-        flow = np.where(outside, fill_holes(backward - trend, sure, apart) + trend, flow)
+        flow = np.where(outside, continued(apart), flow)
         places = in_the_first_frame(enlarged_motion(flow, sure))
     seen = planes(seen_through(picture, *places)).clip(-1, 1)
     warped, near = seen[:3], np.maximum(seen[3], 0)
@@ -186,8 +190,7 @@ def in_motion(
     tells = surely(cv2.resize(tells, sure.shape[::-1], interpolation=cv2.INTER_AREA))
     tells *= sure  # where nothing landed, a mirror image is seen, of which no motion is known
     if tells.any():
-        # What was hidden moves as what is seen beside it, not as the thing.
-        flow = fill_holes(backward - trend, sure, tells) + trend
+        flow = continued(tells)  # what was hidden moves as what is seen beside it, not as the thing
     under = beneath(flow, tells, things)
     holes = in_cells(known < 1)
     if holes.any():

@@ -89,7 +89,7 @@ def train(folder, stage, options, preset="tiny"):
         "more",
     )
     outs = [out for before, out in itertools.pairwise(options.split()) if before == "--out"]
-    assert all(Path(out).is_absolute() or out.split("/")[0] in names for out in outs), f"{outs} would lie beside the tests"
+    assert all(Path(out).is_absolute() or out.split("/")[0] in names for out in outs), f"{outs}: beside the tests"
     words = [str(folder / word) if word.split("/")[0] in names else word for word in options.split()]
     last = [] if "--resume" in words else ["--preset", preset, "--precision", "fp32"]
     return main(["train", stage, *words, *last])

@@ -22,6 +22,7 @@ import hashlib
 import importlib
 import json
 import math
+import re
 import signal
 import sys
 import time
@@ -123,28 +124,43 @@ def generate(args: argparse.Namespace) -> dict[str, float | int | str]:
     return {"out": str(args.out), **figures}
 
 
-def track(args: argparse.Namespace) -> dict[str, float | int | str]:
+def track(args: argparse.Namespace) -> dict[str, float | int | str | None]:
     """The `track` command: a clip -> its point tracks, or a trajectory file -> the same in another format.
 
-    Returns: out, frames, tracks, width, height, fps, tracker (none for a trajectory file).
+    Returns: out, frames, tracks, width, height (None where nobody has said them), fps, tracker ("" for a trajectory
+    file).
     """
-    from motionstream.trajectories import pick_writer, read_trajectories, write_trajectories
+    from motionstream.trajectories import pick_writer, write_trajectories
     from motionstream.video import Clip
 
     pick_writer(args.out, args.format)  # before the work: a format that is not known is told at once
     if args.clip.suffix.lower() in (".json", ".npy", ".pth", ".pt", ".txt"):
-        read, name = read_trajectories(args.clip), ""
-        tracks, fps = read.tracks, read.fps
-        size = read.size or tuple(max(1, int(side) + 1) for side in tracks.points.max(axis=(0, 1), initial=0))
+        (tracks, size, fps), name = _read_tracks(args), ""
     else:
+        if args.size:
+            raise InputError("--size is of trajectories that do not say theirs; a clip does: leave it out")
         clip = Clip.open(args.clip)
         size, fps = (clip.width, clip.height), args.fps or clip.fps
         tracks, name = _track(clip, args, fps)
     write_trajectories(args.out, tracks, size, fps, args.format)
-    figures = {"frames": tracks.T, "tracks": tracks.N, "width": size[0], "height": size[1], "fps": fps, "tracker": name}
+    width, height = size or (None, None)
+    figures = {"frames": tracks.T, "tracks": tracks.N, "width": width, "height": height, "fps": fps, "tracker": name}
     if not args.json:
         print(f"{args.out}: {tracks.N} tracks over {tracks.T} frames" + (f", by {name}" if name else ""))
     return {"out": str(args.out), **figures}
+
+
+def _read_tracks(args: argparse.Namespace) -> tuple[Tracks, tuple[float, float] | None, float]:
+    """Tracks, size of their frame (None: of a picture that nobody has named) and rate of a trajectory file."""
+    from motionstream.trajectories import read_trajectories
+
+    for name in ("grid", "start", "seconds", "tracker"):
+        if getattr(args, name) is not None:
+            raise InputError(f"--{name} is of videos; {args.clip} holds trajectories: leave it out")
+    read = read_trajectories(args.clip)
+    if read.size and args.size:
+        raise InputError(f"{args.clip} says that its frames are {read.size[0]:g}x{read.size[1]:g}: leave out --size")
+    return read.tracks, read.size or args.size, args.fps or read.fps
 
 
 def _track(clip: Clip, args: argparse.Namespace, fps: float) -> tuple[Tracks, str]:
@@ -154,10 +170,11 @@ def _track(clip: Clip, args: argparse.Namespace, fps: float) -> tuple[Tracks, st
     from motionstream.progress import Progress
     from motionstream.tracks import join
 
-    settings = Settings(start=args.start, seconds=args.seconds, grid=args.grid, tracker=args.tracker)
+    given = {name: getattr(args, name) for name in ("grid", "start", "seconds", "tracker")}
+    settings = Settings(**{"seconds": 60.0} | {name: value for name, value in given.items() if value is not None})
     tracker, blocks = settings.open_tracker(live=False), []
     print(f"motionstream: {LICENCES[tracker.name]}", file=sys.stderr)
-    most = round(min(clip.seconds or args.seconds, args.seconds) * fps)
+    most = round(min(clip.seconds or settings.seconds, settings.seconds) * fps)
     with Progress(total=most, unit="frame", disable=None) as bar:
         for frames, tracks in track_clip(clip, settings, fps, tracker):
             blocks.append(tracks)
@@ -253,11 +270,13 @@ def _track_options(commands: argparse._SubParsersAction) -> None:
     one.add_argument("clip", type=Path, metavar="CLIP", help="a video, or .json, .npy, .pth, .pt, .txt trajectories")
     one.add_argument("-o", "--out", type=Path, required=True, metavar="TRACKS.json", help="or .npy, .pth, .pt")
     one.add_argument("--format", metavar="NAME", help="motionstream, comfyui, spline, wan-move, ati (default: by name)")
-    one.add_argument("--tracker", choices=("auto", "cotracker3", "lucas-kanade"), default="auto")
-    one.add_argument("--grid", type=int, default=20, metavar="N", help="points along the longer side, default 20")
-    one.add_argument("--start", type=float, default=0.0, metavar="S", help="second of the clip to begin at")
-    one.add_argument("--seconds", type=_seconds, default=60.0, metavar="S", help="at most, default 60")
-    one.add_argument("--fps", type=_fps, metavar="N", help="default: the clip's own")
+    one.add_argument("--tracker", choices=("auto", "cotracker3", "lucas-kanade"))
+    one.add_argument("--grid", type=int, metavar="N", help="points along the longer side, default 20")
+    one.add_argument("--start", type=float, metavar="S", help="second of the clip to begin at")
+    one.add_argument("--seconds", type=_seconds, metavar="S", help="at most, default 60")
+    one.add_argument("--fps", type=_fps, metavar="N", help="default: the clip's own, or what the trajectories say")
+    one.add_argument("--size", type=parse_size, metavar="WxH", help="of the picture that the trajectories were drawn"
+                     " on, where they do not say it")
     one.add_argument("--json", action="store_true", help="last line on stdout: one JSON object")
 
 
@@ -267,6 +286,19 @@ def _number(text: str) -> float:
         return float(text)
     except ValueError:
         return math.nan
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """WIDTHxHEIGHT in pixels, for argparse."""
+    from motionstream.video import MAX_SIDE
+
+    match = re.fullmatch(r"([1-9]\d{1,3})x([1-9]\d{1,3})", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text} is not WIDTHxHEIGHT in pixels, such as 832x480")
+    size = int(match[1]), int(match[2])
+    if max(size) > MAX_SIDE:
+        raise argparse.ArgumentTypeError(f"{text} is too large; at most {MAX_SIDE} pixels a side, such as 832x480")
+    return size
 
 
 def _seconds(text: str) -> float:

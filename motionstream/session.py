@@ -431,7 +431,8 @@ def replay(
 ) -> Iterator[Chunk]:
     """The chunks of a recorded session again: same model, image and machine, same pixels.
 
-    image, base, sharp: as given to `run_session`; recipe: `Record.recipe()`. `InputError` if these differ from then.
+    image, base, sharp: as given to `run_session`; recipe: `Record.recipe()`. `InputError` if these differ from then, or
+    if not all that moved the picture is in the recipe.
     """
     if not isinstance(recipe, dict) or (recipe.get("format"), recipe.get("version")) != (RECIPE_FORMAT, RECIPE_VERSION):
         raise InputError(f"this is not a recipe of format {RECIPE_FORMAT}, version {RECIPE_VERSION}")
@@ -445,6 +446,8 @@ def replay(
             raise InputError("the recipe was made with a track file: generate with those tracks instead")
     except (KeyError, TypeError) as error:
         raise InputError(f"the recipe is damaged: {error}") from error
+    if not recipe.get("complete", True):
+        raise InputError("the recipe lacks some of the controls, so nobody can make the same pixels of it again")
     head = recipe_head(model, image, prompt, seed, release, base, sharp)
     for key, value in ({"base": None, "sharp": None} | head).items():
         if given.get(key, value) != value:

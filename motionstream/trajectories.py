@@ -36,7 +36,7 @@ import numpy as np
 from motionstream.errors import InputError
 from motionstream.tracks import MAX_FRAMES, MAX_TRACKS, Tracks, draw_ids, held
 
-MAX_FILE_BYTES = 64 * 2**20
+MAX_FILE_BYTES = 256 * 2**20  # MAX_TRACKS tracks of a minute at 30 frames a second have 204 MB as our JSON
 ZIP = b"PK\x03\x04"  # how an archive begins
 WAN_FPS, ATI_FPS, SVD_FPS = 16.0, 24.0, 7.0
 ATI_FRAMES, ATI_SCALE = 121, 8
@@ -48,7 +48,7 @@ PTH_ERRORS = (
     RuntimeError, ValueError, EOFError, LookupError, TypeError, AttributeError, pickle.UnpicklingError, struct.error
 )
 NPZ_ERRORS = (*NPY_ERRORS, RuntimeError, KeyError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error)
-Writer = Callable[[Path, Tracks, "tuple[int, int]", float], "dict[Path, bytes]"]  # file contents by name
+Writer = Callable[[Path, Tracks, "tuple[float, float] | None", float], "dict[Path, bytes]"]  # file contents by name
 
 
 @dataclass(frozen=True)
@@ -86,14 +86,17 @@ def read_trajectories(path: str | Path) -> Trajectories:
 
 
 def write_trajectories(
-    path: str | Path, tracks: Tracks, size: tuple[int, int], fps: float, kind: str | None = None
+    path: str | Path, tracks: Tracks, size: tuple[float, float] | None, fps: float, kind: str | None = None
 ) -> None:
     """Writes tracks of a `size` (width, height) frame at `fps`. kind: one of WRITERS, None: by the name's ending.
 
-    The formats other than ours keep no size and, but for ATI, no rate; IDs are lost; spline keeps no visibility but a
-    track's end. `InputError` if the format is not known or the file cannot be written.
+    The formats other than ours keep no size (None) and, but for ATI, no rate; IDs are lost; spline keeps no visibility
+    but a track's end. `InputError` if the format is not known, or the file cannot be written, or not be read again.
     """
     for name, data in pick_writer(path, kind)(Path(path), tracks, size, fps).items():
+        if len(data) > MAX_FILE_BYTES:
+            raise InputError(f"{name} would be {len(data) >> 20} MB large; at most {MAX_FILE_BYTES >> 20} are read"
+                             " again: thin the tracks out, cut the clip, or write .npy")
         unfinished = name.with_name(f".{name.name}.part")
         try:
             unfinished.write_bytes(data)
@@ -252,7 +255,7 @@ def _from_torch(data: bytes, name: str) -> Trajectories:
     _check_unpacked(value, name)
     try:
         with np.load(io.BytesIO(value), allow_pickle=False) as packed:
-            array = packed["array"]
+            array = np.asarray(packed["array"])  # bytes where it is no array
     except NPZ_ERRORS as error:
         raise InputError(f"{name} is no ATI trajectory: {error}") from error
     if array.ndim == 4 and array.shape[2] == 1:
@@ -280,11 +283,13 @@ def _npy(array: np.ndarray) -> bytes:
     return data.getvalue()
 
 
-def _to_motionstream(path: Path, tracks: Tracks, size: tuple[int, int], fps: float) -> dict[Path, bytes]:
+def _to_motionstream(path: Path, tracks: Tracks, size: tuple[float, float] | None, fps: float) -> dict[Path, bytes]:
+    if size is None:
+        raise InputError(f"{path} is to say how large the picture is that the tracks were drawn on: add --size WxH")
     return {path: tracks.to_json(*size, fps).encode()}
 
 
-def _to_comfyui(path: Path, tracks: Tracks, size: tuple[int, int], fps: float) -> dict[Path, bytes]:
+def _to_comfyui(path: Path, tracks: Tracks, size: tuple[float, float] | None, fps: float) -> dict[Path, bytes]:
     arrays = {"track_path": tracks.points, "track_visibility": tracks.visible}
     if path.suffix == ".json":
         return {path: json.dumps({name: array.tolist() for name, array in arrays.items()}).encode()}
@@ -295,7 +300,7 @@ def _to_comfyui(path: Path, tracks: Tracks, size: tuple[int, int], fps: float) -
     return {path: data.getvalue()}
 
 
-def _to_spline(path: Path, tracks: Tracks, size: tuple[int, int], fps: float) -> dict[Path, bytes]:
+def _to_spline(path: Path, tracks: Tracks, size: tuple[float, float] | None, fps: float) -> dict[Path, bytes]:
     ends = [int(seen.nonzero()[0][-1]) + 1 if seen.any() else 0 for seen in tracks.visible.T]
     lists = [
         [{"x": x, "y": y} for x, y in points[:end].tolist()]
@@ -305,12 +310,12 @@ def _to_spline(path: Path, tracks: Tracks, size: tuple[int, int], fps: float) ->
     return {path: json.dumps(lists).encode()}
 
 
-def _to_wan_move(path: Path, tracks: Tracks, size: tuple[int, int], fps: float) -> dict[Path, bytes]:
+def _to_wan_move(path: Path, tracks: Tracks, size: tuple[float, float] | None, fps: float) -> dict[Path, bytes]:
     beside = path.with_name(path.stem.removesuffix("tracks").removesuffix("_") + "_visibility.npy")
     return {path: _npy(tracks.points[None]), beside: _npy(tracks.visible[None])}
 
 
-def _to_ati(path: Path, tracks: Tracks, size: tuple[int, int], fps: float) -> dict[Path, bytes]:
+def _to_ati(path: Path, tracks: Tracks, size: tuple[float, float] | None, fps: float) -> dict[Path, bytes]:
     import torch
 
     tracks = tracks.resample(math.floor((tracks.T - 1) * ATI_FPS / fps + 0.5) + 1 if tracks.T else 0)

@@ -296,9 +296,14 @@ def _average_rate(stream: av.VideoStream) -> float:
     return float(stream.average_rate or (guess if guess and guess * stream.time_base < 1 else 25))
 
 
+def _out_of_step(container: av.container.InputContainer, stream: av.VideoStream) -> bool:
+    """Whether frames' times are no good, only those of decoding: AVI knows no others, where frames are reordered."""
+    return container.format.name == "avi" and stream.codec_context.reorder_depth > 0
+
+
 def _seek(container: av.container.InputContainer, stream: av.VideoStream, start: float) -> float | None:
     """Goes to the key frame before `start` -> the stream's own time of second 0; None: it reads from the beginning."""
-    if stream.start_time is None:
+    if stream.start_time is None or _out_of_step(container, stream):
         return None
     zero = float(stream.start_time * stream.time_base)
     try:
@@ -317,10 +322,12 @@ def _timed(
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Iterator[tuple[float, av.VideoFrame]]:
     """(seconds since `zero`, frame) of every frame that can be decoded; times never go back. None: since the first."""
-    last, interval = float("-inf"), 1 / _average_rate(stream)
+    last, interval, out_of_step = float("-inf"), 1 / _average_rate(stream), _out_of_step(container, stream)
+    time = -interval
     for count, frame in enumerate(_decoded(container, stream, cancelled)):
         _check_side(frame, max_side)
-        time = count * interval if frame.pts is None else float(frame.pts * frame.time_base)
+        stamp = frame.dts if out_of_step else frame.pts
+        time = time + interval if stamp is None else float(stamp * frame.time_base)
         zero = time if zero is None else zero
         last = max(last, time - zero)
         if last > max_seconds or count == MAX_DECODED:

@@ -475,7 +475,7 @@ def test_the_same_cameras_again_from_the_record():
         assert np.abs(camera.project(world)[0] - points).max() < 1e-3
 
 
-@pytest.mark.parametrize("route, ends", [("dolly", ONCE), ("zoom", ON), (KEYFRAMES, SWING)])
+@pytest.mark.parametrize("route, ends", [("dolly", ONCE), ("zoom", ON), ("dolly-zoom", ON), (KEYFRAMES, SWING)])
 def test_a_path_that_rests_turns_back_at_once(route, ends):
     keyframes = Keyframes([FACING, FACING.moved(rigid(shift=(0, 0, 1)))], np.array([0.0, 2.0]), (WIDTH, HEIGHT))
     recipe = CameraRecipe(Plan(route=route, ends=ends), DepthMap(np.ones((2, 2))), keyframes=keyframes)

@@ -32,7 +32,7 @@ from motionstream.controls.transfer import (
 from motionstream.errors import InputError
 from motionstream.session import STOP, Mailbox, Record, replay, run_session
 from motionstream.tracks import MAX_TRACKS, ChunkRequest, Tracks, join
-from motionstream.trajectories import read_trajectories
+from motionstream.trajectories import load_tracks, read_trajectories
 from motionstream.video import Clip
 
 WIDTH, HEIGHT, FPS = 96, 64, 16.0
@@ -169,6 +169,22 @@ def test_lost_neighbours_tell_nothing_of_where_a_later_point_comes_from():
     np.testing.assert_allclose(rows.points[5:9, 2:], later.points[5:, 2:], atol=1e-3)
 
 
+def test_points_that_come_into_sight_when_played_backwards_move_with_the_others_when_amplified():
+    shift, count = 4.0, 6
+    points = line(1, count).points + np.arange(30)[:, None, None] * [shift, 0]
+    visible = np.ones((30, count), bool)
+    for first, track in ((15, 3), (18, 4), (25, 5)):  # they leave in mid-block, where they are held
+        visible[first:, track], points[first:, track] = False, points[first - 1, track]
+    blocks = [ready(points[i : i + 10]) for i in (0, 10, 20)]
+    blocks = [Tracks(b.points, v, b.ids) for b, v in zip(blocks, np.split(visible, 3), strict=True)]
+    for strength in (1.5, 0.5):
+        rows = join(chunks(motion(blocks, reverse=True, amplify=strength), 3))
+        plain = join(chunks(motion(blocks, reverse=True), 3))
+        extra = (rows.points - plain.points)[:30, :, 0]
+        wanted = (strength - 1) * -shift * np.arange(30)
+        assert np.abs(extra - wanted[:, None])[plain.visible[:30]].max() < 1e-3
+
+
 def test_fits_are_what_they_say():
     box = ready([[[0, 0], [100, 0], [0, 50], [100, 50]]])
     square = request(0, 1, 64, 64)
@@ -291,13 +307,21 @@ def test_a_session_with_a_clip_can_be_replayed(clip):
         for chunk in run_session(model, image, mailbox.address, base=base, record=record, stream=still):
             made.append(chunk)
             mailbox.send({"kind": "ack", "chunk": chunk.index} if chunk.index < 2 else STOP)
-    recipe = record.recipe()
+    recipe = json.loads(json.dumps(record.recipe()))  # as an MP4 keeps it
     assert recipe["base"]["settings"]["grid"] == 12 and recipe["complete"]
     again = list(replay(model, image, recipe, base, stream=still))
     assert all(np.array_equal(a.frames, b.frames) for a, b in zip(made, again, strict=True)) and len(made) == 3
     for other in (None, ClipRecipe(str(clip), Settings(grid=13, seconds=1.5), FPS)):
         with pytest.raises(InputError, match="made with base"):
             list(replay(model, image, recipe, other, stream=still))
+    with pytest.raises(InputError, match="lacks some of the controls"):
+        list(replay(model, image, recipe | {"complete": False}, base, stream=still))
+
+
+@given(st.floats(0.25, 2), st.booleans(), st.sampled_from([None, ((0.1, 0.2), (0.9, 0.2), (0.5, 0.8))]))
+def test_settings_come_back_from_json(amplify, reverse, region):
+    made = Settings(amplify=amplify, reverse=reverse, region=region)
+    assert Settings.from_json(json.loads(json.dumps(made.to_json()))) == made
 
 
 FRAMES = panned(10)
@@ -385,6 +409,21 @@ def test_the_command_tracks_clips_and_converts_files(clip, tmp_path, capsys):
     assert read_trajectories(other).tracks.N == read.tracks.N
 
 
+def test_a_file_that_says_no_size_is_not_given_one(tmp_path, capsys):
+    points = np.stack([np.linspace((100, 100), (300, 200), 9), np.linspace((50, 60), (70, 80), 9)], axis=1)
+    np.save(tmp_path / "a.npy", points[None].astype(np.float32))
+    ours, again = tmp_path / "a.json", tmp_path / "b.npy"
+    assert main(["track", str(tmp_path / "a.npy"), "-o", str(ours)]) == 2
+    assert "add --size WxH" in capsys.readouterr().err and not ours.exists()
+    assert main(["track", str(tmp_path / "a.npy"), "-o", str(again), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["width"] is None
+    assert main(["track", str(tmp_path / "a.npy"), "-o", str(ours), "--size", "832x480", "--fps", "24"]) == 0
+    loaded = load_tracks(ours, (1664, 960), (832, 480), 24.0)
+    np.testing.assert_allclose(loaded.points, points, atol=1e-3)
+    assert main(["track", str(ours), "-o", str(again), "--size", "832x480"]) == 2
+    assert "says that its frames are 832x480" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "arguments, sentence",
     [
@@ -393,6 +432,9 @@ def test_the_command_tracks_clips_and_converts_files(clip, tmp_path, capsys):
         (["{clip}", "-o", "{folder}/t.json", "--grid", "99"], '"grid" is 99'),
         (["{clip}", "-o", "{folder}/t.json", "--start", "90"], "start earlier"),
         (["{clip}", "-o", "{folder}/none/t.json", "--grid", "4"], "cannot write"),
+        (["{clip}", "-o", "{folder}/t.json", "--size", "64x64"], "leave it out"),
+        (["t.json", "-o", "{folder}/t.npy", "--grid", "4"], "--grid is of videos"),
+        (["t.json", "-o", "{folder}/t.npy", "--start", "0"], "--start is of videos"),
     ],
 )
 def test_what_the_command_cannot_do_is_a_sentence(clip, tmp_path, capsys, arguments, sentence):

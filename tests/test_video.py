@@ -386,6 +386,21 @@ def test_clips_of_every_kind(tmp_path, name, settings):
     assert np.abs([bar_number(f) - i for i, f in enumerate(frames)]).max() <= 1
 
 
+@pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
+@pytest.mark.parametrize("start", [0.0, 0.9])
+def test_reordered_frames_of_an_avi_come_in_their_order(tmp_path, codec, start):
+    """AVI keeps no times at which frames are shown."""
+    video = np.stack([bar(i) for i in np.arange(60) % 20])
+    make_clip(tmp_path / "a.avi", video, codec=codec, options={"bf": "3", "g": "30"})
+    read, _ = read_clip(tmp_path / "a.avi")
+    found = Clip.open(tmp_path / "a.avi").frames(10, (96, 64), start)
+    for frames in (read, np.stack(list(found))):
+        skipped = 60 - len(frames)
+        assert skipped == (0 if frames is read else round(10 * start))
+        numbers = [bar_number(frame) for frame in frames]
+        assert np.abs(np.array(numbers) - np.arange(skipped, 60) % 20).max() <= 1
+
+
 def test_odd_sizes_and_still_clips(tmp_path):
     odd = RNG.integers(0, 256, (1, 57, 63, 3)).astype(np.uint8)
     make_clip(tmp_path / "one.mp4", odd, pixels="yuv444p")

@@ -117,8 +117,8 @@ class Rig:
         """The same as long as the path goes on: at its end time stands still, or the way back would take as long."""
         if self.plan.route == KEYFRAMES:
             return min(max(seconds, 0.0), float(np.ptp(self._keyframes.times)))
-        most = lasts(self.plan.route, self.plan.ends)
-        return min(max(seconds, -most), most)
+        least, most = lasts(self.plan.route, self.plan.ends)
+        return min(max(seconds, least), most)
 
     def _path(self, seconds: float) -> Camera:
         if self.plan.route == KEYFRAMES:

@@ -40,7 +40,8 @@ PERIOD = 4.0  # seconds to u = 1 at speed 1
 SHIFT = 0.2  # pivots
 TURN = math.radians(12)
 ORBIT = math.radians(20)
-NEAREST = 0.2  # pivots that a dolly-zoom keeps from the pivot
+DOLLY_ZOOM = 1.5 * SHIFT
+MOST_DOLLY_ZOOM = (1 - 0.2) / DOLLY_ZOOM  # u at which a dolly-zoom is so near to the pivot, 0.2 pivots, that it ends
 EASE = 0.15  # share by which a steered velocity nears what the keys ask for, per frame
 MAX_ZOOM = 8.0  # of the first focal length, either way
 MOST_ZOOM = 6.0  # u at which a zoom has come to that
@@ -65,7 +66,7 @@ def _orbit(u: float, pivot: float) -> tuple[np.ndarray, float]:
 
 
 def _dolly_zoom(u: float, pivot: float) -> tuple[np.ndarray, float]:
-    ahead = min(SHIFT * 1.5 * u, 1 - NEAREST)
+    ahead = DOLLY_ZOOM * min(u, MOST_DOLLY_ZOOM)
     return rigid(shift=(0, 0, ahead * pivot)), 1 - ahead  # what is at the pivot keeps its size
 
 
@@ -114,13 +115,15 @@ def progress(name: str, ends: str, seconds: float) -> float:
     return math.copysign(_eased(abs(u), ends), u)  # at a negative speed the other way, in the same manner
 
 
-def lasts(name: str, ends: str) -> float:
-    """Seconds, either way, after which move `name` changes nothing any more; maybe never."""
+def lasts(name: str, ends: str) -> tuple[float, float]:
+    """Seconds (from, to) between which move `name` changes something; maybe for ever."""
     if name in RHYTHMIC or ends == SWING:
-        return math.inf
+        return -math.inf, math.inf
     if ends == ONCE:
-        return PERIOD
-    return PERIOD * (MOST_ZOOM + 0.25) if name == "zoom" else math.inf
+        return -PERIOD, PERIOD
+    ends_at = {"zoom": (-MOST_ZOOM, MOST_ZOOM), "dolly-zoom": (-math.inf, MOST_DOLLY_ZOOM)}
+    least, most = ends_at.get(name, (-math.inf, math.inf))
+    return PERIOD * (least - 0.25), PERIOD * (most + 0.25)  # 0.25: see `_eased`
 
 
 def _eased(u: float, ends: str) -> float:

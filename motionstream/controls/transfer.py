@@ -16,6 +16,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
@@ -98,6 +99,10 @@ class Settings:
                 raise InputError(f'"pairs" must be two pairs of places, not {len(known["pairs"])}')
         return cls(**known)
 
+    def to_json(self) -> dict:
+        """JSON types, of which `from_json` makes the same."""
+        return json.loads(json.dumps(asdict(self)))
+
     @property
     def tracking(self) -> tuple:
         """What tracks depend on: equal here, equal tracks."""
@@ -173,7 +178,8 @@ class ClipRecipe:
         return ClipMotion((t for _, t in track_clip(clip, self.settings, self.fps, tracker)), size, self.settings)
 
     def describe(self) -> dict:
-        return {"kind": "clip", "sha256": _digest(Path(self.path)), "fps": self.fps, "settings": asdict(self.settings)}
+        settings = self.settings.to_json()
+        return {"kind": "clip", "sha256": _digest(Path(self.path)), "fps": self.fps, "settings": settings}
 
 
 @dataclass(frozen=True)
@@ -186,7 +192,7 @@ class WebcamRecipe:
         return WebcamMotion(self.settings)
 
     def describe(self) -> dict:
-        return {"kind": "webcam", "settings": asdict(self.settings)}
+        return {"kind": "webcam", "settings": self.settings.to_json()}
 
 
 @dataclass
@@ -201,8 +207,7 @@ class Carried:
         affine = self.settings.fitted(size, (request.width, request.height))
         points = tracks.points @ affine[:, :2].T + affine[:, 2]
         if self.settings.amplify != 1:
-            self._find_origins(points, tracks)
-            origins = np.array([self.origins[track] for track in tracks.ids.tolist()]).reshape(-1, 2)
+            origins = self._find_origins(points, tracks)
             points = origins + self.settings.amplify * (points - origins)
         return Tracks(points, tracks.visible, tracks.ids).in_frame(request.width, request.height)
 
@@ -210,19 +215,22 @@ class Carried:
         """Of an endless stream, all tracks but these: their numbers may come again, of other points."""
         self.origins = {track: self.origins[track] for track in but.tolist() if track in self.origins}
 
-    def _find_origins(self, points: np.ndarray, tracks: Tracks) -> None:
+    def _find_origins(self, points: np.ndarray, tracks: Tracks) -> np.ndarray:
+        """Origins [N, 2] of the tracks, in the order in which they come into sight; of no account until they do."""
         ids = tracks.ids.tolist()
         known = np.array([track in self.origins for track in ids], bool)
-        begun = np.where(tracks.visible.any(axis=0), tracks.visible.argmax(axis=0), 0)  # each track's first frame here
-        old = np.array([self.origins.get(track, (0, 0)) for track in ids]).reshape(-1, 2)
-        for n in np.flatnonzero(~known):
-            origin = points[begun[n], n]
-            seen = known & tracks.visible[begun[n]]  # where the others are nobody knows
-            if seen.any():
-                here = points[begun[n], seen]
-                nearest = np.linalg.norm(here - origin, axis=1).argsort()[:NEIGHBOURS]
-                origin = origin - (here - old[seen])[nearest].mean(axis=0)
-            self.origins[ids[n]] = origin
+        origins = np.array([self.origins.get(track, (0, 0)) for track in ids], np.float64).reshape(-1, 2)
+        first = np.where(tracks.visible.any(axis=0), tracks.visible.argmax(axis=0), tracks.T)
+        for frame in np.unique(first[~known & (first < tracks.T)]):
+            new = ~known & (first == frame)
+            here, seen = points[frame], np.flatnonzero(known & tracks.visible[frame])  # others may be anywhere
+            origins[new] = here[new]
+            for n in np.flatnonzero(new) if len(seen) else ():
+                nearest = seen[np.linalg.norm(here[seen] - here[n], axis=1).argsort()[:NEIGHBOURS]]
+                origins[n] -= (here - origins)[nearest].mean(axis=0)
+            self.origins |= {ids[n]: origins[n] for n in np.flatnonzero(new)}
+            known |= new
+        return origins
 
 
 class ClipMotion:

@@ -24,7 +24,6 @@ import argparse
 import contextlib
 import json
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -34,7 +33,7 @@ import cv2
 import numpy as np
 import torch
 
-from motionstream.cli import parse_seed
+from motionstream.cli import parse_seed, parse_size
 from motionstream.errors import InputError, writing
 from motionstream.evaluation import baselines, metrics
 from motionstream.evaluation.lpips import Lpips
@@ -44,7 +43,7 @@ from motionstream.model.checkpoint import Model, load_model
 from motionstream.model.presets import PRESETS, Preset
 from motionstream.streaming import stream
 from motionstream.tracks import MAX_TRACKS, StaticTracks, Tracks, draw_ids
-from motionstream.video import MAX_SIDE, PICTURE, VIDEO, fit_image, read_clip, read_image
+from motionstream.video import PICTURE, VIDEO, fit_image, read_clip, read_image
 
 # (image uint8 [H, W, 3], tracks of T frames in its pixels, seed[, a sharper copy of the image, prompt; see `stream`])
 # -> video uint8 [T, H, W, 3], or as large as that copy; frame 0 the image
@@ -484,16 +483,6 @@ def _clips(args: argparse.Namespace, fit: Fit) -> Iterator[Clip]:
     return real_clips(args.folder, args.frames, args.spacing, fit, args.compare)
 
 
-def _pixels(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"([1-9]\d{1,3})x([1-9]\d{1,3})", text)
-    if match is None:
-        raise argparse.ArgumentTypeError(f"{text} is not WIDTHxHEIGHT in pixels, such as 832x480")
-    size = int(match[1]), int(match[2])
-    if max(size) > MAX_SIDE:
-        raise argparse.ArgumentTypeError(f"{text} is too large; at most {MAX_SIDE} pixels a side, such as 832x480")
-    return size
-
-
 def _without_nan(value):
     """NaN, which JSON doesn't know, as None."""
     if isinstance(value, dict):
@@ -510,9 +499,8 @@ def _parser() -> argparse.ArgumentParser:
     motion.add_argument("--library", type=Path, metavar="DIR", help="pictures for the synthetic clips")
     motion.add_argument("--frames", type=int, default=FRAMES, help="frames a clip (default: %(default)s)")
     motion.add_argument("--spacing", type=float, default=8.0, help="px between tracks (default: %(default)s)")
-    motion.add_argument(
-        "--compare", type=_pixels, default=COMPARED, metavar="WxH", help="for real clips (default: the paper's 832x480)"
-    )
+    motion.add_argument("--compare", type=parse_size, default=COMPARED, metavar="WxH",
+                        help="for real clips (default: the paper's 832x480)")
     motion.add_argument("--lpips", type=Path, metavar="FILE", help="weights for LPIPS, see evaluation/lpips.py")
     drags = tables.add_parser("drags", help="photographs driven by one to five drags")
     drags.add_argument("folder", type=Path, metavar="DRAGS_DIR", help="JSON files like those in examples/")

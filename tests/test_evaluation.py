@@ -322,6 +322,16 @@ def test_drags_end_with_the_last_of_them_and_count_if_they_begin_and_end_inside(
     assert figures["sharp_1"] == pytest.approx(0.25, abs=0.05) and figures["sharp_20"] == pytest.approx(1)
 
 
+def test_a_drag_of_no_time_is_over_with_the_next_frame(drag_file):
+    preset, data = PRESETS["embedded"], json.loads(drag_file.read_text())
+    data["paths"][0]["seconds"] = 0.02
+    drag_file.write_text(json.dumps(data))
+    run = motion.read_drags(drag_file, preset, lambda image: (fit_image(image, 160, 120), None))
+    assert run.end == 1 and np.allclose(run.paths[0], [[50, 60], [90, 60]])
+    figures = motion.score_drags(np.repeat(run.image[None], run.tracks.T, axis=0), run, preset)
+    assert figures["arrived"] == 0 and figures["off"] == pytest.approx(40, abs=1)
+
+
 def test_clips_are_sampled_evenly_with_first_and_last_frame():
     assert motion._evenly(10, 4).tolist() == [0, 3, 6, 9] and motion._evenly(3, 81).tolist() == [0, 1, 2]
 

@@ -202,6 +202,12 @@ def test_photos_held_out_are_a_library_of_their_own(unpacked, tmp_path, monkeypa
     assert not any("shore" in path.name for path in tmp_path.glob("photos/*"))
     assert not any("hill" in path.name for path in tmp_path.glob("held-out/photos/*"))
     assert all((tmp_path / name).exists() for name in json.loads((tmp_path / "LICENCES.json").read_text()))
+    # Outlines that are others the next time change the library that is there.
+    monkeypatch.setattr(photos, "read_outlines", lambda: {"": {names[1]: [square]}, "held-out": {names[0]: [square]}})
+    photos.write_library(tmp_path, [PACKAGE])
+    own, held_out = photos.load_library(tmp_path), photos.load_library(tmp_path / "held-out")
+    assert pictures == len(own.photos) + len(held_out.photos) and len(own.objects) == len(held_out.objects) == 1
+    assert not any("hill" in path.name for path in tmp_path.glob("photos/*"))
 
 
 def test_a_missing_library_says_how_to_make_one(tmp_path):

@@ -117,6 +117,23 @@ def test_objects_are_cut_from_photographs_in_their_place():
     assert 0.02 < np.mean(shares) < 0.7
 
 
+@pytest.mark.parametrize("reach", [8, 30])
+def test_what_is_shrunk_and_pasted_has_no_rim_of_hidden_colours(reach):
+    white = np.zeros((200, 200, 4), np.uint8)
+    cv2.circle(white, (100, 100), 90, (250, 250, 250, 255), cv2.FILLED)  # black where it is clear, as files are
+    for seed in range(6):
+        placed = pictures._paste(np.random.default_rng(seed), white, (120, 90), (80, 60), np.array([60.0, 45.0]), reach)
+        rim = placed[(placed[..., 3] > 30) & (placed[..., 3] < 220)].astype(float)
+        assert len(rim) > 5 and (rim[:, 0] / rim[:, 3]).min() > 0.9
+
+
+def test_what_is_thin_may_be_pasted_very_small():
+    thin = np.full((256, 9, 4), 255, np.uint8)
+    for seed in range(6):
+        placed = pictures._paste(np.random.default_rng(seed), thin, (60, 60), (40, 40), np.array([30.0, 30.0]), 2.0)
+        assert placed.shape == (60, 60, 4) and placed.any()
+
+
 @pytest.fixture
 def disc():
     """A thing on an empty canvas, premultiplied RGBA."""
@@ -155,11 +172,14 @@ def test_a_thing_in_the_light_of_its_background_keeps_its_outline(disc):
 
 
 def test_what_is_dressed_keeps_its_outline_and_changes_within(disc):
-    for seed in range(6):
-        dressed = pictures._dressed(np.random.default_rng(seed), EMPTY, disc)
+    background, solid, alike = np.full((200, 200, 3), (40, 200, 90), np.uint8), disc[..., 3] == 255, []
+    for seed in range(12):
+        dressed = pictures._dressed(np.random.default_rng(seed), EMPTY, disc, background)
         assert np.array_equal(dressed[..., 3], disc[..., 3]) and not dressed[disc[..., 3] == 0].any()
-        changed = (dressed != disc).any(-1).sum() / (disc[..., 3] > 0).sum()
-        assert 0.02 < changed < 1
+        changed = (dressed != disc).any(-1)
+        assert 0.02 < changed.sum() / (disc[..., 3] > 0).sum() < 1
+        alike.append(np.abs(dressed[changed & solid, :3].astype(int).mean(0) - (40, 200, 90)).max() < 50)
+    assert 1 < sum(alike) < 11  # some patches can hardly be told from what is behind
 
 
 def test_what_is_grown_is_one_piece_with_what_it_was(disc):
@@ -196,7 +216,8 @@ def test_objects_of_photographs_are_pasted_on_others():
 
 def test_nothing_has_no_limbs_and_throws_no_shadow():
     nothing = np.zeros((20, 20, 4), np.uint8)
-    for draw in (pictures._limbed, pictures._shaded, partial(pictures._dressed, library=EMPTY)):
+    dressed = partial(pictures._dressed, library=EMPTY, background=nothing[..., :3])
+    for draw in (pictures._limbed, pictures._shaded, dressed):
         assert not draw(np.random.default_rng(0), placed=nothing).any()
 
 
@@ -728,6 +749,10 @@ def test_bad_clips_are_named_and_skipped(clip_folder):
     for name, why in (("b.mp4", ""), ("empty", "no pictures"), ("short.mp4", "5 frames")):
         assert sum(name in line and why in line for line in said) == 1
     assert caption(clip_folder / "a.mp4") == "a boat in fog" and caption(clip_folder / "pictures") == ""
+    (clip_folder / "walk.02").mkdir()
+    for name, text in (("walk", "another"), ("walk.02", "its own")):
+        (clip_folder / f"{name}.txt").write_text(text)
+    assert caption(clip_folder / "walk.02") == "its own"
     with pytest.raises(InputError, match="no folder"):
         RealClips(clip_folder / "none", (96, 64), 16)
     with pytest.raises(InputError, match="has no clips"):

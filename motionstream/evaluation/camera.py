@@ -158,6 +158,8 @@ def camera_tracks(surface: Surface, to: Camera, frames: int, count: int) -> Trac
     way = Keyframes([surface.camera, to], np.array([0.0, 1.0]), SIZE)
     cameras = [way.at(share) for share in np.linspace(0, 1, frames)]
     places = pixel_grid(*SIZE, np.sqrt(SIZE[0] * SIZE[1] / count))
+    if len(places) > MAX_TRACKS:  # about as many
+        places = places[np.linspace(0, len(places) - 1, MAX_TRACKS).round().astype(int)]
     ids = draw_ids(len(places), np.random.default_rng(0))
     return surface.tracks(places, surface.lift(places), cameras, ids)
 

@@ -117,7 +117,7 @@ def lucas_kanade(video: np.ndarray, points: np.ndarray, window: int = 15, levels
     """A `Tracker`: pyramidal Lucas-Kanade from frame to frame (OpenCV), `window` px square, `levels` halvings.
 
     A point is invisible from the first frame on where tracking back ends more than `tolerance` px from where it came
-    from, or where it leaves the frame; it isn't found again after that.
+    from, and while it is out of the frame.
     """
     height, width = video.shape[1:3]
     settings = {"winSize": (window, window), "maxLevel": levels}

@@ -348,7 +348,7 @@ def read_drags(file: Path, preset: Preset, fit: Fit) -> DragRun:
     grids = [Tracks.rigid_grid(path, spacing, size, i) for path, i in zip(centres + pins, ids, strict=True)]
     middle = Tracks(np.stack(centres, axis=1), np.ones((frames, len(centres)), bool), np.arange(len(centres)))
     middle = middle.fit(from_size, to_size)
-    end = min(max(length for _, length in drags), frames - 1)
+    end = min(max(1, *(length for _, length in drags)), frames - 1)
     tracks = Tracks.concatenate(grids).fit(from_size, to_size)
     paths = list(middle.points[: end + 1].swapaxes(0, 1))
     return DragRun(file.stem, fitted, tracks, paths, end)

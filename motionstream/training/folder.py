@@ -113,7 +113,7 @@ class RealClips:
 
 def caption(path: Path) -> str:
     """What the text file beside a clip says; empty without one."""
-    sidecar = path.with_suffix(".txt")
+    sidecar = path.with_name(f"{path.name}.txt") if path.is_dir() else path.with_suffix(".txt")
     if not sidecar.is_file():
         return ""
     return sidecar.read_text(errors="replace")[:MAX_CAPTION].strip()

@@ -263,6 +263,8 @@ def collect(
             kind = f"{HELD_OUT}/{kind}"
         if not NOT_FREE.search(licence):
             (out / kind).mkdir(parents=True, exist_ok=True)
+            other = kind.removeprefix(f"{HELD_OUT}/") if HELD_OUT in kind else f"{HELD_OUT}/{kind}"
+            (out / other / name).unlink(missing_ok=True)  # of a library written before it was held out, or was no more
             Image.fromarray(image).save(out / kind / name, **({"quality": 92} if name.endswith(".jpg") else {}))
             manifest[f"{kind}/{name}"] = {"package": package.name, "licence": licence, "copyright": holder,
                                           "origin": str(path)}
@@ -328,6 +330,8 @@ def cut_out(photo: np.ndarray, outline: np.ndarray) -> np.ndarray:
 def write_objects(folder: Path, outlined: dict[str, list[np.ndarray]]) -> int:
     """Write `folder/objects/PHOTO-K.png` (RGBA, the photo's size) for what is outlined in its photos; their number."""
     (folder / "objects").mkdir(parents=True, exist_ok=True)
+    for path in folder.glob("objects/*.png"):  # of outlines that are others now
+        path.unlink()
     for name, outlines in outlined.items():
         photo = read(folder / f"photos/{name}.jpg", "RGB")
         if photo is None:

@@ -114,11 +114,12 @@ def _paste(
     angle = np.degrees(rng.normal(0, 0.25)) if rng.random() < 0.6 else 0.0
     place = cv2.getRotationMatrix2D((columns / 2, rows / 2), angle, scale)
     place[:, 2] += centre - (columns / 2, rows / 2)
+    picture = _premultiply(picture)  # first of all, so that no hidden colours are mixed in
     if scale < 0.7:  # shrink first, so that the warp does not alias
-        small = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-        place[:, :2] /= scale
-        picture = small
-    return cv2.warpAffine(_premultiply(picture), place, canvas, flags=cv2.INTER_LINEAR)
+        size = max(1, round(columns * scale)), max(1, round(rows * scale))
+        picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+        place[:, :2] *= np.divide((columns, rows), size)
+    return cv2.warpAffine(picture, place, canvas, flags=cv2.INTER_LINEAR)
 
 
 def _paste_apart(
@@ -159,14 +160,19 @@ def _outline(placed: np.ndarray) -> np.ndarray | None:
     return max(outlines, key=len)[:, 0].astype(np.float64) if outlines else None
 
 
-def _dressed(rng: np.random.Generator, library: Library, placed: np.ndarray) -> np.ndarray:
-    """A drawn object with patches of other colours within its outline, as clothes, hair and markings are."""
+def _dressed(
+    rng: np.random.Generator, library: Library, placed: np.ndarray, background: np.ndarray
+) -> np.ndarray:
+    """A drawn object with patches of other colours within its outline, as clothes, hair and markings are: some of the
+    colour of what is behind it."""
     rows, columns = np.nonzero(placed[..., 3] > 127)
     for _ in range(rng.integers(1, 4) if len(rows) else 0):
         size = int(np.sqrt(len(rows)) * rng.uniform(0.3, 1.4)) + 4
         patch = np.dstack([photo_crop(rng, library, size, size), blob_alpha(rng, size)])
-        if rng.random() < 0.5:  # of one colour, nearly
-            plain = rng.uniform(0, 255, 3) + 0.25 * (patch[..., :3] - patch[..., :3].mean((0, 1)))
+        if rng.random() < 0.7:  # of one colour, nearly
+            hidden = background[rows, columns].mean(0) + rng.normal(0, 12, 3)
+            plain = rng.uniform(0, 255, 3) if rng.random() < 0.5 else hidden
+            plain = plain + 0.25 * (patch[..., :3] - patch[..., :3].mean((0, 1)))
             patch[..., :3] = np.clip(plain, 0, 255)
         pick = rng.integers(len(rows))
         corner = np.array([columns[pick], rows[pick]]) - size / 2
@@ -269,8 +275,8 @@ def background_and_objects(
         background = photo_crop(rng, library, *canvas)
     for _ in range(rng.choice([0, 1, 2], p=[0.6, 0.3, 0.1]) + (not objects)):
         placed = _paste_apart(rng, _object_picture(rng, library), canvas, frame, objects)
-        placed = _dressed(rng, library, placed) if rng.random() < 0.3 else placed
         placed = _in_light(rng, placed, background) if rng.random() < 0.4 else placed
+        placed = _dressed(rng, library, placed, background) if rng.random() < 0.4 else placed
         placed = _grown(rng, library, placed, canvas, frame) if rng.random() < 0.5 else placed
         placed = _limbed(rng, placed) if rng.random() < 0.35 else placed
         objects.append(_shaded(rng, placed) if rng.random() < 0.35 else placed)

@@ -298,7 +298,8 @@ def choose_points(
         return rng.uniform(0, 1, (rng.integers(12, 100), 2)) * size
     spacing = rng.uniform(*spacings) * size.min()
     grid = np.stack(np.meshgrid(*(np.arange(spacing / 2, side, spacing) for side in size)), -1).reshape(-1, 2)
-    return np.clip(grid + rng.normal(0, spacing / 8, grid.shape), 0, size - 1e-3)
+    # In no order: where there are too many, the first ones are kept.
+    return rng.permutation(np.clip(grid + rng.normal(0, spacing / 8, grid.shape), 0, size - 1e-3))
 
 
 def choose_tracks(

@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 import time
+import traceback
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -168,7 +170,10 @@ class Visitor:
         """Passes over messages until one of `kind`."""
         deadline = time.monotonic() + timeout
         while True:
-            header, body = self.hear(deadline - time.monotonic())
+            try:
+                header, body = self.hear(deadline - time.monotonic())
+            except TimeoutError as error:
+                raise TimeoutError(f"no {kind} within {timeout} s; {at_work()}") from error
             if header["kind"] == kind:
                 return (header, body) if binary else header
 
@@ -197,8 +202,14 @@ def wait_for(condition: Callable[[], object], what: str, seconds: float = 10) ->
     """Until `condition` holds; fails with `what` otherwise."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, f"waited {seconds} s in vain: {what}"
+        assert time.monotonic() < deadline, f"waited {seconds} s in vain: {what}; {at_work()}"
         time.sleep(0.01)
+
+
+def at_work() -> str:
+    """Where each thread is, for a test that has waited in vain."""
+    stacks = ("".join(traceback.format_stack(frame)[-3:]) for frame in sys._current_frames().values())
+    return "\n---\n".join(["the threads are at", *stacks])
 
 
 def open_site(engine: Engine, paste: Paste | None = None, limit: int = 2) -> Site:

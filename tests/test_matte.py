@@ -9,7 +9,7 @@ import torch
 
 from motionstream.model.completion import Completion
 from motionstream.model.composite import Light, Sharp, sharpened
-from motionstream.model.matte import Matte, told
+from motionstream.model.matte import Matte, told, whole
 from motionstream.model.motion_prior import Moved
 from motionstream.model.warping import beneath
 
@@ -212,3 +212,46 @@ def test_where_tracks_tell_the_picture_is_as_without_a_matte(photo):
     sharp.cut_out(dataclasses.replace(parts, anchors=everywhere), Clear())
     made = sharpened(parts.picture[0].transpose(0, 1), parts, None, sharp)[0]
     assert np.array_equal(made, frame(photo, None))
+
+
+def pierced():
+    """Opacities of a thing with three soft holes, and how far in front its cells lie: all, all, none at a hole."""
+    opaque, front = np.zeros((96, 160), np.float32), np.zeros((24, 40), np.float32)
+    opaque[16:80, 20:140], front[4:20, 5:35] = 1, 1
+    holes = np.zeros((3, 96, 160), bool)
+    for hole, (row, column) in zip(holes, ((30, 34), (50, 70), (40, 110)), strict=True):
+        hole[row : row + 16, column : column + 14] = True
+    opaque[holes.any(0)] = 0
+    front[10:14, 27:31] = 0  # the third one is a hole for the prior, too
+    return cv2.GaussianBlur(opaque, (0, 0), 0.8), front, holes
+
+
+def test_what_looks_like_the_background_within_a_thing_is_of_the_thing():
+    opaque, front, holes = pierced()
+    found = whole(opaque, front)
+    assert (found[holes[:2].any(0)] == 1).all()
+    rims = cv2.dilate(holes[:2].any(0).view(np.uint8), np.ones((5, 5), np.uint8)) > 0
+    assert (found[rims] == 1).all()
+    elsewhere = cv2.dilate(rims.view(np.uint8), np.ones((5, 5), np.uint8)) == 0
+    np.testing.assert_array_equal(found[elsewhere], opaque[elsewhere])
+    assert (found[holes[2]] < 0.6).all()
+
+
+def test_what_is_open_to_a_side_is_no_hole():
+    opaque, front, _ = pierced()
+    opaque[:40, 38:44] = 0  # the first hole is a bay now
+    np.testing.assert_array_equal(whole(opaque, front)[:46, 20:60], opaque[:46, 20:60])
+    at_the_edge = np.ones((96, 160), np.float32)
+    at_the_edge[:20, :20] = 0
+    np.testing.assert_array_equal(whole(at_the_edge, np.ones((24, 40), np.float32)), at_the_edge)
+    assert (whole(np.ones((8, 8), np.float32), np.ones((2, 2), np.float32)) == 1).all()
+
+
+def test_the_matte_fills_holes(photo):
+    matte, cells = Matte(widths=(8, 8)), np.ones((2, ROWS, COLUMNS), np.float32)
+    with torch.no_grad():
+        logits = torch.full((1, 1, *photo.shape[:2]), 4.0)
+        logits[..., 40:52, 60:72] = -4.0
+    matte.forward = lambda picture, seen: logits
+    assert (matte.of(photo, cells) > 0.9).all()
+    assert (matte.of(photo, 0 * cells)[40:52, 60:72] < 0.1).all()

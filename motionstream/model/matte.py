@@ -14,9 +14,10 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from motionstream.model.unet import UNet
-from motionstream.model.warping import BESIDE, CELL, are_dense, nearest_cells, tracked_cells
+from motionstream.model.warping import BESIDE, CELL, IN_FRONT, are_dense, nearest_cells, tracked_cells
 
 SEES = 2  # pixels to a side of what the network sees as one
+RIM = 3  # pixels about a hole in which opacities fade towards it
 GIVEN = 4.0  # log-odds of what is surely a thing, before the network has looked
 
 
@@ -41,9 +42,23 @@ class Matte(ModelMixin, ConfigMixin):
 
     @torch.no_grad()
     def of(self, picture: np.ndarray, cells: np.ndarray) -> np.ndarray:
-        """Opacities, float32 [H, W] in [0, 1], of a picture, uint8 [H, W, 3], with cells [2, h, w]."""
+        """Opacities, float32 [H, W] in [0, 1], of a picture, uint8 [H, W, 3], with cells [2, h, w]; see `whole`."""
         seen = torch.from_numpy(picture).movedim(2, 0)[None] / 127.5 - 1
-        return self(seen, torch.from_numpy(cells)[None])[0, 0].sigmoid().numpy()
+        return whole(self(seen, torch.from_numpy(cells)[None])[0, 0].sigmoid().numpy(), cells[0])
+
+
+def whole(opaque: np.ndarray, front: np.ndarray) -> np.ndarray:
+    """Opacities [H, W] without holes where the prior sees a thing: a part of it that looks like what is behind, as a
+    balloon's panels before the sky. front [h, w]: how far in front its cells lie; a ring's hole does not.
+    """
+    _, number, boxes, _ = cv2.connectedComponentsWithStats((opaque < 0.5).view(np.uint8), connectivity=4)
+    left, top, width, height, area = boxes.T
+    inside = (left > 0) & (top > 0) & (left + width < opaque.shape[1]) & (top + height < opaque.shape[0])
+    lies = cv2.resize(front, opaque.shape[::-1], interpolation=cv2.INTER_LINEAR) > IN_FRONT
+    hole = inside & (np.bincount(number.ravel(), lies.ravel(), len(area)) > area / 2)
+    hole[0] = False  # the number of what is opaque
+    filled = cv2.dilate(hole[number].view(np.uint8), np.ones((2 * RIM + 1, 2 * RIM + 1), np.uint8))
+    return np.where(filled > 0, np.float32(1), opaque)
 
 
 def told(opaque: np.ndarray, anchors: np.ndarray, rows: int, columns: int) -> np.ndarray:

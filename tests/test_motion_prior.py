@@ -698,6 +698,22 @@ def test_what_looks_like_the_dragged_object_elsewhere_stays():
     torch.testing.assert_close(kept[2, 16:22, 4:30], torch.full((6, 26), 0.9))
 
 
+def test_a_pin_on_the_sky_does_not_take_the_basket_from_the_balloon():
+    rows, columns = HEIGHT // 2, WIDTH // 2
+    balloon, ropes, basket, away = (np.zeros((rows, columns), bool) for _ in range(4))
+    balloon[2:12, 6:16], ropes[12:15, 11], basket[15:19, 10:13] = True, True, True
+    away[:, 4:18] = True
+    weights = np.zeros((rows, columns, 3), np.float32)
+    weights[...] = [0.05, 0, 0.95]  # all follows the pin on the sky,
+    weights[balloon | ropes | basket] = [0.05, 0.9, 0.05]  # but for the balloon and what hangs on it
+    weights[away & ~(balloon | ropes | basket) & (np.arange(rows)[:, None] < 14)] = [0.9, 0, 0.1]  # and around it
+    front = torch.from_numpy(np.where(balloon | basket, np.float32(0.9), np.float32(0.1)))
+    anchors = torch.tensor([[20.0, 12.0], [56.0, 30.0]])
+    kept = connect(torch.from_numpy(weights).flatten(0, 1), front, anchors).view(rows, columns, 3).numpy()
+    assert (kept[balloon | basket][:, 1] > 0.8).all() and not kept[~(balloon | basket | ropes)][:, 1].any()
+    assert (kept[:, 24:][..., 2] > 0.9).all()
+
+
 def test_connecting_changes_nothing_where_everything_moves_together():
     weights = torch.rand(HEIGHT // 2 * WIDTH // 2, 4, generator=torch.Generator().manual_seed(0)) + 0.5
     weights = weights / weights.sum(1, keepdim=True)
@@ -710,16 +726,20 @@ def test_a_patch_of_background_that_a_neck_joins_is_a_piece_of_its_own():
     follows[4:16, 4:20] = follows[24:36, 30:50] = True  # two bodies,
     follows[8:11, 20:50] = follows[11:24, 44:47] = True  # which something thin joins,
     follows[28:31, 5:25] = True  # and something thin that no body is joined to
-    found = pieces(follows, front)
+    found = pieces(follows, front)[0]
     assert np.array_equal(found > 0, follows) and len(np.unique(found)) == 3  # a head and a trunk are one
     front[22:] = 0.2
-    found = pieces(follows, front)
+    found = pieces(follows, front)[0]
     assert np.array_equal(found > 0, follows) and len(np.unique(found)) == 4
     own, other = found[10, 10], found[30, 40]
     assert own != other and (found[4:16, 4:20] == own).all() and (found[24:36, 30:50] == other).all()
     assert (found[8:11, 20:30] == own).all() and (found[18:24, 44:47] == other).all()
+    front[26:30, 34:38] = 0.9  # what lies in front on it is of both
+    found, besides = pieces(follows, front)
+    assert (found[26:30, 34:38] == other).all() and (besides[26:30, 34:38] == own).all()
+    assert np.array_equal(besides[front < 0.5], found[front < 0.5])
     follows[4:36, 20:30] = True  # a wide one makes them one
-    assert pieces(follows, front)[10, 10] == pieces(follows, front)[30, 40]
+    assert len(np.unique(pieces(follows, front)[:, [10, 30], [10, 40]])) == 1
 
 
 def test_what_hangs_in_front_across_a_small_gap_is_of_one_piece():
@@ -729,7 +749,7 @@ def test_what_hangs_in_front_across_a_small_gap_is_of_one_piece():
     follows[basket] = follows[across] = True  # its basket, and one of another
     for lies, together in ((0.9, True), (0.1, False)):
         front = np.full(follows.shape, lies)
-        found = pieces(follows, front)
+        found = pieces(follows, front)[0]
         assert found[10:30, 20:40].min() == found[10:30, 20:40].max() > 0
         assert (found[20, 30] == found[36, 30]) == together and found[36, 53] not in (0, found[20, 30])
         assert not found[~follows].any()

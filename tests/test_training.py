@@ -387,13 +387,13 @@ def test_the_motion_prior_learns():
     torch.manual_seed(0)
     small = MotionPrior(widths=(16, 16, 16), features=8)
     optimisers = optimisers_for(small, 3e-3)
-    before = prior.motion_loss(small, batch())["loss"].item()
+    before = prior.motion_loss(small, batch(), World())["loss"].item()
     for _ in range(8):
-        prior.motion_loss(small, batch())["loss"].backward()
+        prior.motion_loss(small, batch(), World())["loss"].backward()
         for optimiser in optimisers:
             optimiser.step()
             optimiser.zero_grad()
-    assert prior.motion_loss(small, batch())["loss"] < 0.97 * before
+    assert prior.motion_loss(small, batch(), World())["loss"] < 0.97 * before
 
 
 def test_what_is_not_shared_counts_each_thing_that_has_tracks():
@@ -421,7 +421,7 @@ def test_a_deepened_prior_says_the_same_until_it_has_learned(tmp_path):
     places, valid = batch["anchors"][:, :4], batch["valid"][:, :4]
     before, after = (each.features(batch["image"], places, valid)[0].queries for each in (shallow, deep))
     assert torch.equal(before, after)
-    prior.motion_loss(deep, batch)["loss"].backward()
+    prior.motion_loss(deep, batch, World())["loss"].backward()
     assert all(block.convs[1].weight.grad.abs().max() > 0 for block in deep.modules() if isinstance(block, Residual))
     deep.save_pretrained(tmp_path / "motion_prior")
     assert len(list(prior.prior_to_train(tmp_path).parameters())) == len(list(deep.parameters()))
@@ -446,7 +446,7 @@ def test_the_matte_learns():
     batch = samples(lambda rng: matte.sample(rng, EMPTY))()
     torch.manual_seed(0)
     prior_, net = MotionPrior(widths=(8, 8), features=4).eval().requires_grad_(False), Matte(widths=(8, 8))
-    assert falls(lambda: matte.matte_loss(prior_, net, batch)["loss"], net, steps=12)
+    assert falls(lambda: matte.matte_loss(prior_, net, batch, World())["loss"], net, steps=12)
 
 
 def test_the_matte_is_to_leave_whole_what_the_prior_takes_for_a_thing_unless_an_outline_is_near(monkeypatch):
@@ -457,7 +457,7 @@ def test_the_matte_is_to_leave_whole_what_the_prior_takes_for_a_thing_unless_an_
     whole = torch.where(batch["open"], 1.0, opaque)
 
     def loss(found):
-        return matte.matte_loss(None, lambda picture, cells: torch.logit(found, 1e-6), batch)["loss"].item()
+        return matte.matte_loss(None, lambda picture, cells: torch.logit(found, 1e-6), batch, World())["loss"].item()
 
     assert loss(whole) < 1e-3 < loss(opaque)
     assert loss(opaque) == pytest.approx((2 * counts * (whole - opaque)).sum().item() / counts.sum().item(), rel=0.02)
@@ -650,6 +650,9 @@ def test_wrong_shards_are_named(record, tmp_path):
         Clips(tmp_path, PRESET, 4)
     with pytest.raises(InputError, match="48 latent channels; wan2.1-1.3b has 16"):
         Clips(tmp_path, PRESETS["wan2.1-1.3b"], 3)
+    write_shard(path, [{name: value for name, value in record.items() if name != "prior"}])
+    with pytest.raises(InputError, match="lacks prior, which embedded is told: write shards for this preset"):
+        Clips(tmp_path, PRESET, 3)
     wrong = {"latents": record["latents"][0], "points": record["points"][:, :-1], "visible": record["points"]}
     for name in wrong:
         write_shard(path, [record | {name: wrong[name]}])

@@ -405,6 +405,15 @@ def test_a_widened_network_is_the_model_it_comes_from(tmp_path):
     torch.testing.assert_close(x0, z - t.view(-1, 1, 1, 1, 1) * velocity, atol=1e-5, rtol=1e-4)
 
 
+def test_a_model_with_other_channels_is_not_widened_even_from_a_folder_of_diffusers(tmp_path):
+    known = PLAIN.transformer_config()
+    more = known["in_channels"] - PLAIN.track_channels + 4
+    MotionTransformer(**(known | {"in_channels": more})).save_pretrained(tmp_path / "transformer")
+    (tmp_path / "model_index.json").write_text('{"_class_name": "WanImageToVideoPipeline"}')
+    with pytest.raises(InputError, match=f"has {more} input channels"):
+        widened_network(PLAIN, tmp_path / "transformer")
+
+
 def test_a_network_without_a_motion_prior_starts_from_one_that_had_it(tmp_path):
     parts, source = tmp_path / "parts", network()
     MotionPrior(widths=(8, 8), features=4).save_pretrained(parts / "motion_prior")

@@ -18,20 +18,22 @@ def connect(weights: Tensor, front: Tensor, anchors: Tensor) -> Tensor:
     """
     rows, columns = front.shape
     follows = (1 - weights[:, 0] > FOLLOWS).view(rows, columns)
-    piece = torch.from_numpy(pieces(follows.numpy(), front.numpy())).flatten()
+    piece, on_it = torch.from_numpy(pieces(follows.numpy(), front.numpy())).flatten(1)
     cells = (anchors / CELL).long().clamp(torch.zeros(2).long(), torch.tensor([columns, rows]) - 1)
-    attached = piece[cells[:, 1] * columns + cells[:, 0]]
-    kept = weights[:, 1:] * ((piece[:, None] == attached) & (attached > 0))
+    attached = on_it[cells[:, 1] * columns + cells[:, 0]]
+    kept = weights[:, 1:] * (((piece[:, None] == attached) | (on_it[:, None] == attached)) & (attached > 0))
     total = kept.sum(1, keepdim=True)
     kept = torch.where(total > 0, kept / total.clamp_min(1e-12) * weights[:, 1:].sum(1, keepdim=True), 0.0)
     return torch.cat([(1 - kept.sum(1, keepdim=True)).clamp(0, 1), kept], 1)
 
 
 def pieces(follows: np.ndarray, front: np.ndarray) -> np.ndarray:
-    """The number of the piece that each cell is of, int [h, w]; 0 where it does not follow, bool [h, w].
+    """The number of the piece that each cell is of, and of the one that it is of besides, int [2, h, w]; 0 where it
+    does not follow, bool [h, w].
 
     A patch of background to which only a neck leads, of a rope or a foot, is a piece of its own; a head is not, since
-    it lies in front, see `connect`; nor is a basket a few cells below its balloon.
+    it lies in front, see `connect`; nor is a basket a few cells below its balloon. What lies in front on such a patch
+    is of the patch and of what it is connected to: where a pin holds the sky, a basket is the balloon's still.
     """
     across, over = (cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * side + 1, 2 * side + 1)) for side in (NECK, GAP))
     bodies, number = cv2.connectedComponents(cv2.erode(follows.astype(np.uint8), across))
@@ -43,4 +45,5 @@ def pieces(follows: np.ndarray, front: np.ndarray) -> np.ndarray:
     patch = (number > 0) & (lies[number] < IN_FRONT)
     bridged = cv2.morphologyEx((follows & (front > IN_FRONT)).astype(np.uint8), cv2.MORPH_CLOSE, over)
     joined = cv2.connectedComponents(bridged | follows.astype(np.uint8))[1]
-    return np.where(patch, number, np.where(follows, bodies + joined, 0))
+    whole = np.where(follows, bodies + joined, 0)
+    return np.stack([np.where(patch, number, whole), np.where(patch & (front < IN_FRONT), number, whole)])

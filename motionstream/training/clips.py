@@ -401,6 +401,12 @@ class Clips:
                     f"{path} has {channels} latent channels; {self.preset.name} has "
                     f"{self.preset.latent_channels}: write shards for this preset"
                 )
+            own = {"prior", "confidence"} if self.preset.motion_prior else set()
+            own |= {"image"} if self.preset.image_conditioning == "channel_concat" else set()
+            if lacking := sorted(own - shapes.keys()):
+                raise InputError(
+                    f"{path} lacks {', '.join(lacking)}, which {self.preset.name} is told: write shards for this preset"
+                )
             if length < self.chunks * self.preset.chunk_size:
                 raise InputError(
                     f"{path} has clips of {length // self.preset.chunk_size} chunks; this stage takes "

@@ -267,7 +267,7 @@ def train_motion_prior(args: argparse.Namespace, world: World) -> None:
     net = prior.prior_to_train(Path(args.model) if args.model else None).to(world.device)
     data = made_samples(lambda rng: prior.sample(rng, library), schedule, args.seed, world, args.workers)
     optimisers = optimisers_for(net, recipe.rate, recipe.muon)
-    player = Player("motion prior", net, lambda batch: prior.motion_loss(net, batch), optimisers)
+    player = Player("motion prior", net, lambda batch: prior.motion_loss(net, batch, world), optimisers)
     trainer = Trainer(Stage([player], data), args.out, schedule, world)
     trainer.train(lambda: save_part(net, args.out / "model" / "motion_prior", world))
 
@@ -279,7 +279,8 @@ def train_matte(args: argparse.Namespace, world: World) -> None:
     seeing = load_component(folder / "motion_prior").to(world.device).eval().requires_grad_(False)
     net = (load_component(folder / "matte") if (folder / "matte").is_dir() else Matte()).to(world.device)
     data = made_samples(lambda rng: matte.sample(rng, library), schedule, args.seed, world, args.workers)
-    player = Player("matte", net, lambda batch: matte.matte_loss(seeing, net, batch), optimisers_for(net, recipe.rate))
+    optimisers = optimisers_for(net, recipe.rate)
+    player = Player("matte", net, lambda batch: matte.matte_loss(seeing, net, batch, world), optimisers)
     trainer = Trainer(Stage([player], data), args.out, schedule, world)
     trainer.train(lambda: save_part(net, args.out / "model" / "matte", world))
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from motionstream.model.matte import Matte
 from motionstream.model.motion_prior import MotionPrior
 from motionstream.training.clips import to_tensor
+from motionstream.training.parallel import World
 from motionstream.training.pictures import Library
 from motionstream.training.prior import MAX_TRACKS, points_of_any_kind, rarity
 from motionstream.training.scenes import opacity, random_scene, render_frame
@@ -54,13 +55,13 @@ def seen_by(prior: MotionPrior, picture: Tensor, anchors: Tensor, valid: Tensor,
     return prior.look(F.avg_pool2d(picture, smaller), anchors[valid] / smaller)[1]
 
 
-def matte_loss(prior: MotionPrior, matte: Matte, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+def matte_loss(prior: MotionPrior, matte: Matte, batch: dict[str, Tensor], world: World) -> dict[str, Tensor]:
     """Mean difference of opacities, where too little counts more; "given" is that of what the prior sees in front.
 
     Background far from any outline that the prior takes for a thing goes along as one: it is to stay whole.
     """
     picture, counts = batch["picture"], batch["counts"]
-    with torch.autocast("cpu", torch.bfloat16):
+    with world.autocast():
         parts = zip(picture, batch["anchors"], batch["valid"], batch["smaller"].tolist(), strict=True)
         cells = [F.interpolate(seen_by(prior, *part)[None], picture.shape[-2:], mode="bilinear") for part in parts]
         cells = torch.cat(cells)

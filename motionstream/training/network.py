@@ -126,7 +126,8 @@ class Network(nn.Module):
             moved = moved[:, :, part]
             if hidden is not None:
                 lost = hidden.repeat_interleave(size, dim=1)[:, None, part, None, None]
-                held = torch.cat([still, held], dim=2)[clips, :, before].movedim(1, 2)
+                held = still if held is None else torch.cat([still, held], dim=2)  # None: of clips of one chunk
+                held = held[clips, :, before].movedim(1, 2)
                 moved = torch.where(lost, held.repeat_interleave(size, dim=2)[:, :, part], moved)
             return torch.where(given, moved, still)
 
@@ -265,7 +266,8 @@ def widened_network(preset: Preset, folder: Path, world: World | None = None, sk
     narrow, wide = weights.get("patch_embedding.weight"), transformer.patch_embedding.weight
     moved = preset.latent_channels + preset.temporal_stride if preset.motion_prior else 0
     lacking = preset.track_channels + moved
-    if narrow is not None and (folder.parent / "model_index.json").is_file():
+    index = folder.parent / "model_index.json"  # diffusers' folders have one, too
+    if narrow is not None and index.is_file() and "preset" in read_json(index):
         narrow = narrow[:, : wide.shape[1] - lacking]
     if narrow is None or narrow.shape[1] + lacking != wide.shape[1]:
         given = "no patch_embedding.weight" if narrow is None else f"{narrow.shape[1]} input channels"

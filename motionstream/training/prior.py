@@ -19,6 +19,7 @@ from motionstream.model.checkpoint import load_component
 from motionstream.model.motion_prior import Cells, Grips, MotionPrior
 from motionstream.model.warping import CELL, cell_centres, least_squares_motion
 from motionstream.training.clips import to_tensor
+from motionstream.training.parallel import World
 from motionstream.training.pictures import Library
 from motionstream.training.scenes import (
     MAX_LAYERS,
@@ -162,10 +163,10 @@ def _weighed(
     return centres, prior.weigh(centres, looked_at, anchors, grips, valid), looked_at.front
 
 
-def motion_loss(prior: MotionPrior, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+def motion_loss(prior: MotionPrior, batch: dict[str, Tensor], world: World) -> dict[str, Tensor]:
     most = max(1, int(batch["valid"].sum(1).max()))  # the rest is padding
     anchors, moved, valid, group = (batch[name][:, :most] for name in ("anchors", "moved", "valid", "group"))
-    with torch.autocast("cpu", torch.bfloat16):
+    with world.autocast():
         everywhere, grips = prior.features(batch["image"], anchors, valid)
     centres, weights, front = _weighed(prior, everywhere, batch["cells"], anchors, grips, valid)
     _, anywhere, _ = _weighed(prior, everywhere, batch["anywhere"], anchors, grips, valid)

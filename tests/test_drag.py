@@ -207,6 +207,19 @@ def test_a_drag_out_of_the_frame_is_invisible_not_clamped():
     assert source.tracks_for(request(1)).visible[-1, 0]  # and back
 
 
+def test_of_a_grid_across_the_frames_edge_only_the_points_inside_hold_something():
+    source = DragSource()
+    source.apply({"kind": "grid", "spacing": 16, "size": 3})
+    source.apply(drag(1, "start", sample(4, 80, 0)))
+    source.apply(drag(1, "move", sample(60, 80, 100)))
+    first = source.tracks_for(request(0))
+    assert first.visible[0].sum() == 6 and (first.points[-1, :, 0] > 0).all()
+    source.apply(drag(1, "move", sample(120, 80, 200)))
+    later = source.tracks_for(request(1))
+    for tracks in (first, later):
+        assert (tracks.visible == first.visible[0]).all()
+
+
 def test_release_holds_or_lets_go():
     source = DragSource(release="hold")
     source.apply(drag(1, "start", sample(10, 20, 0)))

@@ -166,22 +166,23 @@ class _Pin:
     """A rigid grid that stands still where its anchor is in the newest frame; the base of the moving controls.
 
     anchor: [2], pixels, in the stream frame `frame`; place: [2], the grid's centre in the newest frame generated, None
-    until `carry` has found it; begun: whether it has had a chunk; over: no more tracks after this chunk; hand: a drag
-    that it follows; moved: [T, 2], how far it went in each frame of the newest chunk.
+    until `carry` has found it; holds: bool [N], its points that were in the frame in its first chunk, None before: the
+    others hold nothing, wherever they come; over: no more tracks after this chunk; hand: a drag that it follows; moved:
+    [T, 2], how far it went in each frame of the newest chunk.
     """
 
     def __init__(self, spacing: float, size: int, ids: np.ndarray, anchor: tuple[float, float], frame: int):
         self.spacing, self.size, self.ids = spacing, size, ids
         self.anchor, self.frame = np.array(anchor), frame
         self.place: np.ndarray | None = None
-        self.begun = self.over = False
+        self.holds: np.ndarray | None = None
+        self.over = False
         self.hand: _Drag | None = None
         self.moved = np.zeros((1, 2))
 
     def tracks(self, request: ChunkRequest) -> Tracks:
         # Frames since `place`: where a track begins is what it holds, so it begins there, a frame late.
-        steps = np.arange(request.frames) + self.begun
-        self.begun = True
+        steps = np.arange(request.frames) + (self.holds is not None)
         if self.hand:
             centers = np.repeat(self.place[None], len(steps), axis=0) + self.hand.moved
             visible, self.over = np.ones(len(steps), bool), self.hand.over
@@ -189,7 +190,9 @@ class _Pin:
             centers, visible = self.motion(steps, request.fps)
         self.moved, self.place = centers - self.place, centers[-1]
         grid = Tracks.rigid_grid(centers, self.spacing, self.size, self.ids)
-        return Tracks(grid.points, grid.visible & visible[:, None], grid.ids)
+        if self.holds is None:
+            self.holds = grid.in_frame(request.width, request.height).visible[0]
+        return Tracks(grid.points, grid.visible & visible[:, None] & self.holds, grid.ids)
 
     def motion(self, steps: np.ndarray, fps: float) -> tuple[np.ndarray, np.ndarray]:
         """Centres [T, 2] and visibility [T] at `steps` frames after `place`."""

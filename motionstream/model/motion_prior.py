@@ -43,6 +43,7 @@ from motionstream.model.warping import (
     IN_FRONT,
     PARTS,
     SEEN,
+    are_dense,
     around,
     at_points,
     behind,
@@ -59,6 +60,7 @@ from motionstream.model.warping import (
     in_the_first_frame,
     meet,
     mirrored,
+    nearest_cells,
     on_all_cores,
     on_top,
     outlines,
@@ -69,12 +71,14 @@ from motionstream.model.warping import (
     showing,
     splat,
     surely,
+    tracked_cells,
     without_seams,
 )
 from motionstream.tracks import Tracks
 
 CERTAIN = 3.0  # log-odds with which a track moves the place it is attached to, at the least
 MOST, FADES = 0.8, 0.2  # of the cells: if fewer have moved, the ground stays; from how many fewer on all of it
+LEAST = 0.01  # of a frame that shows the picture, from which on it tells how the picture moves as a whole
 LOOK = 320 * 192  # pixels, at the least, of the picture that the U-Net sees: in smaller ones it cuts off what is thin
 
 
@@ -218,7 +222,7 @@ def trend_of(backward: np.ndarray, sure: np.ndarray) -> np.ndarray:
     """
     known = sure > 0.5
     moved = np.square(backward).sum(0) > PARTS**2
-    if known.all() or known.mean() < 1 - MOST or moved[known].mean() < MOST:
+    if known.all() or known.mean() < LEAST or moved[known].mean() < MOST:
         return np.zeros(1, np.float32)
     numbers = cell_numbers(*sure.shape)
     places = np.vstack([np.ones_like(numbers[:1]), numbers - numbers[:, known.ravel()].mean(1, keepdims=True)])
@@ -238,7 +242,8 @@ class PriorState:
     anchors: dict[int, Tensor] = field(default_factory=dict)  # id -> [2], its place in the first frame
     firsts: dict[int, Tensor] = field(default_factory=dict)  # id -> [2], its place where it was first seen
     pairs: Tensor | None = None  # [2, K]: see `straddling`
-    held: Tensor | None = None  # [N, 2] base at the anchors
+    dense: bool = False  # whether tracks are all over the picture
+    held: Tensor | None = None  # [N, 2] how far each track had come when the present set began
     newest: Tensor | None = None  # [N, 2] each track's newest known displacement on top of that
     weights: Tensor | None = None  # [P, 1 + N]
     front: Tensor | None = None  # [P]
@@ -395,21 +400,23 @@ class MotionPrior(ModelMixin, ConfigMixin):
         with torch.autocast("cpu", enabled=False):  # second moments need all the digits of float32
             for number, leading in enumerate(~idle):
                 here = frames == number
-                displacement[here] += self._led(state, leading, anchors, moved[here], visible[here])
+                counted = visible if state.dense else told  # trackers do not see what is out of the frame
+                displacement[here] += self._led(state, leading, anchors, moved[here], counted[here])
         state.latest = displacement[-1].clone()
         return displacement
 
-    def _led(self, state: PriorState, leading: Tensor, anchors: Tensor, moved: Tensor, visible: Tensor) -> Tensor:
-        """Motion of all cells [T, P, 2] on top of the base, by those tracks, bool [N], that lead."""
-        rows, anchors, moved, visible = state.size[0] // CELL, anchors[leading], moved[:, leading], visible[:, leading]
+    def _led(self, state: PriorState, leading: Tensor, anchors: Tensor, moved: Tensor, counted: Tensor) -> Tensor:
+        """Motion of all cells [T, P, 2] on top of the base, by those tracks, bool [N], that lead; counted [T, N]: those
+        of which it is known where they are."""
+        rows, anchors, moved, counted = state.size[0] // CELL, anchors[leading], moved[:, leading], counted[:, leading]
         weights = state.weights
         if not leading.all():
             weights = weights[:, F.pad(leading, (1, 0), value=True)]
             weights = weights / weights.sum(1, keepdim=True).clamp_min(1e-12)
-        motion, share = decided_motion(weights, cell_centres(*state.size), anchors, moved, visible, self.ridge.exp())
+        motion, share = decided_motion(weights, cell_centres(*state.size), anchors, moved, counted, self.ridge.exp())
         motion = settle(motion * share[..., None], *state.outlines)
         motion, share = borne(motion, share, state.bearer, rows)
-        return meet(motion, share, anchors, moved, visible, rows)
+        return meet(motion, share, anchors, moved, counted, rows)
 
     def look(self, image: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Weights [P, 1 + N] of the cells of an image [3, H, W] under tracks with these anchors [N, 2], see `weigh`;
@@ -436,6 +443,7 @@ class MotionPrior(ModelMixin, ConfigMixin):
     def _regroup(self, state: PriorState, tracks: Tracks, points: Tensor, visible: Tensor) -> None:
         """Takes in a new set of tracks: bakes the motion so far, anchors the newcomers, weighs all of them anew."""
         state.base = state.latest
+        reached = {} if state.held is None else dict(zip(state.ids, state.held + state.newest, strict=True))
         state.ids = tuple(tracks.ids.tolist())
         centres, moved = cell_centres(*state.size), bool(state.base.any())
         begun = {}
@@ -466,7 +474,12 @@ class MotionPrior(ModelMixin, ConfigMixin):
         state.ground = cv2.resize(bare.astype(np.float32), (width, height))
         base = state.base.T.unflatten(1, (height // CELL, width // CELL))[None]
         state.held = at_points(base, anchors[None])[0]
+        # Exactly where it was grabbed, or has come to, so that nothing jumps, whatever the motion missed; but where
+        # tracks are dense, and come and go all the time, that is made up for.
+        state.dense = bool(len(anchors)) and are_dense(nearest_cells(tracked_cells(anchors.numpy(), *seen[0].shape))[0])
         for n, track in enumerate(state.ids):
-            if track in begun:  # exactly where it was grabbed, so that nothing jumps
+            if track in begun:
                 state.held[n] = begun[track]
+            elif not state.dense:
+                state.held[n] = reached[track]
         state.newest = torch.zeros_like(state.held)

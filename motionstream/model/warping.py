@@ -5,6 +5,7 @@ the new frame and turned around (`splat`, `close_gaps`); through that the first 
 what nothing has landed on is filled with what lies behind (`fill_holes`).
 """
 
+import math
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -24,6 +25,7 @@ SEAM = 2  # pixels along a hole that show the edge of what has left it, and so b
 RIM = 3  # pixels along a hole whose colours are mixed with those of what has left it
 PARTS = 2.0  # pixels by which motions differ, at the least, where things part
 ABRUPT = 0.5  # share of a change of motion within five cells that is one step, where things part
+FINEST = 4  # times two to a side, at the most, that cells are laid out finer
 STRETCHED, WIDELY = 1.0, 0.01  # pixels by which cells move apart that are laid out finer, and the share that must
 IN_FRONT = 0.5  # how far in front, of 1, a cell of a thing lies
 BEHIND = 0.3  # by how much, of 1, background lies behind an object
@@ -263,13 +265,15 @@ def splat(displacement: np.ndarray, front: np.ndarray, height: int, width: int) 
     displacement [P, 2] pixels, front [P]. Each cell is laid on the four cells that it lands between; where several
     land, the ones in front win, and where their motions part, the one that counts most and those like it. Returns
     backward [2, h, w] in pixels (what to add to a new pixel's place to find it in the first frame) and coverage [h, w]:
-    the area that landed there, 1 where nothing stretched.
+    the area that landed there, 1 where nothing stretched; more of it where all grows to more than four times.
     """
     h, w = height // CELL, width // CELL
     change, parts = steps(displacement.T.reshape(2, h, w))
-    stretched = np.count_nonzero((change > STRETCHED) & ~parts)
-    finer = 1 + (stretched > np.count_nonzero(parts) + WIDELY * parts.size)  # some are beside where things part
-    if finer > 1:  # else there would be gaps between what was together
+    stretched, finer = change[(change > STRETCHED) & ~parts], 1
+    if len(stretched) > np.count_nonzero(parts) + WIDELY * parts.size:  # some are beside where things part
+        # Else there would be gaps between what was together.
+        grown = 1 + np.median(stretched) / CELL
+        finer = 2 * min(FINEST, math.ceil(grown / 4))
         fine = enlarged_motion(displacement.T.reshape(2, h, w), np.ones((h, w), np.float32), finer)
         displacement, front = fine.reshape(2, -1).T, front.reshape(h, w).repeat(finer, 0).repeat(finer, 1).ravel()
     landed = (cell_numbers(finer * h, finer * w) + np.float32(0.5) + finer / CELL * displacement.T) / finer
@@ -292,7 +296,7 @@ def splat(displacement: np.ndarray, front: np.ndarray, height: int, width: int) 
     cells = np.cumsum(part) - 1  # numbers of those where motions part
     motion = displacement[landing % len(displacement)]
     moved[:, part] = _foremost(cells[index[landing]], weight.ravel()[landing], motion, np.count_nonzero(part)).T
-    return -moved, sums(share) / finer**2
+    return -moved, sums(share) / min(finer, 2) ** 2
 
 
 def _foremost(cells: np.ndarray, weight: np.ndarray, motion: np.ndarray, count: int) -> np.ndarray:

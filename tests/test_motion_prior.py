@@ -738,6 +738,12 @@ def test_a_pin_on_the_sky_does_not_take_the_basket_from_the_balloon():
     kept = connect(torch.from_numpy(weights).flatten(0, 1), front, anchors).view(rows, columns, 3).numpy()
     assert (kept[balloon | basket][:, 1] > 0.8).all() and not kept[~(balloon | basket | ropes)][:, 1].any()
     assert (kept[:, 24:][..., 2] > 0.9).all()
+    # A track on the basket itself takes the balloon along, and the basket's rim, which the prior does not see in front.
+    rim = cv2.dilate(basket.view(np.uint8), np.ones((3, 3), np.uint8)).view(bool) & ~basket & ~ropes
+    weights[rim] = [0.05, 0.9, 0.05]
+    anchors[0] = torch.tensor([23.0, 34.0])
+    kept = connect(torch.from_numpy(weights).flatten(0, 1), front, anchors).view(rows, columns, 3).numpy()
+    assert (kept[balloon | basket | rim][:, 1] > 0.8).all()
 
 
 def test_connecting_changes_nothing_where_everything_moves_together():

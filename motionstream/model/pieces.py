@@ -18,10 +18,10 @@ def connect(weights: Tensor, front: Tensor, anchors: Tensor) -> Tensor:
     """
     rows, columns = front.shape
     follows = (1 - weights[:, 0] > FOLLOWS).view(rows, columns)
-    piece, on_it = torch.from_numpy(pieces(follows.numpy(), front.numpy())).flatten(1)
+    of = torch.from_numpy(pieces(follows.numpy(), front.numpy())).flatten(1)
     cells = (anchors / CELL).long().clamp(torch.zeros(2).long(), torch.tensor([columns, rows]) - 1)
-    attached = on_it[cells[:, 1] * columns + cells[:, 0]]
-    kept = weights[:, 1:] * (((piece[:, None] == attached) | (on_it[:, None] == attached)) & (attached > 0))
+    attached = of[:, cells[:, 1] * columns + cells[:, 0]]
+    kept = weights[:, 1:] * ((of[..., None] == attached[:, None]) & (attached[:, None] > 0)).any(0)
     total = kept.sum(1, keepdim=True)
     kept = torch.where(total > 0, kept / total.clamp_min(1e-12) * weights[:, 1:].sum(1, keepdim=True), 0.0)
     return torch.cat([(1 - kept.sum(1, keepdim=True)).clamp(0, 1), kept], 1)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from motionstream.model.warping import CELL, IN_FRONT, NARROW, PARTS, medians
+from motionstream.model.warping import CELL, IN_FRONT, NARROW, medians, parting
 
 THIN = 0.3  # by how much, of 1, a limb lies in front of what is around it
 LIMB = 16  # steps of up to two cells from the inside of a thing to the end of a limb
@@ -48,7 +48,8 @@ def borne(motion: Tensor, share: Tensor, bearer: Tensor, rows: int) -> tuple[Ten
     that would stay behind go along with what bears them instead, without specks; bearer: see `limbs`."""
     limb = (bearer != torch.arange(len(bearer))).nonzero()[:, 0]
     own, taken = motion[:, limb], motion[:, bearer[limb]]
-    stays = ((taken - own).norm(dim=2) > PARTS) & (taken.norm(dim=2) > own.norm(dim=2))
+    parts = torch.tensor([parting(frame) for frame in motion.numpy()])[:, None]
+    stays = ((taken - own).norm(dim=2) > parts) & (taken.norm(dim=2) > own.norm(dim=2))
     motion, share, changed = motion.clone(), share.clone(), stays.any(1)
     motion[:, limb] = torch.where(stays[..., None], taken, own)
     share[:, limb] = torch.where(stays, share[:, bearer[limb]], share[:, limb])

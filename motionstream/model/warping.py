@@ -24,6 +24,7 @@ AROUND = 32  # pixels from a hole within which there should be something of what
 SEAM = 2  # pixels along a hole that show the edge of what has left it, and so belong to the hole
 RIM = 3  # pixels along a hole whose colours are mixed with those of what has left it
 PARTS = 2.0  # pixels by which motions differ, at the least, where things part
+PART = 0.3  # share of what moves farthest that does, where all moves little
 ABRUPT = 0.5  # share of a change of motion within five cells that is one step, where things part
 FINEST = 4  # times two to a side, at the most, that cells are laid out finer
 STRETCHED, WIDELY = 1.0, 0.01  # pixels by which cells move apart that are laid out finer, and the share that must
@@ -38,6 +39,7 @@ DECIDED = 7.0  # power of the odds with which a cell goes with one motion, not w
 MODES = 4  # motions, at the most, that are told apart
 GOES = 16.0  # power of the odds with which a cell goes at all: what goes a part of the way is torn off its thing
 SAME, TURNED = 4.0, 0.3  # pixels, and share of how far they go, by which motions of one thing that turns may differ
+LITTLE = 0.1  # pixels that are hardly a motion
 CUT = 0.7  # share of a change of motion that lies within NARROW cells where two things touch
 NARROW, WIDE = 5, 17  # cells
 FEW = 4  # cells, of the coarsest level of what holes are filled with, that are no more than one
@@ -90,7 +92,9 @@ def decided_motion(
     off = torch.cdist(motions, modes)
     nearest, far = F.one_hot(off.argmin(2), MODES).mT, modes.norm(dim=2)
     within = ((nearest * off.mT.square()).sum(2) / nearest.sum(2).clamp_min(1)).sqrt()  # a mode stands for all of these
-    spread = SAME + TURNED * torch.maximum(far[:, None], far[:, :, None]) + within[:, None] + within[:, :, None]
+    less, more = (pick(far[:, None], far[:, :, None]) for pick in (torch.minimum, torch.maximum))
+    # What stays is nothing like what moves, be it ever so little: together they would make motion between and beyond.
+    spread = less.clamp(LITTLE, SAME) + TURNED * more + within[:, None] + within[:, :, None]
     alike = torch.exp(-torch.cdist(modes, modes).square() / (2 * spread**2))
     of_modes = torch.cat([torch.ones_like(moments[:1]), moments])[:, :, None] * nearest
     sums = (of_modes.flatten(0, 2) @ weights.T).unflatten(0, of_modes.shape[:3])  # [1 + moments, T, modes, P]
@@ -150,27 +154,32 @@ def settle(motion: Tensor, outline: Tensor, rim: Tensor, foremost: Tensor) -> Te
     narrow, wide = (np.ones((side, side), np.uint8) for side in (NARROW, WIDE))
 
     def settled(frame: np.ndarray) -> np.ndarray:
-        cut = medians(frame)
+        cut, parts = medians(frame), parting(frame)
         for x in cut:
             most, least = cv2.dilate(x, narrow), cv2.erode(x, narrow)
             step = most - least
-            sharp = (step > CUT * (cv2.dilate(x, wide) - cv2.erode(x, wide))) & (step > PARTS) & outline
+            sharp = (step > CUT * (cv2.dilate(x, wide) - cv2.erode(x, wide))) & (step > parts) & outline
             np.copyto(x, np.where(most - x < x - least, most, least), where=sharp)
         taken = cut.reshape(2, -1)[:, front]
-        along = rim & (cv2.magnitude(*(taken - cut)) > PARTS)
+        along = rim & (cv2.magnitude(*(taken - cut)) > parts)
         return medians(np.where(along, taken, cut))
 
     grids = motion.transpose(1, 2).unflatten(2, outline.shape).numpy()
     return torch.from_numpy(np.stack(on_all_cores(settled, grids))).flatten(2).transpose(1, 2)
 
 
+def parting(motion: np.ndarray) -> float:
+    """Pixels by which motion of cells differs, at the least, where things part: fewer when a drag has just begun."""
+    return min(PARTS, PART * float(np.abs(motion).max()))
+
+
 def medians(motion: np.ndarray, side: int = 5) -> np.ndarray:
     """Of the motion [2, h, w] of cells, over so many to a side; what would then go alone goes with those beside it."""
     beside = np.uint8([[0, 1, 0], [1, 0, 1], [0, 1, 0]])
-    found = [cv2.medianBlur(along, side) for along in motion]
+    found, parts = [cv2.medianBlur(along, side) for along in motion], parting(motion)
     for along in found:
         most, least = cv2.dilate(along, beside), cv2.erode(along, beside)
-        alone = (most - least < PARTS) & ((along > most + PARTS) | (along < least - PARTS))
+        alone = (most - least < parts) & ((along > most + parts) | (along < least - parts))
         np.copyto(along, (most + least) / 2, where=alone)
     return np.stack(found)
 

@@ -261,7 +261,8 @@ class _Stream:
         with inference(model):
             self.picture = upload(torch.tensor(image), model.device).permute(2, 0, 1) / 127.5 - 1
             self.image_tokens = self.look()
-            self.prior = model.motion_prior.start(self.picture) if model.motion_prior else None
+            shown = None if sharp is None else torch.tensor(sharp).permute(2, 0, 1) / 127.5 - 1
+            self.prior = model.motion_prior.start(self.picture, shown) if model.motion_prior else None
             self.encoder, self.prior_encoder = model.vae.encoder_stream(), model.vae.encoder_stream()
             self.decoder = model.decoder.decoder_stream()
             self.known = self.encode_picture(0)

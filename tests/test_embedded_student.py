@@ -70,11 +70,12 @@ def test_bright_things_fall(student, effect):
 def displacement(model: Model, name: str, budget: int) -> tuple[np.ndarray, Tracks]:
     """How far the cells [h, w] of an example are after its own drags, pixels, and these, 45 frames."""
     fit = partial(fit_pictures, model.preset, Choice(budget))
-    image, _ = fit(read_image(EXAMPLES / f"{name}.jpg"))
+    pictures = fit(read_image(EXAMPLES / f"{name}.jpg"))
     tracks = read_drags(EXAMPLES / f"{name}.json", model.preset, fit).tracks.rows(0, 45)
-    state = model.motion_prior.start(torch.tensor(image).permute(2, 0, 1) / 127.5 - 1)
-    moved = model.motion_prior.motion(state, tracks)[-1].norm(dim=-1)
-    return moved.view(*(side // CELL for side in image.shape[:2])).numpy(), tracks
+    with torch.no_grad():
+        state = model.motion_prior.start(*(torch.tensor(image).permute(2, 0, 1) / 127.5 - 1 for image in pictures))
+        moved = model.motion_prior.motion(state, tracks)[-1].norm(dim=-1)
+    return moved.view(*(side // CELL for side in state.size)).numpy(), tracks
 
 
 @pytest.mark.parametrize("name", ["boat", "car", "koi", "ladybird", "planet"])
@@ -101,6 +102,23 @@ def test_a_dragged_fish_takes_its_tail_along(student, budget):
         assert part(*body) == pytest.approx(1, abs=0.1)
     for beside in ((0.5, 0.8), (0.2, 0.5), (0.85, 0.2)):  # water, and another fish
         assert part(*beside) == pytest.approx(0, abs=0.05)
+
+
+@pytest.mark.parametrize("budget", [140, 240])
+def test_a_dragged_ladybird_takes_its_legs_along(student, budget):
+    """They are seen in the sharp copy: in the picture that is generated they are no wider than a pixel."""
+    far, tracks = displacement(student, "ladybird", budget)
+    far /= np.linalg.norm(tracks.points[-1] - tracks.points[0], axis=-1).max()
+    rows, columns = far.shape
+
+    def part(x, y):
+        row, column = int(y * rows), int(x * columns)
+        return far[row - 1 : row + 2, column - 1 : column + 2].max()
+
+    feet = (0.395, 0.38), (0.26, 0.485), (0.24, 0.585), (0.73, 0.475), (0.705, 0.595), (0.59, 0.675)
+    assert [part(*foot) for foot in feet] == pytest.approx([1] * 6, abs=0.1)
+    for leaf in ((0.2, 0.52), (0.8, 0.53), (0.5, 0.75), (0.3, 0.35)):
+        assert part(*leaf) == pytest.approx(0, abs=0.05)
 
 
 class Across:

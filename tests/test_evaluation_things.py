@@ -94,8 +94,9 @@ def test_what_moves_half_as_far_as_the_drag_follows(thing):
     share = torch.linspace(0, 1, 96 * 160)
 
     class Prior:
-        def start(self, image):
-            assert image.shape == (3, 192, 320) and -1 <= image.min() < image.max() <= 1
+        def start(self, image, sharp):
+            assert image.shape == (3, 192, 320) and sharp.shape == (3, 384, 640)
+            assert all(-1 <= picture.min() < picture.max() <= 1 for picture in (image, sharp))
             return "state"
 
         def motion(self, state, tracks):
@@ -103,7 +104,7 @@ def test_what_moves_half_as_far_as_the_drag_follows(thing):
 
     model = SimpleNamespace(motion_prior=Prior(), dtype=torch.float32, device=torch.device("cpu"), turn=Lock())
     tracks = next(things.grabs(thing, np.random.default_rng(0)))[1]
-    follows = things.following(model, thing.picture, tracks)
+    follows = things.following(model, thing, tracks)
     np.testing.assert_array_equal(follows.ravel(), share.numpy() >= 0.5)
 
 

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from motionstream.errors import InputError
-from motionstream.evaluation.motion import add_common, mean_over, report, sheet_place
+from motionstream.evaluation.motion import add_common, largest, mean_over, report, sheet_place
 from motionstream.evaluation.sheets import check_place, draw_tracks
 from motionstream.machine import Choice, fit_pictures, parse_resolution
 from motionstream.model.checkpoint import Model, load_component, load_model
@@ -44,10 +44,12 @@ WAYS = "grid in the middle", "grids anywhere", "single points"
 
 @dataclass(frozen=True)
 class Thing:
-    """picture: uint8 [H, W, 3] at generation size; share: float32 [h, w], how much of each cell is of the thing."""
+    """picture: uint8 [H, W, 3] at generation size; sharp: uint8 [kH, kW, 3], the same as it is shown; share: float32
+    [h, w], how much of each cell is of the thing."""
 
     name: str
     picture: np.ndarray
+    sharp: np.ndarray
     share: np.ndarray
 
     @property
@@ -63,12 +65,12 @@ def outlined(model: Model, choice: Choice, folder: Path) -> Iterator[Thing]:
     """The things of a library, as a visitor's pictures would be shown. Raises `InputError`."""
     library = load_library(folder)
     for number, (photo, mask) in enumerate(library.objects):
-        picture, _ = fit_pictures(model.preset, choice, library.photos[photo])
+        picture, sharp = fit_pictures(model.preset, choice, library.photos[photo])
         height, width = picture.shape[:2]
         fitted = fit_image(np.repeat(mask[..., None], 3, -1), width, height)[..., 0]
         cells = cv2.resize(fitted, (width // CELL, height // CELL), interpolation=cv2.INTER_AREA) / np.float32(255)
         if (cells > UNSURE[1]).mean() > SMALLEST:
-            yield Thing(f"photo {photo}, thing {number}", picture, cells)
+            yield Thing(f"photo {photo}, thing {number}", picture, largest(picture, sharp), cells)
 
 
 def grabs(thing: Thing, rng: np.random.Generator) -> Iterator[tuple[str, Tracks]]:
@@ -110,13 +112,13 @@ def far_ends(whole: np.ndarray, count: int = ENDS) -> list[tuple[int, int]]:
     return found[1:]
 
 
-def following(model: Model, picture: np.ndarray, tracks: Tracks) -> np.ndarray:
-    """Which cells move at least half as far as these tracks, bool [h, w]."""
+def following(model: Model, thing: Thing, tracks: Tracks) -> np.ndarray:
+    """Which cells of its picture move at least half as far as these tracks, bool [h, w]."""
     with inference(model):
-        image = torch.from_numpy(picture).movedim(-1, 0) / 127.5 - 1
-        moved = model.motion_prior.motion(model.motion_prior.start(image), tracks)[-1].float()
+        image, sharp = (torch.from_numpy(p).movedim(-1, 0) / 127.5 - 1 for p in (thing.picture, thing.sharp))
+        moved = model.motion_prior.motion(model.motion_prior.start(image, sharp), tracks)[-1].float()
     far = np.linalg.norm(tracks.points[-1] - tracks.points[0], axis=-1).max()
-    return (moved.norm(dim=-1) >= far / 2).view(picture.shape[0] // CELL, -1).numpy()
+    return (moved.norm(dim=-1) >= far / 2).view(thing.share.shape).numpy()
 
 
 def score(follows: np.ndarray, thing: Thing) -> dict[str, float]:
@@ -137,7 +139,7 @@ def evaluate(model: Model, thing: Thing, seed: int) -> tuple[dict[str, dict[str,
     scores, shown = {way: [] for way in WAYS}, {}
     outline, _ = cv2.findContours(thing.whole.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     for way, tracks in grabs(thing, np.random.default_rng(seed)):
-        follows = following(model, thing.picture, tracks)
+        follows = following(model, thing, tracks)
         scores[way].append(score(follows, thing))
         lit = np.repeat(np.repeat(np.where(follows, 1.0, 0.3), CELL, 0), CELL, 1)[..., None]
         picture = draw_tracks((thing.picture * lit).astype(np.uint8), tracks)

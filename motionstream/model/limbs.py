@@ -38,9 +38,13 @@ def limbs(front: Tensor, anchors: Tensor) -> Tensor:
 
 
 def with_rims(bearer: Tensor, rim: Tensor, foremost: Tensor) -> Tensor:
-    """What bears each cell, see `limbs`, when the rims of limbs go with them; rim, foremost: see `outlines`."""
-    taken = bearer[foremost]
-    return torch.where(rim.flatten() & (taken != foremost), taken, bearer)
+    """What bears each cell, see `limbs`, when the rims of limbs go with them, and what lies between; rim,
+    foremost: see `outlines`."""
+    taken, own = bearer[foremost], torch.arange(len(bearer))
+    bearer = torch.where(rim.flatten() & (taken != foremost), taken, bearer)
+    borne = torch.where(bearer == own, -1, bearer).float().view(rim.shape).numpy()
+    closed = torch.from_numpy(cv2.morphologyEx(borne, cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8))).flatten().long()
+    return torch.where((bearer == own) & (closed >= 0), closed, bearer)
 
 
 def borne(motion: Tensor, share: Tensor, bearer: Tensor, rows: int) -> tuple[Tensor, Tensor]:
@@ -54,6 +58,7 @@ def borne(motion: Tensor, share: Tensor, bearer: Tensor, rows: int) -> tuple[Ten
     motion[:, limb] = torch.where(stays[..., None], taken, own)
     share[:, limb] = torch.where(stays, share[:, bearer[limb]], share[:, limb])
     for frame in changed.nonzero()[:, 0]:
-        cleaned = medians(motion[frame].T.unflatten(1, (rows, -1)).numpy(), 3)
-        motion[frame] = torch.from_numpy(cleaned).flatten(1).T
+        grid = motion[frame].T.unflatten(1, (rows, -1)).numpy()
+        narrow, wide = (torch.from_numpy(medians(grid, side)).flatten(1).T for side in (3, NARROW))
+        motion[frame], motion[frame, limb] = wide, narrow[limb]
     return motion, share

@@ -3,10 +3,10 @@
 A small model cannot learn from minutes of training what every track ID means; it learns at once from a picture that is
 already nearly right. The prior makes it, in three steps:
 
-1. A U-Net reads the first frame (a small one enlarged) and the tracks' anchors, where they start in it, and gives each
-   pixel a feature. How much a pixel follows a track is a softmax over the tracks of feature affinity and nearness,
-   beside one learned choice more: to stay. These weights depend on the picture and the anchors alone, never on the
-   motion.
+1. A U-Net reads the first frame (as sharp as there is, a small one enlarged) and the tracks' anchors, where they start
+   in it, and gives each pixel a feature. How much a pixel follows a track is a softmax over the tracks of feature
+   affinity and nearness, beside one learned choice more: to stay. These weights depend on the picture and the anchors
+   alone, never on the motion.
 2. Each pixel's motion is the moving-least-squares affine map (Schaefer et al. 2006) of the tracks under these weights,
    mostly of those that move as most of its weight does, and of a grid across the edge of a thing those on it alone; cut
    where the U-Net sees one thing in front of another, the same for a thing and what hangs on it (`limbs`), and
@@ -20,6 +20,8 @@ The reference is the first frame for ever. When the set of tracks changes, the m
 which new tracks add; a track that starts later finds its anchor through the inverse of the motion so far.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -80,19 +82,35 @@ CERTAIN = 3.0  # log-odds with which a track moves the place it is attached to, 
 MOST, FADES = 0.8, 0.2  # of the cells: if fewer have moved, the ground stays; from how many fewer on all of it
 LEAST = 0.01  # of a frame that shows the picture, from which on it tells how the picture moves as a whole
 LOOK = 320 * 192  # pixels, at the least, of the picture that the U-Net sees: in smaller ones it cuts off what is thin
+CLOSE = 480 * 288  # the same, for a closer look at what is thin
 
 
 def as_seen(
-    weights: Tensor, front: Tensor, held: Tensor, anchors: Tensor, height: int, width: int
+    weights: Tensor, front: Tensor, held: Tensor, anchors: Tensor, thin: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """What is seen in cells, where limbs are seen as their things are: how far in front they lie, and how much they
     follow tracks that hold what lies in front, not the background, [2, h, w] in [0, 1]; and what bears each cell [P],
-    see `limbs`. weights [P, 1 + N]; front [P] and held [N], how far in front, in [0, 1], cells lie and what tracks
-    hold; anchors [N, 2] of these, pixels of a picture of this height and width.
+    see `limbs`.
+
+    weights [P, 1 + N]; front [h, w] and held [N], how far in front, in [0, 1], cells lie and what tracks hold; anchors
+    [N, 2] of these, pixels; thin [h, w]: as front, of what is seen only at a closer look.
     """
-    seen = torch.stack([front, weights[:, 1:] @ held])
-    bearer = limbs(front.view(height // CELL, width // CELL), anchors)
-    return seen[:, bearer].view(2, height // CELL, width // CELL), bearer
+    seen = torch.stack([front.flatten(), weights[:, 1:] @ held])
+    bearer = limbs(front if thin is None else torch.maximum(front, thin), anchors)
+    return seen[:, bearer].view(2, *front.shape), bearer
+
+
+def seen_at(pixels: int, image: Tensor, size: tuple[int, int]) -> Tensor:
+    """A picture [3, kH, kW] as the U-Net sees it, [1, 3, H', W']: about as many `pixels`, but not fewer than frames of
+    this size (height, width) have."""
+    times = max(1.0, (pixels / math.prod(size)) ** 0.5)
+    shape = [CELL * round(side * times / CELL) for side in size]
+    return F.interpolate(image[None], shape, mode="bicubic", align_corners=False, antialias=True).clamp(-1, 1)
+
+
+def _cells(size: Sequence[int]) -> tuple[int, int]:
+    """Rows and columns of the cells of a picture of this size (height, width)."""
+    return size[0] // CELL, size[1] // CELL
 
 
 def _nearest(centres: Tensor, anchors: Tensor, valid: Tensor) -> Tensor:
@@ -236,6 +254,7 @@ class PriorState:
     """What one stream's prior remembers: fixed size but for one row a track."""
 
     image: Tensor  # [3, H, W] in [-1, 1]: the reference
+    sharp: Tensor  # [3, kH, kW]: the same, as large as there is
     base: Tensor  # [P, 2] displacement in pixels when the present set of tracks began
     latest: Tensor  # [P, 2] displacement at the newest frame
     ids: tuple[int, ...] = ()
@@ -248,6 +267,7 @@ class PriorState:
     weights: Tensor | None = None  # [P, 1 + N]
     front: Tensor | None = None  # [P]
     outlines: tuple[Tensor, Tensor, Tensor] | None = None  # see `outlines`
+    thin: Tensor | None = None  # [h, w], see `MotionPrior.closely`
     bearer: Tensor | None = None  # [P], see `limbs`, with their rims
     cells: np.ndarray | None = None  # [2, h, w] in [0, 1]: see `as_seen`
     behind: Completion | None = None  # what lies behind things of the first frame that have left
@@ -325,10 +345,14 @@ class MotionPrior(ModelMixin, ConfigMixin):
         follow = follow.masked_fill(~valid[:, None], float("-inf"))
         return torch.cat([cells.stay[..., None], follow], dim=-1).softmax(-1)
 
-    def start(self, image: Tensor) -> PriorState:
-        """A stream that begins with `image` [3, H, W] in [-1, 1], H and W even, on any device."""
-        cells = (image.shape[1] // CELL) * (image.shape[2] // CELL)
-        return PriorState(image.float().cpu(), torch.zeros(cells, 2), torch.zeros(cells, 2))
+    def start(self, image: Tensor, sharp: Tensor | None = None) -> PriorState:
+        """A stream that begins with `image` [3, H, W] in [-1, 1], H and W even, on any device; sharp: a larger copy."""
+        image, cells = image.float().cpu(), math.prod(_cells(image.shape[1:]))
+        state = PriorState(image, image, *torch.zeros(2, cells, 2))
+        if sharp is not None:
+            state.sharp = sharp.float().cpu()
+            state.thin = self.closely(state.sharp, state.size)
+        return state
 
     @torch.no_grad()
     def step(self, state: PriorState, tracks: Tracks) -> Moved:
@@ -418,27 +442,39 @@ class MotionPrior(ModelMixin, ConfigMixin):
         motion, share = borne(motion, share, state.bearer, rows)
         return meet(motion, share, anchors, moved, counted, rows)
 
-    def look(self, image: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Weights [P, 1 + N] of the cells of an image [3, H, W] under tracks with these anchors [N, 2], see `weigh`;
-        and what is seen in the cells and what bears them, see `as_seen`.
+    def look(
+        self, image: Tensor, anchors: Tensor, size: tuple[int, int], thin: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Weights [P, 1 + N] of cells under tracks, see `weigh`; what is seen in the cells, and what bears them, see
+        `as_seen`.
 
-        So that things are cut out of a small picture as well as of a large one, it is enlarged to `LOOK`.
+        image: [3, kH, kW] in [-1, 1], the first frame; anchors [N, 2], pixels of frames of this size (height, width);
+        thin: see `closely`. So that things are cut out of a small picture as well as of a large one, it is seen at
+        `LOOK`, at the least.
         """
-        size, tracks = torch.tensor(image.shape[:0:-1]), len(anchors)
-        columns, rows = (size * (LOOK / size.prod()).sqrt().clamp_min(1) / CELL).round().int().tolist()
-        seen = F.interpolate(image[None], (rows * CELL, columns * CELL), mode="bicubic", align_corners=False)
-        times, valid = torch.tensor([columns, rows]) * CELL / size, (torch.arange(tracks + 1) < tracks)[None]
-        centres = times * cell_centres(*image.shape[1:])[None]
+        seen, tracks = seen_at(LOOK, image, size), len(anchors)
+        times, valid = torch.tensor(seen.shape[:1:-1]) / torch.tensor(size[::-1]), (torch.arange(tracks + 1) < tracks)
+        centres = times * cell_centres(*size)[None]
         places = times * F.pad(anchors, (0, 0, 0, 1))[None]  # the last one never counts: N may be 0
-        cells, grips = self.features(seen.clamp(-1, 1), places, valid)
+        cells, grips = self.features(seen, places, valid[None])
         maps = torch.cat([cells.queries, cells.stay[..., None], cells.front[..., None]], dim=2)[0].T
-        maps = F.adaptive_avg_pool2d(maps.unflatten(1, (rows, columns)), [side // CELL for side in image.shape[1:]])
+        maps = F.adaptive_avg_pool2d(maps.unflatten(1, _cells(seen.shape[2:])), _cells(size))
         queries, stay, front = maps.flatten(1).T[None].split([self.config.features, 1, 1], dim=2)
         cells = Cells(queries, stay[..., 0], front[..., 0])
         with torch.autocast("cpu", enabled=False):
-            weights = self.weigh(centres, cells, places, grips, valid)[0, :, :-1]
-            front, held = cells.front[0].sigmoid(), grips.front[0, :-1].sigmoid()
-            return weights, *as_seen(weights, front, held, anchors, *image.shape[1:])
+            weights = self.weigh(centres, cells, places, grips, valid[None])[0, :, :-1]
+            front, held = cells.front[0].sigmoid().view(_cells(size)), grips.front[0, :-1].sigmoid()
+            return weights, *as_seen(weights, front, held, anchors, thin)
+
+    def closely(self, image: Tensor, size: tuple[int, int]) -> Tensor:
+        """How far in front what is in each cell lies, where it is thinner than a cell, too: [h, w] in [0, 1].
+
+        image, size: as in `look`. This is seen at `CLOSE`, where large things look hollow: it tells of limbs only.
+        """
+        seen, nowhere = seen_at(CLOSE, image, size), torch.zeros(1, 1, 2)
+        cells, _ = self.features(seen, nowhere, torch.zeros(1, 1, dtype=torch.bool))
+        front = cells.front.sigmoid().view(1, *_cells(seen.shape[2:]))
+        return F.adaptive_max_pool2d(front, _cells(size))[0]
 
     def _regroup(self, state: PriorState, tracks: Tracks, points: Tensor, visible: Tensor) -> None:
         """Takes in a new set of tracks: bakes the motion so far, anchors the newcomers, weighs all of them anew."""
@@ -462,7 +498,7 @@ class MotionPrior(ModelMixin, ConfigMixin):
         state.anchors = {track: state.anchors[track] for track in state.ids}
         state.firsts = {track: state.firsts[track] for track in state.ids}
         anchors = torch.stack([*state.anchors.values(), torch.zeros(2)])[:-1]  # N may be 0
-        weights, seen, bearer = self.look(state.image, anchors)
+        weights, seen, bearer = self.look(state.sharp, anchors, state.size, state.thin)
         state.weights = connect(weights, seen[0], anchors)
         height, width = state.size
         state.cells, state.outlines = seen.numpy(), outlines(seen[0])

@@ -1,7 +1,7 @@
 """Trains the matte of a motion prior: `python -m motionstream train matte --library DIR --out RUN --minutes 60`.
 
-The prior, which stays as it is, looks at a small copy of a scene. From what it sees in cells, and from the scene
-itself, the matte learns how opaque each pixel is.
+The prior, which stays as it is, tells what it sees in the cells of a small copy of a scene. From that, and from the
+scene itself, the matte learns how opaque each pixel is.
 """
 
 import cv2
@@ -52,7 +52,8 @@ def seen_by(prior: MotionPrior, picture: Tensor, anchors: Tensor, valid: Tensor,
 
     anchors [N, 2] of the tracks, pixels of the large one; valid bool [N].
     """
-    return prior.look(F.avg_pool2d(picture, smaller), anchors[valid] / smaller)[1]
+    size = picture.shape[1] // smaller, picture.shape[2] // smaller
+    return prior.look(picture, anchors[valid] / smaller, size, prior.closely(picture, size))[1]
 
 
 def matte_loss(prior: MotionPrior, matte: Matte, batch: dict[str, Tensor], world: World) -> dict[str, Tensor]:

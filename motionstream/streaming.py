@@ -44,6 +44,7 @@ from motionstream.tracks import ChunkRequest, Tracks, TrackSource
 
 TIMESTEPS = 1000  # the network counts t in [0, 1] in thousandths
 HISTORY_CHUNKS = 4
+PROMPTS = 16  # that are remembered as read, at the most
 BLANK_LATENTS = 30  # until Wan's encoder, which sees 112 frames back, has forgotten the picture before the blank ones
 
 
@@ -322,6 +323,7 @@ class _Stream:
         if preset.image_conditioning != "channel_concat":
             return None
         if index >= blank_chunks(preset):
+            self.encoder.reset()  # what it remembers is large, and not needed any more
             return self.known[:, :, -1:].expand_as(self.known)
         frames = self.picture.new_zeros(1, 3, preset.chunk_frames(index), *self.picture.shape[1:])
         if index == 0:
@@ -341,9 +343,13 @@ class _Stream:
     def read(self, prompt: str) -> None:
         """Keys and values of the prompt, anew only when it has changed."""
         if prompt != self.prompt:
-            with visiting(self.model.text_encoder, self.model.device) as encoder:
-                text = encoder.encode(prompt).to(self.model.device)
-            self.prompt, self.context = prompt, self.model.transformer.encode_context(text, self.image_tokens)
+            texts = self.model.texts
+            if prompt not in texts:
+                with visiting(self.model.text_encoder, self.model.device) as encoder:
+                    texts[prompt] = encoder.encode(prompt).to(self.model.device)
+            self.prompt, self.context = prompt, self.model.transformer.encode_context(texts[prompt], self.image_tokens)
+            if len(texts) > PROMPTS:
+                del texts[next(iter(texts))]
 
     def condition(self, tracks: Tracks) -> tuple[Condition, Moved | None]:
         """The chunk's condition; with a motion prior also the moved picture."""

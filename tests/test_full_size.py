@@ -133,12 +133,14 @@ def test_encoders_visit_the_device_and_the_rest_stays(wan21):
 
         def to(self, place, *args):
             seen.append(str(place))
+            self.weight.data = self.weight.data.clone()
             return self
 
     seen, part = [], Elsewhere(2, 2)
+    home = part.bias.data_ptr()
     with visiting(part, torch.device("meta")):
         assert seen == ["meta"]
-    assert seen == ["meta", "cpu"]
+    assert seen == ["meta", "cpu"] and part.bias.data_ptr() == home  # which need not be copied
     with visiting(nn.Linear(2, 2), torch.device("meta")) as resident:
         assert resident.weight.device.type == "cpu"
     assert wan21.image_encoder.visits and not getattr(wan21.transformer, "visits", False)

@@ -20,6 +20,7 @@ from motionstream.model.track_head import TrackHead
 from motionstream.model.transformer import MotionTransformer
 from motionstream.model.vae import EmbeddedVAE
 from motionstream.streaming import (
+    PROMPTS,
     Condition,
     add_noise,
     assemble_condition,
@@ -322,8 +323,15 @@ def test_the_prompt_is_asked_for_once_a_chunk_and_encoded_when_it_changes(embedd
     encoded, asked = [], iter(["", "", "fog", "fog", "night"])
     encode = embedded.text_encoder.encode
     monkeypatch.setattr(embedded.text_encoder, "encode", lambda text: encoded.append(text) or encode(text))
+    monkeypatch.setattr(embedded, "texts", {})
     changed = play(embedded, image, 5, prompt=lambda: next(asked))
     assert encoded == ["", "fog", "night"] and next(asked, None) is None
+    again = play(embedded, image, 3, prompt="fog")  # the encoder may be large and away: what it read is remembered
+    assert encoded == ["", "fog", "night"]
+    for number in range(PROMPTS):
+        play(embedded, image, 1, prompt=str(number))
+    assert list(embedded.texts) == [str(number) for number in range(PROMPTS)]
+    assert np.array_equal(pixels(again), pixels(play(embedded, image, 3, prompt="fog"))) and encoded[-1] == "fog"
     plain = play(embedded, image, 5)
     assert np.array_equal(pixels(changed[:2]), pixels(plain[:2]))
     assert not np.array_equal(changed[2].frames, plain[2].frames)

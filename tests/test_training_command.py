@@ -139,9 +139,10 @@ def test_a_resumed_run_keeps_what_is_given_as_its_default_too(workshop, options,
     assert train(workshop, "teacher", begun) == 0
     assert train(workshop, "teacher", f"--resume {tmp_path} {options}") == 2
     assert f"a resumed run keeps its --{kept}: leave it out" in capsys.readouterr().err
-    assert train(workshop, "teacher", f"--resume {tmp_path} --stage b --seed 3 --workers 0 --minutes 1e-9") == 0
-    settings = json.loads((tmp_path / "run.json").read_text())
-    assert [settings[name] for name in ("stage", "seed", "workers", "steps", "minutes")] == ["b", 3, 0, None, 1e-9]
+    more = "--stage b --seed 3 --workers 0 --pieces 2 --minutes 1e-9"  # in more pieces where memory is short
+    assert train(workshop, "teacher", f"--resume {tmp_path} {more}") == 0
+    settings, names = json.loads((tmp_path / "run.json").read_text()), "stage seed workers pieces steps minutes"
+    assert [settings[name] for name in names.split()] == ["b", 3, 0, 2, None, 1e-9]
 
 
 def hold(folder, workers):
@@ -381,10 +382,60 @@ def test_without_a_discriminator_the_decoder_has_as_many_updates():
     assert steps(adversarial=0.0, steps=10) == 10
 
 
-def test_a_given_rate_takes_muons_along():
-    row = RECIPES["embedded"]["adapt"]
-    given = command._recipe(SimpleNamespace(preset="embedded", rate=row.rate / 3), "adapt")
-    assert given == replace(row, rate=row.rate / 3, muon=pytest.approx(row.muon / 3))
+@pytest.mark.parametrize("stage", ["adapt", "distil"])
+def test_a_given_rate_takes_muons_and_the_critics_along(stage):
+    row = RECIPES["embedded"][stage]
+    given = command._recipe(SimpleNamespace(preset="embedded", rate=row.rate / 3), stage)
+    muon = row.muon and pytest.approx(row.muon / 3)
+    assert given == replace(row, rate=row.rate / 3, muon=muon, critic_rate=pytest.approx(row.critic_rate / 3))
+
+
+@pytest.mark.parametrize("preset", RECIPES)
+def test_real_clips_are_as_large_as_synthetic_ones(preset, tmp_path, monkeypatch):
+    sizes = []
+    monkeypatch.setattr(command, "load_encoders", lambda *_: None)
+    monkeypatch.setattr(command, "RealClips", lambda folder, size, fps: sizes.append(size))
+    monkeypatch.setattr(command, "folder_records", lambda *_: None)
+    monkeypatch.setattr(command, "write_stream", lambda *_: None)
+    assert command.main(["clips", "--preset", preset, "--model", "any", "--folder", "any", "--out", str(tmp_path)]) == 0
+    width, height = sizes[0]
+    assert width > height
+    if preset.startswith("wan"):
+        assert sizes[0] in clips.MIXTURES[preset].sizes
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("--folder any --count 3", "--count says nothing about the clips of --folder: leave it out"),
+        ("--library any --resolution 64x64", "--resolution says nothing about synthetic clips: leave it out"),
+        ("--library any --cache any", "--cache says nothing about synthetic clips: leave it out"),
+    ],
+)
+def test_options_that_say_nothing_are_refused(workshop, options, said, tmp_path, capsys):
+    assert train(workshop, "clips", f"--model start --out {tmp_path} {options}") == 2
+    assert said in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_a_text_encoder_is_read_at_the_precision_that_it_runs_in(tmp_path):
+    read, preset = [], PRESETS["wan2.2-5b"]
+
+    def load(folder, dtype=None):
+        read.append((folder.name, dtype))
+        return torch.nn.Linear(1, 1)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(clips, "load_component", load)
+        clips.load_encoders(tmp_path, preset, World(dtype=torch.bfloat16))
+    assert read == [("vae", None), ("text_encoder", torch.bfloat16)]
+
+
+def test_where_no_clip_begins_in_its_middle_distillation_loads_no_encoders(workshop, monkeypatch, tmp_path):
+    loaded = []
+    monkeypatch.setattr(command, "load_encoders", lambda *_, **__: loaded.append(1) or clips.load_encoders(*_, **__))
+    options = f"--model start --teacher start --data clips --steps 1 --out {tmp_path}"
+    assert train(workshop, "distil", options + "/a") == 0 and not loaded
+    assert train(workshop, "distil", options + "/b --chunks 3") == 0 and loaded
 
 
 # --- where a network starts ----------------------------------------------------------------------------------------
@@ -512,6 +563,27 @@ def test_words_that_a_model_lacks_get_vectors(tmp_path):
     for prompt in ("", "fog", "night fog"):
         torch.testing.assert_close(text.encode(prompt), old.encode(prompt))
     assert len(text.vocabulary) > 2
+
+
+def test_saving_rounds_nothing_that_is_read_in_float32(workshop, tmp_path):
+    taught = network()
+    save_network(taught, workshop / "parts", tmp_path, torch.bfloat16)
+    kept = load_component(tmp_path / "transformer")
+    assert torch.equal(kept.scale_shift_table, taught.transformer.scale_shift_table)
+    assert torch.equal(kept.blocks[0].norm2.weight, taught.transformer.blocks[0].norm2.weight)
+    rounded = taught.transformer.blocks[0].ffn.net[2].weight.bfloat16().float()
+    assert torch.equal(kept.blocks[0].ffn.net[2].weight, rounded)
+
+
+def test_what_begins_anew_begins_alike(workshop, tmp_path):
+    """So the processes of one training do, and a run that is begun again."""
+    weights = []
+    for name in ("a", "b"):
+        torch.rand(len(weights))
+        options = f"--model start --widen {workshop}/start/transformer --data clips --rate 1e-30 --steps 1"
+        assert train(workshop, "teacher", f"{options} --out {tmp_path}/{name}") == 0
+        weights.append(load_component(tmp_path / name / "model" / "track_head").state_dict())
+    assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
 
 
 def test_saving_keeps_the_other_parts(workshop, tmp_path):

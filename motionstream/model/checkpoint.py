@@ -61,7 +61,8 @@ class Model:
     """All parts of one model, on one device, in evaluation mode.
 
     dtype: of the transformer's weights and of the autocast that everything runs under. turn: whoever computes with the
-    parts holds it: encoders come and go, and weights in 8 bits are widened and narrowed again.
+    parts holds it: encoders come and go, and weights in 8 bits are widened and narrowed again. texts: the newest
+    prompts as the text encoder, which may be large and away, has read them.
     """
 
     preset: Preset
@@ -76,6 +77,7 @@ class Model:
     image_encoder: nn.Module | None = None
     tiny_vae: nn.Module | None = None
     turn: Lock = field(default_factory=Lock, repr=False, compare=False)
+    texts: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def decoder(self) -> nn.Module:
@@ -205,7 +207,7 @@ def assemble(
             part.eval()
             visits = getattr(part, "visits", False)
             if visits or name in ("transformer", "track_head") or getattr(part, "follows_dtype", False):
-                _cast(part, dtype)
+                cast(part, dtype)
             if low_memory and name == "transformer":  # before it goes to a GPU that may not hold it otherwise
                 part.enable_layerwise_casting(FORMAT, dtype)
             part.to("cpu" if visits or getattr(part, "stays_on_cpu", False) else device)
@@ -373,7 +375,7 @@ def class_of(name: str, folder: Path | None = None) -> type[nn.Module]:
     return getattr(importlib.import_module(module), attribute)
 
 
-def _cast(part: nn.Module, dtype: torch.dtype) -> None:
+def cast(part: nn.Module, dtype: torch.dtype) -> None:
     """Casts the weights, except for those that diffusers and transformers keep in float32 beside bfloat16."""
     for name, weight in part.named_parameters():
         weight.data = weight.data.to(_dtype_of(part, name, weight, dtype))

@@ -109,7 +109,8 @@ def beside(stream: "torch.cuda.Stream | None") -> Iterator[None]:
 def visiting(part: nn.Module, device: torch.device) -> Iterator[nn.Module]:
     """`part` on `device` while the block runs, if it is one that visits and there is room; else where it is."""
     home = next(part.parameters(), torch.empty(0)).device
-    size = sum(weight.nbytes for weight in part.parameters())
+    weights = [(weight, weight.data) for weight in part.parameters()]
+    size = sum(weight.nbytes for weight, _ in weights)
     if home == device or not getattr(part, "visits", False) or free_bytes(device) < ROOM * size:
         yield part
         return
@@ -117,6 +118,8 @@ def visiting(part: nn.Module, device: torch.device) -> Iterator[nn.Module]:
         part.to(device)  # there may be less room than was thought: what has moved by then moves back as well
         yield part
     finally:
+        for weight, at_home in weights:  # nothing has changed: no need to copy it back
+            weight.data = at_home
         part.to(home)
 
 

@@ -16,7 +16,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -71,13 +71,17 @@ def to_tensor(frames: np.ndarray) -> Tensor:
 
 @dataclass(frozen=True)
 class Encoders:
-    """The parts of a model that are ready before its transformer is trained; None where the preset has none."""
+    """The parts of a model that are ready before its transformer is trained; None where there is none, or no need."""
 
     preset: Preset
-    vae: torch.nn.Module
+    vae: torch.nn.Module | None
     text_encoder: torch.nn.Module | None
     motion_prior: torch.nn.Module | None = None
     image_encoder: torch.nn.Module | None = None
+
+    @cached_property
+    def no_prompt(self) -> Tensor:
+        return written_prompt(self.text_encoder, "")
 
     @torch.inference_mode()
     def record(
@@ -100,8 +104,7 @@ class Encoders:
         video = to_tensor(frames).to(world.device)
         with world.autocast():
             made = {"latents": self.vae.encode(video[None])[0]}
-            for name, words in (("text", prompt), ("null_text", "")):
-                made[name] = written_prompt(self.text_encoder, words)
+            made["text"], made["null_text"] = written_prompt(self.text_encoder, prompt), self.no_prompt
             if self.preset.image_conditioning == "channel_concat":
                 made["image"] = self.image_latents(video[None, :, 0], video.shape[1])[0]
             if self.image_encoder is not None:
@@ -146,7 +149,7 @@ def load_encoders(folder: Path, preset: Preset, world: World, text: bool = True)
         parts["motion_prior"] = load_component(folder / "motion_prior").eval()
     words = EffectTextEncoder(text_dim=preset.transformer["text_dim"])  # its vectors are learned with the transformer
     if preset.text_encoder != "EffectTextEncoder":
-        words = load_component(folder / "text_encoder").to(world.device).eval() if text else None
+        words = load_component(folder / "text_encoder", world.dtype).to(world.device).eval() if text else None
     return Encoders(preset, text_encoder=words, **parts)
 
 

@@ -44,6 +44,7 @@ from motionstream.training.clips import (
     SHARD,
     ClipBatch,
     Clips,
+    Encoders,
     Record,
     claim_shards,
     folder_records,
@@ -68,7 +69,7 @@ from motionstream.training.parallel import World, join_world, shard
 from motionstream.training.photos import load_library
 from motionstream.training.pictures import Library
 from motionstream.training.self_forcing import Distillation, drawn_noise, roll_out
-from motionstream.training.settings import RECIPES, Recipe
+from motionstream.training.settings import MIXTURES, RECIPES, Recipe
 from motionstream.training.teacher import Sampler, clip_sheet, flow_loss, sample_teacher
 from motionstream.training.tiny_vae import (
     LatentDecoder,
@@ -94,13 +95,13 @@ from motionstream.training.trainer import (
 )
 
 SHEET_CLIPS = 3
-LANDSCAPE = (832, 480)  # what real clips are fitted to, as near as the preset's sizes come
+COUNT = 4000  # clips to write
 VAE_CLIPS = {"EmbeddedVAE": (128, 9), "WanVAE": (144, 21)}  # pixels a side and frames; Wan's are the paper's
 TINY_VAE_SIZE = (288, 160)  # what real clips are scaled to before a square is cut from them
 SETTINGS = "run.json"
 LOCK = "run.lock"
 PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
-CHANGEABLE = {"steps", "minutes", "rate", "workers", "device"}  # when a run is resumed
+CHANGEABLE = {"steps", "minutes", "rate", "pieces", "workers", "device"}  # when a run is resumed
 
 
 def main(argv: Sequence[str]) -> int:
@@ -117,6 +118,7 @@ def main(argv: Sequence[str]) -> int:
     if args.precision is None:  # of all processes, and of the run when it is resumed
         reduced = world.agreed(pick_dtype(world.device.type) == torch.bfloat16)
         args.precision = "bf16" if reduced else "fp32"
+    torch.manual_seed(args.seed)  # what begins from random weights: alike on every process
     with sole_run(args.out, world) if "resume" in args else contextlib.nullcontext():
         args.run(args, replace(world, dtype=PRECISIONS[args.precision]))
     return 0
@@ -184,7 +186,8 @@ def train_distil(args: argparse.Namespace, world: World) -> None:
     clips = Clips(args.data, preset, recipe.chunks, recipe.tracks)
     schedule = _schedule(args, recipe, world)
     known = min(recipe.chunks, RECIPES[preset.name]["teacher-a"].chunks)
-    encoders = load_encoders(folder, preset, world, text=False)
+    whole = known == recipe.chunks  # then no clip begins anew in its middle
+    encoders = Encoders(preset, None, None) if whole else load_encoders(folder, preset, world, text=False)
     losses = Distillation(student, teacher, critic, encoders, recipe, known)
     players = [
         Player("critic", critic, losses.critic_loss, optimisers_for(critic, recipe.critic_rate), recipe.critic_turns),
@@ -208,7 +211,11 @@ def write_trajectories(args: argparse.Namespace, world: World) -> None:
 
 
 def write_clips(args: argparse.Namespace, world: World) -> None:
-    preset = PRESETS[args.preset]
+    idle = ("resolution", "cache") if args.folder is None else ("count", "library")
+    if given := [name for name in idle if getattr(args, name) is not None]:
+        clips = "synthetic clips" if args.folder is None else "the clips of --folder"
+        raise InputError(f"--{given[0]} says nothing about {clips}: leave it out")
+    args.count, preset = args.count or COUNT, PRESETS[args.preset]
     model = Path(args.model) if args.model else model_folder(preset.name, preset)
     encoders = load_encoders(model, preset, world)
     chunks = args.chunks or RECIPES[preset.name]["teacher-a"].chunks
@@ -220,7 +227,8 @@ def write_clips(args: argparse.Namespace, world: World) -> None:
             args, lambda number: scene_records(encoders, library, chunks, args.seed, number, world), world
         )
         return
-    size = size_for(preset, parse_resolution(args.resolution, preset), *LANDSCAPE)
+    landscape = max(MIXTURES[preset.name].sizes, key=math.prod)
+    size = size_for(preset, parse_resolution(args.resolution, preset), *landscape)
     clips = RealClips(args.folder, size, preset.fps)
     records = folder_records(encoders, clips, chunks, world, args.cache or args.out / "tracks", args.tracker)
     write_stream(args.out, records, world)
@@ -391,8 +399,10 @@ def _recipe(args: argparse.Namespace, stage: str) -> Recipe:
         recipe = replace(recipe, steps=recipe.steps // 2)  # the discriminator's are not needed
     if getattr(args, "minutes", None) is not None:
         given["steps"] = None
+    times = given.get("rate", recipe.rate) / recipe.rate
+    given["critic_rate"] = recipe.critic_rate * times
     if recipe.muon:
-        given["muon"] = recipe.muon * given.get("rate", recipe.rate) / recipe.rate
+        given["muon"] = recipe.muon * times
     return replace(recipe, **given)
 
 
@@ -475,14 +485,14 @@ def _parser(saved: dict[str, Any] | None = None) -> argparse.ArgumentParser:
     teacher.set_defaults(run=train_teacher, needs=("data", "out"))
     _start_options(teacher)
     clips = stages.add_parser("clips", help="write training clips")
-    clips.add_argument("--count", type=positive, default=4000)
+    clips.add_argument("--count", type=positive, help=f"of synthetic clips; default: {COUNT}")
     clips.add_argument("--chunks", type=positive, help="length (default: the teacher's)")
     clips.add_argument("--resolution", metavar="BUDGET|WxH", help="of real clips; default: the preset's largest")
     clips.add_argument("--cache", type=Path, metavar="DIR", help="for tracks of real clips (default: OUT/tracks)")
     clips.add_argument("--tracker", choices=TRACKERS, default="auto")
     clips.set_defaults(run=write_clips, needs=("out",))
     trajectories = stages.add_parser("trajectories", help="write the guided teacher's ODE trajectories")
-    trajectories.add_argument("--count", type=positive, default=4000)
+    trajectories.add_argument("--count", type=positive, default=COUNT)
     trajectories.add_argument("--chunks", type=positive)
     trajectories.add_argument("--batch", type=positive, dest="sampled", help="clips at once")
     trajectories.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of shards")
@@ -507,6 +517,8 @@ def _parser(saved: dict[str, Any] | None = None) -> argparse.ArgumentParser:
     for command in (vae, motion, ends):
         command.add_argument("--workers", type=count, default=1, help="processes that make samples")
     for command in (teacher, adapt, distil):
+        command.add_argument("--data", type=Path, metavar="DIR", help="folder of shards")
+        command.add_argument("--chunks", type=positive, help="chunks a clip")
         command.add_argument("--workers", type=count, default=0, help="processes that read clips, beside a GPU")
     for command in (teacher, adapt, distil, vae, motion, ends):
         _run_options(command)
@@ -546,12 +558,10 @@ def _start_options(command: argparse.ArgumentParser) -> None:
 
 
 def _run_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--data", type=Path, metavar="DIR", help="folder of shards")
     command.add_argument("--resume", type=Path, metavar="RUN", help="continue the run in this folder")
     length = command.add_mutually_exclusive_group()
     length.add_argument("--steps", type=positive, help="updates in all (default: the preset's, if it has a number)")
     length.add_argument("--minutes", type=float, help="minutes of training in all, instead of steps")
     command.add_argument("--batch", type=positive)
     command.add_argument("--pieces", type=positive, default=1, help="gradient accumulation")
-    command.add_argument("--rate", type=rate, help="learning rate; Muon's goes along")
-    command.add_argument("--chunks", type=positive, help="chunks a clip")
+    command.add_argument("--rate", type=rate, help="learning rate; Muon's and the critic's go along")

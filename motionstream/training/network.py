@@ -29,6 +29,7 @@ from motionstream.model.cache import RollingCache
 from motionstream.model.checkpoint import (
     INDEX_CLASS,
     WEIGHTS,
+    cast,
     follow_umask,
     load_component,
     read_json,
@@ -298,7 +299,8 @@ def save_network(network: Network, source: Path, folder: Path, dtype: torch.dtyp
             whole.load_state_dict(
                 {key.removeprefix(f"{name}."): v for key, v in weights.items() if key.startswith(f"{name}.")}
             )
-            whole.to(dtype).save_pretrained(unfinished / name)
+            cast(whole, dtype)
+            whole.save_pretrained(unfinished / name)
         for other in source.iterdir():
             priorless = not network.preset.motion_prior
             needless = {"motion_prior": priorless, "matte": priorless, "track_head": rgb}

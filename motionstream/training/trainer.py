@@ -427,7 +427,7 @@ class Trainer:
         try:
             yield
         except torch.OutOfMemoryError as error:
-            remedy = "free some and continue with --resume, or start another run with more --pieces"
+            remedy = "free some, or continue with --resume and more --pieces"
             raise InputError(f"the GPU has too little memory {self.progress}: {remedy}") from error
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):

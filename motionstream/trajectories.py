@@ -36,6 +36,7 @@ import numpy as np
 from motionstream.errors import InputError
 from motionstream.tracks import MAX_FRAMES, MAX_TRACKS, Tracks, draw_ids, held
 
+MAX_POINTS = 25_000_000  # a file of a few bytes may claim any number
 MAX_FILE_BYTES = 256 * 2**20  # MAX_TRACKS tracks of a minute at 30 frames a second have 204 MB as our JSON
 ZIP = b"PK\x03\x04"  # how an archive begins
 WAN_FPS, ATI_FPS, SVD_FPS = 16.0, 24.0, 7.0
@@ -81,7 +82,7 @@ def read_trajectories(path: str | Path) -> Trajectories:
         return _from_npy(_load_npy(data, path.name), path)
     if data[:4] == ZIP or path.suffix in (".pth", ".pt"):
         return _from_torch(data, path.name)
-    text = data.decode("utf-8", "replace").strip()
+    text = data.decode("utf-8-sig", "replace").strip()
     return _from_json(text) if text[:1] in ("{", "[") else _from_lines(text, path.name)
 
 
@@ -134,8 +135,10 @@ def _make(points: np.ndarray, visible: np.ndarray | None = None) -> Tracks:
     if points.ndim != 3 or points.shape[2] != 2 or points.dtype.kind not in "iuf":
         given = f"{points.dtype} {list(points.shape)}"
         raise InputError(f"the trajectories are {given}; expected numbers [frames, tracks, 2]")
-    if points.shape[0] > MAX_FRAMES or points.shape[1] > MAX_TRACKS:
-        raise InputError(f"{points.shape[1]} tracks of {points.shape[0]} frames; at most {MAX_TRACKS} of {MAX_FRAMES}")
+    frames, count = points.shape[:2]
+    if frames > MAX_FRAMES or count > MAX_TRACKS or frames * count > MAX_POINTS:
+        raise InputError(f"{count} tracks of {frames} frames; at most {MAX_TRACKS} of {MAX_FRAMES}, and {MAX_POINTS}"
+                         " points in all: thin the tracks out, or cut them")
     visible = np.ones(points.shape[:2], bool) if visible is None else visible
     if visible.shape != points.shape[:2]:  # before anything is made of it: a few bytes may claim any shape
         raise InputError(f"the visibility has shape {list(visible.shape)}; the points need {list(points.shape[:2])}")

@@ -206,12 +206,15 @@ def test_one_run_writes_tables_plot_and_sheets(model, tmp_path, monkeypatch, cap
         (["folder", "--long", "15"], "--long 15 is less than a second; at least 16 frames"),
         (["folder", "--long", "-1"], "--long -1 is less than a second"),
         (["folder", "--frames", "20", "--teacher", "x"], "noise has 20 frames; at least 21 are needed"),
+        (["folder", "--frames", "21", "--teacher", "x"], "x is no model folder"),
+        (["folder", "--frames", "21", "--rgb-teacher", "x"], "x is no model folder"),
+        (["folder", "--synthetic", "4"], "or ask for --synthetic ones with their --library"),
     ],
 )
 def test_what_cannot_work_is_refused_before_the_work(argv, message, model, tmp_path, monkeypatch):
     monkeypatch.setitem(RECIPES, "tiny", {"teacher-a": replace(RECIPES["embedded"]["teacher-a"], chunks=2)})
     monkeypatch.setattr(ablations, "load_model", lambda *_: model)
-    monkeypatch.setattr(ablations, "real_clips", lambda folder, frames, *_: iter([clip(min(frames, 20))]))
+    monkeypatch.setattr(ablations, "real_clips", lambda folder, frames, *_: iter([clip(min(frames, int(argv[2])))]))
     monkeypatch.setattr(ablations, "context_table", lambda *_: pytest.fail("work has begun"))
     with pytest.raises(InputError, match=message):
         ablations.main([*argv, "--out", str(tmp_path)])

@@ -268,6 +268,15 @@ def test_the_command_writes_pictures_objects_and_licences(unpacked, tmp_path, mo
     assert list(json.loads((tmp_path / "LICENCES.json").read_text())) == [
         f"photos/{path.name}" for path in tmp_path.glob("photos/*")]
     assert len(photos.load_library(tmp_path).photos) == 1
+    gone = {"photos/gone.jpg": {}}  # of a picture that somebody has removed
+    (tmp_path / "LICENCES.json").write_text(json.dumps(json.loads((tmp_path / "LICENCES.json").read_text()) | gone))
+    other = photos.Package("other", "CC0-1.0", photos=("*/pictures/*",))
+    monkeypatch.setattr(photos, "unpack", lambda name, _: unpacked)
+    monkeypatch.setattr(photos, "PACKAGES", (other,))
+    photos.main()  # pictures that stay keep their licences
+    assert sorted(json.loads((tmp_path / "LICENCES.json").read_text())) == sorted(
+        f"photos/{path.name}" for path in tmp_path.glob("photos/*"))
+    assert len(list(tmp_path.glob("photos/*"))) == 2
 
 
 def test_the_command_without_apt_ends_with_one_sentence(tmp_path, monkeypatch, capsys):

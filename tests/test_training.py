@@ -756,6 +756,8 @@ def test_bad_clips_are_named_and_skipped(clip_folder):
     for name, text in (("walk", "another"), ("walk.02", "its own")):
         (clip_folder / f"{name}.txt").write_text(text)
     assert caption(clip_folder / "walk.02") == "its own"
+    (clip_folder / "walk.02.txt").write_text("its own", encoding="utf-8-sig")
+    assert caption(clip_folder / "walk.02") == "its own"
     with pytest.raises(InputError, match="no folder"):
         RealClips(clip_folder / "none", (96, 64), 16)
     with pytest.raises(InputError, match="has no clips"):

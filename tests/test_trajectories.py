@@ -182,6 +182,7 @@ ARCHIVE = npz(array=np.zeros((2, 3)))
         ("a.pth", b"PK\x03\x04" + bytes(50), "damaged"),
         ("a.npy", npy(np.zeros((2, 2))), r"expected numbers \[frames, tracks, 2\]"),
         ("a.npy", npy(np.zeros((1, 2, 3_000, 2))), "3000 tracks of 2 frames; at most 2500"),
+        ("a.pt", saved({"track_path": torch.zeros(1, 1, 1).expand(20_000, 2_000, 2)}), "and 25000000 points in all"),
         ("a.npy", b"\x93NUMPY\x01\x00", "not a NumPy file"),
         ("a.npy", npy(np.zeros((2, 16, 2))).replace(b"(2, 16, 2)", b"(2, 16, 2("), "not a NumPy file"),
         ("a.npy", npy(np.zeros((2, 16, 2), bool)), r"are bool \[2, 16, 2\]; expected numbers"),
@@ -255,3 +256,15 @@ def test_a_point_is_where_it_was_last_while_nobody_knows_where(tmp_path):
     tracks = read_trajectories(tmp_path / "a_tracks.npy").tracks
     assert np.array_equal(tracks.visible, np.isfinite(points[0, ..., 0]))
     assert (tracks.points[:, 0] == (30, 40)).all() and (tracks.points[:, 1] == (50, 20)).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("a.txt", "4,20\n5,20\n6,20"), ("a.json", '[{"x": 4, "y": 20}, {"x": 5, "y": 20}]')]
+)
+def test_a_byte_order_mark_is_no_part_of_a_file(name, text, tmp_path):
+    """Some editors write one."""
+    points = []
+    for encoding in ("utf-8", "utf-8-sig"):
+        (tmp_path / name).write_text(text, encoding=encoding)
+        points.append(read_trajectories(tmp_path / name).tracks.points)
+    np.testing.assert_array_equal(*points)

@@ -17,7 +17,7 @@ from av.stream import Disposition
 from PIL import Image, ImageCms
 
 from motionstream.errors import InputError
-from motionstream.video import Clip, Mp4Writer, fit_image, read_clip, read_image
+from motionstream.video import Clip, Mp4Writer, fit_image, pictures_in, read_clip, read_image
 
 RNG = np.random.default_rng(0)
 
@@ -629,3 +629,10 @@ def test_damaged_clips_give_frames_or_a_message(tmp_path):
         read += 1
         assert frames.shape[1:] == (64, 96, 3)
     assert read and time.perf_counter() - begun < 20
+
+
+def test_numbered_pictures_need_no_leading_zeros(tmp_path):
+    names = ["1.png", "2.png", "10.jpg", "a2b1.png", "a2b12.png", "a10b3.png", "b.PNG"]
+    for name in [*reversed(names), "11.txt"]:
+        (tmp_path / name).touch()
+    assert [file.name for file in pictures_in(tmp_path)] == names

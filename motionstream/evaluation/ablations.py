@@ -316,6 +316,8 @@ def long_streams(model: Model, clip: Clip, frames: int, seed: int) -> tuple[dict
 
 def main(argv: list[str]) -> int:
     """`motionstream eval ablations ...`: prints tables, with --json a JSON line last; writes sheets and a plot."""
+    from motionstream.training.network import model_folder
+
     args = _parser().parse_args(argv)
     check_clip_options(args, LEAST_FRAMES)
     make_folder(args.out)
@@ -331,6 +333,8 @@ def main(argv: list[str]) -> int:
     if args.teacher or args.rgb_teacher:
         length = teacher_frames(model.preset)
         short = _at_least(length, _clips(args, length, fit))
+    for teacher in filter(None, (args.teacher, args.rgb_teacher)):
+        model_folder(teacher, model.preset)  # before the long part
     result: dict[str, dict] = {}
     pictures: dict[str, np.ndarray] = {}  # written when the tables have been told
     figures, curves, rows = context_table(model, iter(clips), args.seed, lpips)
@@ -375,7 +379,7 @@ def _at_least(frames: int, clips: Iterator[Clip]) -> list[Clip]:
 def _clips(args: argparse.Namespace, frames: int, fit: Fit) -> Iterator[Clip]:
     if args.synthetic and args.library is not None:
         return synthetic_clips(args.library, args.synthetic, frames, args.spacing, fit, args.seed)
-    if args.folder is None:
+    if args.folder is None or args.synthetic:
         raise InputError("name a folder of clips, or ask for --synthetic ones with their --library")
     return real_clips(args.folder, frames, args.spacing, fit)
 

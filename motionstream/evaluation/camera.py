@@ -36,7 +36,7 @@ from motionstream.machine import parse_resolution, size_for
 from motionstream.model.checkpoint import Model, load_model
 from motionstream.model.presets import sharp_times
 from motionstream.tracks import MAX_TRACKS, Tracks, draw_ids
-from motionstream.video import PICTURE, fit_image, read_image
+from motionstream.video import fit_image, pictures_in, read_image
 
 SIZE = (512, 288)  # pixels, of everything that is compared
 PROMPT = "static scene, only camera motion, no object is moving, {}"
@@ -90,7 +90,7 @@ def read_scene(folder: Path) -> Scene:
         if path.stat().st_size > MAX_BYTES:
             raise InputError(f"{path} is larger than {MAX_BYTES >> 10} KB: it can be no file of poses")
         rows = np.load(path, allow_pickle=False)
-        files = sorted(file for file in pictures.iterdir() if file.suffix.lower() in PICTURE)
+        files = pictures_in(pictures)
     except (OSError, ValueError, EOFError) as error:
         raise InputError(f"{folder} is no scene in LLFF's layout: {error}") from error
     if rows.ndim != 2 or rows.shape[1] != 17 or rows.dtype.kind != "f" or not np.isfinite(rows).all():

@@ -43,7 +43,7 @@ from motionstream.model.checkpoint import Model, load_model
 from motionstream.model.presets import PRESETS, Preset
 from motionstream.streaming import stream
 from motionstream.tracks import MAX_TRACKS, StaticTracks, Tracks, draw_ids
-from motionstream.video import PICTURE, VIDEO, fit_image, read_clip, read_image
+from motionstream.video import VIDEO, fit_image, pictures_in, read_clip, read_image
 
 # (image uint8 [H, W, 3], tracks of T frames in its pixels, seed[, a sharper copy of the image, prompt; see `stream`])
 # -> video uint8 [T, H, W, 3], or as large as that copy; frame 0 the image
@@ -267,7 +267,7 @@ def evaluate_clips(
 
 def _is_clip(path: Path) -> bool:
     if path.is_dir():
-        return any(file.suffix.lower() in PICTURE for file in path.iterdir())
+        return bool(pictures_in(path))
     return path.suffix.lower() in VIDEO
 
 
@@ -278,7 +278,7 @@ def _read(path: Path, frames: int) -> np.ndarray:
     """
     try:
         if path.is_dir():
-            files = sorted(file for file in path.iterdir() if file.suffix.lower() in PICTURE)
+            files = pictures_in(path)
             pictures = [read_image(files[i]) for i in _evenly(len(files), frames)]
             return np.stack([fit_image(picture, *pictures[0].shape[1::-1]) for picture in pictures])
         video, _ = read_clip(path)

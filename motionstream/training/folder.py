@@ -22,7 +22,7 @@ from tqdm import tqdm
 from motionstream.controls.trackers import Seeds, Tracker
 from motionstream.errors import InputError, writing
 from motionstream.tracks import Tracks, join
-from motionstream.video import PICTURE, VIDEO, Clip, fit_image, read_image
+from motionstream.video import VIDEO, Clip, fit_image, pictures_in, read_image
 
 MAX_CAPTION = 4_000  # characters
 GRID = 50  # columns and rows: the paper's
@@ -66,7 +66,7 @@ class RealClips:
         width, height = self.size
         try:
             if path.is_dir():
-                files = sorted(file for file in path.iterdir() if file.suffix.lower() in PICTURE)
+                files = pictures_in(path)
                 if not files:
                     raise InputError("there are no pictures in it")
                 found = [fit_image(read_image(file), width, height) for file in files[start : start + most]]
@@ -116,7 +116,7 @@ def caption(path: Path) -> str:
     sidecar = path.with_name(f"{path.name}.txt") if path.is_dir() else path.with_suffix(".txt")
     if not sidecar.is_file():
         return ""
-    return sidecar.read_text(errors="replace")[:MAX_CAPTION].strip()
+    return sidecar.read_text("utf-8-sig", "replace")[:MAX_CAPTION].strip()
 
 
 def cached_tracks(

@@ -26,6 +26,7 @@ import numpy as np
 from PIL import Image
 
 from motionstream.errors import InputError, make_folder, writing
+from motionstream.model.checkpoint import read_json
 from motionstream.training import figures
 
 PHOTO_SIDE = 512  # longest short side of a stored photo, pixels
@@ -387,7 +388,10 @@ def write_library(folder: Path, packages: list[Package]) -> tuple[int, int]:
         manifest |= collect(root, package, folder, marks, held_out)
     if not manifest:
         raise InputError("no package could be had: see above")
-    (folder / "LICENCES.json").write_text(json.dumps(manifest, indent=1, sort_keys=True))
+    licences = folder / "LICENCES.json"
+    before = read_json(licences) if licences.is_file() else {}  # of packages that are left out this time
+    manifest = {name: row for name, row in before.items() if (folder / name).exists()} | manifest
+    licences.write_text(json.dumps(manifest, indent=1, sort_keys=True))
     return len(manifest), sum(write_objects(folder / part, photos) for part, photos in outlined.items())
 
 

@@ -501,6 +501,11 @@ def test_a_finger_on_the_stick_steers(chromium, site):
                 "type": kind, "touchPoints": [{"x": px, "y": py} for px, py in points]})
         reach_chunks(page, site, len(site.paste.chunks) + 3)
         assert (motion(site)[:, 0] > 0.5).all()  # the camera goes left
+        stick.evaluate("stick => stick.style.display = 'none'")  # as by another finger on Pause
+        touch.send("Input.dispatchTouchEvent", {"type": "touchMove", "touchPoints": [{"x": x - 30, "y": y}]})
+        reach_chunks(page, site, len(site.paste.chunks) + 3)
+        expect(part(page, "message")).not_to_contain_text("numbers")
+        stick.evaluate("stick => stick.style.display = ''")
         touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
         reach_chunks(page, site, len(site.paste.chunks) + 5)
         assert np.abs(motion(site)).max() < 0.1

@@ -146,6 +146,39 @@ def test_the_webcam_moves_the_picture(page, site):
     in_state(page, "idle")
 
 
+def test_a_region_of_the_webcam_can_be_taken_away(page, site):
+    page.context.grant_permissions(["camera"])
+    open_tab(page, site)
+    page.locator("button[data-source=webcam]").click()
+    expect(part(page, "message")).to_contain_text("the picture moves with you")
+    draw(page, "clip", (0.2, 0.2), (0.8, 0.3), (0.5, 0.8))
+    part(page, "region-clear").click()
+    expect(part(page, "region-clear")).to_be_hidden()
+
+
+def test_webcam_pictures_do_not_pile_up_before_a_slow_network(page, site):
+    page.context.grant_permissions(["camera"])
+    page.add_init_script(
+        """window.pictures = 0; window.full = false;
+           const send = WebSocket.prototype.send;
+           WebSocket.prototype.send = function (data) {
+             pictures += String(data).startsWith('{"kind":"webcam"'); return send.call(this, data); };
+           Object.defineProperty(WebSocket.prototype, 'bufferedAmount', { get: () => full ? 1e6 : 0 });"""
+    )
+    open_tab(page, site)
+    page.locator("button[data-source=webcam]").click()
+    expect(part(page, "message")).to_contain_text("the picture moves with you")
+    part(page, "start").click()
+    in_state(page, "live")
+    page.wait_for_function("pictures > 3")
+    page.evaluate("full = true")
+    before = page.evaluate("pictures")
+    page.wait_for_timeout(500)
+    assert page.evaluate("pictures") <= before + 1
+    page.evaluate("full = false")
+    page.wait_for_function(f"pictures > {before + 3}")
+
+
 def test_the_webcam_is_off_once_it_was_left(page, site):
     page.context.grant_permissions(["camera"])
     page.add_init_script(

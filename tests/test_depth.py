@@ -126,6 +126,16 @@ def test_weights_whose_download_breaks_off_are_not_there(monkeypatch):
     assert not DepthAnything().fetch()
 
 
+def test_a_folder_that_a_broken_download_left_is_not_the_weights(monkeypatch, tmp_path):
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path))
+    model = DepthAnything()
+    for name, whole in (("config.json", False), ("preprocessor_config.json", False), ("model.safetensors", True)):
+        (tmp_path / name).write_text("{}")
+        assert model.ready() == model.fetch() == whole
+    with pytest.raises(InputError, match="the weights of depth-anything.* cannot be read: .*; delete"):
+        model.estimate(np.zeros((28, 28, 3), np.uint8), None, None, None)
+
+
 class Evil:
     def __reduce__(self):
         return (pytest.fail, ("unpickled",))

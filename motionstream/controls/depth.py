@@ -28,9 +28,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors import SafetensorError
 
 from motionstream.controls.pinhole import Camera
-from motionstream.errors import InputError
+from motionstream.errors import InputError, one_line
 from motionstream.video import DAMAGE
 
 DEPTH_ANYTHING = "depth-anything/Depth-Anything-V2-Small-hf"
@@ -72,14 +73,22 @@ class Learned:
 
     name: str
     package: ClassVar[str]
+    files: ClassVar[tuple[str, ...]]  # patterns of what `load` needs
 
     def ready(self) -> bool:
         """Whether it can run without fetching anything."""
-        return importlib.util.find_spec(self.package) is not None and _folder(self.name, local=True) is not None
+        return importlib.util.find_spec(self.package) is not None and self.folder(local=True) is not None
 
     def fetch(self) -> bool:
         """Has the weights brought into the Hub's cache -> whether they are there now. May take minutes."""
-        return _folder(self.name, local=False) is not None
+        return self.folder(local=False) is not None
+
+    def folder(self, local: bool) -> Path | None:
+        """See `_folder`; None also where a download has broken off, or is under way."""
+        folder = _folder(self.name, local)
+        if folder is None or Path(self.name).exists() or all(any(folder.glob(file)) for file in self.files):
+            return folder
+        return None
 
 
 @dataclass(frozen=True)
@@ -89,6 +98,7 @@ class DepthAnything(Learned):
     name: str = DEPTH_ANYTHING
     label = "Depth Anything V2"
     package = "transformers"
+    files = ("config.json", "*.safetensors")
 
     def load(self, folder: Path) -> torch.nn.Module:
         from transformers import DepthAnythingForDepthEstimation
@@ -114,6 +124,7 @@ class MoGe(Learned):
     name: str = MOGE
     label = "MoGe-2"
     package = "moge"
+    files = ("*.pt",)
 
     def load(self, folder: Path) -> torch.nn.Module:
         from moge.model.v2 import MoGeModel
@@ -246,10 +257,15 @@ def _loaded(model: DepthAnything | MoGe) -> torch.nn.Module:
     """The model itself, once a process."""
     if importlib.util.find_spec(model.package) is None:
         raise InputError(f"{model.label} needs the package {model.package}: install it, or use another depth")
-    folder = _folder(model.name, local=False)
+    folder = model.folder(local=False)
     if folder is None:
         raise InputError(f"the weights of {model.name} cannot be had here: use the scene planes, or upload a depth map")
-    return model.load(folder).eval()
+    try:
+        return model.load(folder).eval()
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"the weights of {model.name} cannot be read: {one_line(error)}; delete {folder}, or use another depth"
+        ) from error
 
 
 def _unit(image: np.ndarray) -> torch.Tensor:

@@ -531,5 +531,5 @@ def _opened(path: Path) -> Iterator[safe_open]:
     try:
         with safe_open(path, framework="pt") as shard:
             yield shard
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, RuntimeError) as error:  # the last is PyTorch's, if it goes at that very moment
         raise InputError(f"{path} is no shard: {one_line(error)}; remove what is there and write it again") from error

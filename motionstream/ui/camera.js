@@ -198,6 +198,7 @@ function letGo(name) {
 
 function pushStick(name, event) {
   const box = part(`stick-${name}`).getBoundingClientRect(), reach = box.width / 2;
+  if (!reach) return;                    // it was hidden under the thumb
   const away = [event.clientX - box.left - reach, event.clientY - box.top - reach];
   const far = Math.max(1, Math.hypot(...away) / reach);
   sticks[name] = away.map(v => v / far / reach);

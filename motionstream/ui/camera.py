@@ -186,7 +186,8 @@ class CameraTab(CanvasTab):
     def _estimate(self, seat: Seat) -> None:
         """Makes the depth of the seat's picture, and shows it."""
         view = self._view(seat)
-        if not view.method:
+        chosen = bool(view.method)
+        if not chosen:
             view.method = BEST if LEARNED[BEST].ready() else PLANES
         if view.method == UPLOAD:
             depth: Depth = DepthMap(depth_from_values(view.uploaded, view.bright_is_near))
@@ -194,7 +195,13 @@ class CameraTab(CanvasTab):
             depth = LEARNED.get(view.method, view.planes)
         height, width = seat.picture.shape[:2]
         camera = Plan().camera(width, height)
-        view.map = depth.estimate(seat.picture, camera, camera, None)
+        try:
+            view.map = depth.estimate(seat.picture, camera, camera, None)
+        except InputError:
+            if chosen:
+                raise
+            view.method = PLANES  # nobody asked for weights that cannot be used
+            return self._estimate(seat)
         view.depth = depth
         self._send_depth(seat)
 

@@ -569,6 +569,7 @@ function welcome(message) {
   facts = message;
   if (runs && state === 'offline') link.send({ kind: 'stop', run: runs });   // its start may come after a lost connection
   part('chips').replaceChildren(...message.vocabulary.map(chip));
+  setPrompt(part('prompt').value);       // a lost connection has left the prompt
   part('examples').replaceChildren(...message.examples.map(example));
   panel.welcomed(message);
 }
@@ -722,7 +723,7 @@ function keyUp(event) {
 }
 
 function keyDown(event) {
-  if (element.offsetParent === null || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.isComposing || element.offsetParent === null || event.ctrlKey || event.metaKey || event.altKey) return;
   if (event.target === part('prompt') && event.key === 'Enter' && !event.shiftKey) {
     event.preventDefault();
     if (!event.repeat) sendPrompt();

@@ -9,6 +9,7 @@ const TRAIL = 8;                         // frames
 const HANDLES = ['#f59e0b', '#a855f7'];  // of the two points that "align" lays on each other
 const SETTLE_MS = 300;                   // settings rest so long before the clip is tracked anew
 const WEBCAM_SIDE = 320;
+const MOST_BUFFERED = 2 ** 16;           // bytes that may wait to be sent
 
 const motion = element.querySelector('.ms-motion'), clip = part('clip'), brush = clip.getContext('2d');
 const camera = { stream: null, opening: false, away: false, video: document.createElement('video'), sent: 0 };
@@ -275,7 +276,9 @@ function playCamera(now) {
   brush.setTransform(-1, 0, 0, 1, clip.width, 0);   // as in a mirror
   brush.drawImage(camera.video, 0, 0, clip.width, clip.height);
   brush.setTransform(1, 0, 0, 1, 0, 0);
-  if (state === 'starting' || state === 'live')
+  link.held = link.held?.filter(({ kind }) => kind !== 'webcam') ?? null;
+  const behind = link.socket.bufferedAmount > MOST_BUFFERED;   // acks and Stop would wait behind pictures
+  if ((state === 'starting' || state === 'live') && !behind)
     link.send({ kind: 'webcam', jpeg: clip.toDataURL('image/jpeg', 0.7).split(',')[1], t: now });
   paintMarks();
 }

@@ -17,6 +17,7 @@ from websockets.sync.client import connect
 from motionstream.controls.paths import Keyframes
 from motionstream.controls.pinhole import Camera
 from motionstream.controls.planes import ScenePlanes
+from motionstream.errors import InputError
 from motionstream.ui import camera
 from motionstream.ui.live import SUBPROTOCOL
 
@@ -144,6 +145,22 @@ def test_a_download_that_breaks_off_is_tried_again_for_the_next_visitor(coming, 
         assert one.depth()[0]["method"] == "planes"
         wait_for(lambda count=count: len(coming.fetches) == count, "another try")
         one.close()
+
+
+def test_planes_do_where_the_weights_turn_out_to_be_of_no_use(coming, site, monkeypatch):
+    def fails(*args):
+        raise InputError("the weights are damaged")
+
+    monkeypatch.setattr(Coming, "estimate", fails)
+    coming.arrived.set()
+    one = Guest(site)
+    assert one.depth()[0]["method"] == "planes"
+    one.say({"kind": "depth", "method": camera.BEST, "bright_is_near": False})
+    assert one.depth()[0]["method"] == "planes"  # as before the choice
+    assert one.expect("error")["text"] == "the weights are damaged"
+    one.say(png(np.zeros((50, 70, 3), np.uint8)))
+    assert one.depth()[0]["method"] == "planes"
+    one.close()
 
 
 def test_the_fan_shows_where_the_tracks_will_go(guest):

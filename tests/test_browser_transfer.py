@@ -154,6 +154,10 @@ def test_a_region_of_the_webcam_can_be_taken_away(page, site):
     draw(page, "clip", (0.2, 0.2), (0.8, 0.3), (0.5, 0.8))
     part(page, "region-clear").click()
     expect(part(page, "region-clear")).to_be_hidden()
+    draw(page, "clip", (0.2, 0.2), (0.8, 0.3), (0.5, 0.8))
+    expect(part(page, "region-clear")).to_be_visible()
+    page.locator("button[data-source=clip]").click()  # where nothing was drawn
+    expect(part(page, "region-clear")).to_be_hidden()
 
 
 def test_webcam_pictures_do_not_pile_up_before_a_slow_network(page, site):
@@ -177,6 +181,27 @@ def test_webcam_pictures_do_not_pile_up_before_a_slow_network(page, site):
     assert page.evaluate("pictures") <= before + 1
     page.evaluate("full = false")
     page.wait_for_function(f"pictures > {before + 3}")
+
+
+def test_a_stream_begins_with_the_newest_picture_of_the_webcam(page, site, monkeypatch):
+    page.context.grant_permissions(["camera"])
+    page.add_init_script(
+        """window.ages = []; const send = WebSocket.prototype.send;
+           WebSocket.prototype.send = function (data) {
+             const { kind, t } = typeof data === 'string' ? JSON.parse(data) : {};
+             if (kind === 'webcam') ages.push(performance.now() - t);
+             return send.call(this, data); };"""
+    )
+    made = threading.Event()
+    monkeypatch.setattr(site.live, "end_others", lambda *args: made.wait(10))  # a start that takes its time
+    open_tab(page, site)
+    page.locator("button[data-source=webcam]").click()
+    expect(part(page, "message")).to_contain_text("the picture moves with you")
+    part(page, "start").click()
+    page.wait_for_timeout(1_000)
+    made.set()
+    page.wait_for_function("ages.length > 2")
+    assert page.evaluate("Math.max(...ages)") < 500
 
 
 def test_the_webcam_is_off_once_it_was_left(page, site):
@@ -234,6 +259,42 @@ def test_a_start_waits_for_the_frame_that_was_chosen_last(page, site, clip):
     in_state(page, "live")
 
 
+def test_a_start_in_reverse_waits_for_the_clips_last_frame(page, site, clip):
+    open_tab(page, site)
+    with taken(site.live._tabs["transfer"]._tracking, transfer_module.TRACKING_AT_ONCE):
+        upload(page, clip)
+        desk = list(site.live._visitors.values())[-1].seats["transfer"].own
+        wait_for(lambda: page.wait_for_timeout(50) or desk.shown == 0, "the first frame")
+        part(page, "reverse").click()
+        for cancel in (False, True):
+            if cancel:
+                part(page, "progress-cancel").evaluate("button => button.click()")
+                wait_for(lambda: page.wait_for_timeout(50) or desk.thread is None, "the end of the job")
+                page.wait_for_timeout(200)
+            part(page, "start").click()
+            expect(part(page, "message")).to_contain_text("on its way")
+            in_state(page, "idle")
+    wait_for(lambda: page.wait_for_timeout(50) or desk.shown > 2, "the last frame", 20)
+    expect(part(page, "message")).to_contain_text("the clip moves the picture")
+    part(page, "start").click()
+    in_state(page, "live")
+
+
+def test_a_clip_is_tracked_again_where_a_start_came_first(page, site, clip):
+    open_tab(page, site)
+    with taken(site.live._tabs["transfer"]._tracking, transfer_module.TRACKING_AT_ONCE):
+        upload(page, clip)
+        desk = list(site.live._visitors.values())[-1].seats["transfer"].own
+        wait_for(lambda: page.wait_for_timeout(50) or desk.shown == 0, "the first frame")
+        part(page, "start").click()
+        in_state(page, "live")
+        page.keyboard.press("Enter")
+        in_state(page, "idle")
+    wait_for(lambda: page.wait_for_timeout(50) or desk.tracked, "the clip's tracks", 20)
+    expect(part(page, "progress")).to_be_hidden()
+    expect(part(page, "message")).to_contain_text("The clip is ready")
+
+
 def test_nothing_gets_into_a_clip_that_is_being_uploaded(page, site, clip, tmp_path, monkeypatch):
     open_tab(page, site)
     seen, expect_clip = threading.Event(), TransferTab._expect
@@ -281,6 +342,27 @@ def test_a_photo_that_was_brought_is_what_a_clip_moves(page, site, clip, tmp_pat
     page.keyboard.press("Enter")
     in_state(page, "idle")
     expect(first).to_be_enabled()
+
+
+def test_an_animation_chosen_as_a_photo_is_a_photo(page, site, tmp_path):
+    open_tab(page, site)
+    animation = write(tmp_path / "a.gif", FRAMES, codec="gif", pixels="rgb8")
+    part(page, "file").set_input_files(animation)
+    expect(page.locator(".ms:has(.ms-motion) .ms-example[aria-pressed=true]")).to_have_count(0)
+    expect(part(page, "message")).to_contain_text("Choose a video")
+    upload(page, animation)
+    expect(part(page, "message")).to_contain_text("the clip moves the picture", timeout=20_000)
+
+
+def test_a_clip_stays_where_another_is_refused(page, site, clip, tmp_path):
+    open_tab(page, site)
+    upload(page, clip)
+    expect(part(page, "message")).to_contain_text("the clip moves the picture", timeout=20_000)
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    upload(page, tmp_path / "empty.mp4")
+    expect(part(page, "message")).to_contain_text("empty file")
+    part(page, "start").click()
+    in_state(page, "live")
 
 
 def test_a_video_is_dropped_beside_the_picture_and_a_photo_is_no_video(page, site, clip, tmp_path):
@@ -391,10 +473,10 @@ def test_tracking_can_be_cancelled(transfer, tmp_path):
     path = write(tmp_path / "long.mp4", np.tile(FRAMES, (40, 1, 1, 1)))
     transfer.send_clip(path.read_bytes())
     transfer.expect("clip")
-    transfer.say({"kind": "track", "settings": {"seconds": 25, "grid": 30}, "image": "own"})
+    transfer.say({"kind": "track", "settings": {"seconds": 25, "grid": 30}, "image": "own", "number": 7})
     transfer.expect("tracking")
     transfer.say({"kind": "cancel"})
-    assert transfer.expect("tracked") == {"kind": "tracked", "cancelled": True}
+    assert transfer.expect("tracked") == {"kind": "tracked", "number": 7, "cancelled": True}
 
 
 @contextmanager

@@ -116,7 +116,7 @@ const panel = {
   key: (event, down) => false,           // key down or up while nothing is typed; true takes the key over
   released: () => {},                    // all keys count as up: the page has lost the focus
   tick: now => {},                       // every animation frame
-  file: file => false,                   // dropped or pasted; true takes it over, else it is a picture
+  file: (file, chosen) => false,         // dropped, pasted or, if chosen, a photo; true takes it over, else a picture
 };
 
 /* ---- state ---- */
@@ -207,7 +207,7 @@ function start() {
   if (own === null) return;
   const messages = [{ kind: 'release', mode: release }];
   for (const control of controls) messages.push({ kind: 'grid', ...control.grid }, { ...wire(control), frame: 0 });
-  initial = controls.map(control => Object.assign(control, { since: 0 }));
+  initial = controls.map(control => Object.assign(control, { since: 0, mode: release }));
   latencies = []; speeds = []; lastInput = -Infinity;
   part('latency').textContent = part('fps').textContent = '–';
   player.reset(facts.fps);
@@ -286,7 +286,7 @@ function add(control) {
   controls.push(control);
   control.id ??= nextId++;
   control.grid ??= grid();
-  Object.assign(control, { frame: player.frame, since: player.newest + 1 });
+  Object.assign(control, { frame: player.frame, since: player.newest + 1, mode: release });
   dirty = true;
   if (running() && control.kind !== 'hold') link.send(wire(control));
 }
@@ -332,7 +332,8 @@ function regrab({ x, y }) {              // what is grabbed again must not be he
 function around({ x, y }) {              // paths that move alike move one thing: between them, a drag has all of it in hand
   const way = ({ points, since, seconds }) =>
     JSON.stringify([since, seconds, points.map(([x, y]) => [Math.round(x - points[0][0]), Math.round(y - points[0][1])])]);
-  const paths = controls.filter(({ kind, over }) => kind === 'path' && !over), held = [...drags.values()].flatMap(({ led }) => led);
+  const paths = controls.filter(control => control.kind === 'path' && !over(control));
+  const held = [...drags.values()].flatMap(({ led }) => led);
   const within = (value, axis, alike) => {
     const reach = alike.flatMap(control => [-1, 1].map(
       side => place(control)[axis] + side * control.grid.spacing * (control.grid.size - 1) / 2));
@@ -447,7 +448,7 @@ function paintOverlay() {
 function paintControl(control, unit) {
   const colour = COLOURS[control.kind];
   if (control.kind !== 'path') return paintGrid(control.x, control.y, control.grid, colour, unit, 1);
-  if (control.over) return;
+  if (over(control)) return;
   if (!control.at) {
     paintLine(control.points, colour, 3 * unit, done(control) < 1 ? 0.9 : 0.35);
     paintArrow(control.points, colour, unit, done(control) < 1 ? 0.9 : 0.35);
@@ -456,6 +457,8 @@ function paintControl(control, unit) {
 }
 
 const done = ({ since, seconds }) => running() ? clamp((player.frame - since) / (seconds * facts.fps), 0, 1) : 0;
+const over = control =>                  // of a path: whether it has let go
+  control.over || control.mode === 'let_go' && !control.at && done(control) === 1;
 const place = control => control.at ?? partway(control.points, done(control));   // of a path's grid
 
 function partway(points, share) {        // the point after `share` of a polyline's length
@@ -659,8 +662,8 @@ function showGrid() {
   dirty = true;
 }
 
-async function offerFile(file) {
-  if (!file || !await readable(file) || panel.file(file)) return;
+async function offerFile(file, chosen = false) {
+  if (!file || !await readable(file) || panel.file(file, chosen)) return;
   const photo = await shrunk(file);
   const [size, limit] = [Math.ceil(photo.size / 2 ** 20), Math.floor(facts.max_bytes / 2 ** 20)];
   if (photo.size > facts.max_bytes)
@@ -758,7 +761,7 @@ function listen() {
   onEach('button[data-tool]', button => setTool(button.dataset.tool));
   onEach('button[data-release]', button => setRelease(button.dataset.release));
   part('upload').onclick = () => part('file').click();
-  part('file').onchange = event => { offerFile(event.target.files[0]); event.target.value = ''; };
+  part('file').onchange = event => { offerFile(event.target.files[0], true); event.target.value = ''; };
   part('prompt').onchange = sendPrompt;
   for (const name of ['size', 'spacing']) {
     part(name).oninput = showGrid;

@@ -17,6 +17,8 @@ let source = 'clip', image = 'clip', fit = 'crop', loaded = null;   // loaded: w
 let ownPhoto = false;                    // whether the visitor has brought a photo, to be moved by clips
 let frames = [], playing = 0, played = 0;                           // previews; the one shown; when
 let sending = null;                      // the upload that goes on: {file, socket, begun}
+let job = { number: 0, state: 'done' };  // the newest "track": under way ('sent'), 'done' or 'cancelled'
+let again = false;                       // whether to do it again where a start or a lost connection cancels it
 let region = null, drawing = null, settling = null;
 const held = new Map();                  // pointerId -> [number of a pair, 0: its point on the clip, 1: on the picture]
 let pairs = [[[0.3, 0.5], [0.3, 0.5]], [[0.7, 0.5], [0.7, 0.5]]];   // each: in the clip, in the picture; both shares
@@ -34,8 +36,6 @@ const settings = () => ({
 function sendClip(file) {
   if (file.size > facts.max_clip_bytes)
     return say(`The clip has ${Math.ceil(file.size / PART)} MB; at most ${facts.max_clip_bytes / PART} MB`, 'error');
-  forget();
-  setSource('clip');
   sending = { file, socket: link.socket, begun: false };
   progress(0, 'Uploading …');
   link.send({ kind: 'clip', bytes: file.size });   // the server says "send", or what is wrong
@@ -44,6 +44,7 @@ function sendClip(file) {
 async function sendParts(upload) {
   if (!upload || upload.begun) return;   // cancelled meanwhile, maybe for another one
   upload.begun = true;
+  setSource('clip');
   const { file, socket } = upload, going = () => sending === upload && socket.readyState === WebSocket.OPEN;
   for (let at = 0; at < file.size && going(); at += PART) {
     progress(at / file.size, 'Uploading …');
@@ -56,6 +57,7 @@ async function sendParts(upload) {
 function cancel() {                      // an upload or the tracking
   if (sending) progress(null);
   sending = null;
+  again = false;
   link.send({ kind: 'cancel' });
 }
 
@@ -83,8 +85,14 @@ function track() {                       // also shows the picture that is to be
   clearTimeout(settling);
   settling = null;
   if (!loaded || source !== 'clip' || state !== 'idle') return;
-  const send = () => link.send({ kind: 'track', settings: settings(), image });
+  job = { number: job.number + 1, state: 'sent', quiet: again };   // what is said at a stream's end is to be read
+  again = false;
+  const send = () => link.send({ kind: 'track', settings: settings(), image, number: job.number });
   if (image === 'clip' && pressed('reverse')) send(); else ask(send);   // in reverse the frame comes once it is tracked
+}
+
+function trackAgain() {
+  if (again && job.state === 'cancelled') track();
 }
 
 function changed() {
@@ -106,9 +114,11 @@ function tracking({ done, total, left, tracker }) {
   progress(done / total, done ? `Tracking ${done} of ${total}, ${time} left` : 'Tracking …');
 }
 
-function tracked({ cancelled, frames, tracks }) {
+function tracked({ number, cancelled, tracks }) {
   progress(null);
-  if (cancelled || state !== 'idle' || source !== 'clip') return;
+  if (number === job.number) job.state = cancelled ? 'cancelled' : 'done';
+  trackAgain();
+  if (cancelled || job.quiet || state !== 'idle' || source !== 'clip') return;
   if (tracks) say('Press Start: the clip moves the picture, and you can still drag');
   else say('There is nothing to follow here: choose another part or another video', 'error');
 }
@@ -288,6 +298,10 @@ function playCamera(now) {
 function setSource(value) {
   if (running()) return;
   const back = source === 'webcam' && value === 'clip';
+  if (value !== source) {                // a region is of what it was drawn on
+    [region, drawing] = [null, null];
+    showRegion();
+  }
   source = motion.dataset.source = value;
   mark('button[data-source]', 'aria-pressed', button => button.dataset.source === value);
   part('clip-frame').toggleAttribute('data-empty', value === 'clip' && !loaded);
@@ -349,10 +363,13 @@ clip.addEventListener('lostpointercapture', undraw);       // after a lift too, 
 panel.welcomed = () => {
   part('clip-seconds').max = Math.min(part('clip-seconds').max, facts.max_seconds);
   progress(null);
+  if (job.state !== 'sent') return;
+  job.state = 'cancelled';               // with the connection
+  again = true;
 };
-panel.file = file => {
-  if (file && sending) return say('A clip is being uploaded: wait for it, or cancel it', 'error') ?? true;
-  if (!file || file.type.startsWith('image/') && file.type !== 'image/gif') return false;
+panel.file = (file, chosen) => {
+  if (sending) return say('A clip is being uploaded: wait for it, or cancel it', 'error') ?? true;
+  if (chosen || file.type.startsWith('image/') && file.type !== 'image/gif') return false;
   whenStopped(() => sendClip(file));
   return true;
 };
@@ -361,14 +378,16 @@ panel.entered = now => {
   const settings = 'input[type=range], select, [data-source], [data-fit], [data-image], [data-ms=reverse], '
     + '[data-ms=loop], [data-ms=region-clear]';
   for (const control of motion.querySelectorAll(settings)) control.disabled = now !== 'idle';
+  trackAgain();
 };
 panel.hear = message => {
-  if (message.kind === 'send') sendParts(sending);
+  if (message.kind === 'send') { forget(); sendParts(sending); }   // the server has dropped the clip before
   if (message.kind === 'clip') opened(message);
   if (message.kind === 'unchanged') answered();
   if (message.kind === 'tracking') tracking(message);
   if (message.kind === 'tracked') tracked(message);
   if (message.kind === 'error' && sending) cancel();
+  if (message.kind === 'error' && job.state === 'sent') job.state = 'cancelled';   // it may have been refused
 };
 panel.see = (header, blob) => { if (header.kind === 'preview') preview(header, blob); };
 panel.shown = header => {
@@ -376,16 +395,19 @@ panel.shown = header => {
   choose('image', header.image ?? 'own', value => { image = value; });
   if (!sending || sending.socket === link.socket) return;
   sending = null;
+  forget();
   say('The connection was lost during the upload: choose the video again', 'error');
 };
 panel.starting = () => {
   if (sending) return say('A clip is being uploaded: wait for it, or cancel it', 'error') ?? null;
   if (source === 'clip' && !loaded) return say('Choose a video first, or the webcam', 'error') ?? null;
   if (source === 'webcam' && !camera.stream) return say('The camera is off: allow the page to use it', 'error') ?? null;
-  if (source === 'clip' && image === 'clip' && settling) {   // the picture is still that of the old settings
-    track();
+  const unknown = pressed('reverse') && job.state !== 'done';   // the last frame is known once that is
+  if (source === 'clip' && image === 'clip' && (settling || unknown)) {   // the picture is still the old settings'
+    if (settling || job.state === 'cancelled') track();
     return say('The picture is on its way: start when it is here', 'error') ?? null;
   }
+  again = source === 'clip' && job.state === 'sent';
   progress(null);
   return { source, settings: settings() };
 };

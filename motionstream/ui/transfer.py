@@ -5,8 +5,9 @@ The visitor's thread tracks the piece that was chosen last and sends its frames 
 start meanwhile, then the stream's own source goes on. Commands of the panel:
 
     {"kind": "clip", "bytes": N}       once that is answered by "send", the next N bytes of binary messages are a clip
-    {"kind": "track", "settings": {...}, "image": "clip" | "own"}    see `Settings`; what is animated: the clip's first
-                                       frame, or the picture that was there before
+    {"kind": "track", "settings": {...}, "image": "clip" | "own", "number": N}    see `Settings`; what is animated: the
+                                       clip's first frame, or the picture that was there before; N comes back with
+                                       "tracked", when the job is over
     {"kind": "cancel"}                 stop tracking; drop an upload that is not complete
 """
 
@@ -94,7 +95,8 @@ class Desk:
 class Job:
     """A piece of a clip to be tracked.
 
-    show: whether the visitor wants its first frame for the picture; before: `Seat.shown` when that was said.
+    show: whether the visitor wants its first frame for the picture; before: `Seat.shown` when that was said; number:
+    the panel's own of this job.
     """
 
     seat: Seat
@@ -103,6 +105,7 @@ class Job:
     settings: Settings
     show: bool
     before: tuple[dict, bytes] | None
+    number: object
     cancelled: threading.Event
 
     def over(self) -> bool:
@@ -110,6 +113,10 @@ class Job:
         if not self.seat.connected:
             self.cancelled.set()
         return self.cancelled.is_set()
+
+    def end(self, **facts) -> None:
+        """Says what has come of it."""
+        self.seat.send({"kind": "tracked", "number": self.number, **facts})
 
     def may_show(self) -> bool:
         """Whether another picture is still wanted, and the visitor has chosen none. Asked with the desk's lock."""
@@ -172,7 +179,8 @@ class TransferTab(CanvasTab):
             self._expect(desk, message.get("bytes"))
             seat.send({"kind": "send"})
         else:
-            self._track(seat, desk, Settings.from_json(message.get("settings")), message.get("image") == "clip")
+            settings, show = Settings.from_json(message.get("settings")), message.get("image") == "clip"
+            self._track(seat, desk, settings, show, message.get("number"))
 
     def base(self, seat: Seat, data: object) -> SourceRecipe:
         """data: {"source": "clip" | "webcam", "settings": {...}}."""
@@ -210,14 +218,14 @@ class TransferTab(CanvasTab):
                 )
             desk.expect(size)
 
-    def _track(self, seat: Seat, desk: Desk, settings: Settings, show: bool) -> None:
+    def _track(self, seat: Seat, desk: Desk, settings: Settings, show: bool, number: object) -> None:
         """Leaves a job to the desk's thread, in the place of the one before."""
         if desk.clip is None:
             raise InputError("there is no clip yet: upload one")
         with desk.lock:
             desk.cancelled.set()
             desk.cancelled = threading.Event()
-            job = Job(seat, desk, desk.clip, settings, show, seat.shown, desk.cancelled)
+            job = Job(seat, desk, desk.clip, settings, show, seat.shown, number, desk.cancelled)
             before, desk.waiting = desk.waiting, job
             if desk.thread is None or not desk.thread.is_alive():
                 desk.thread = threading.Thread(target=self._work, args=(desk,), name="tracking", daemon=True)
@@ -248,16 +256,16 @@ class TransferTab(CanvasTab):
                 with _turn(self._tracking, job) as had:
                     blocks = self._preview(job, fps) if had else None
                 if blocks is None:
-                    return seat.send({"kind": "tracked", "cancelled": True})
+                    return job.end(cancelled=True)
                 tracked = desk.tracked = settings.tracking, blocks
             blocks = tracked[1]
             count = sum(block.T for block in blocks)
             if last:
                 self._show_frame(job, settings.start + (count - 1) / fps)
             points = len(set().union(*(block.ids.tolist() for block in blocks)))
-            seat.send({"kind": "tracked", "frames": count, "tracks": points})
+            job.end(frames=count, tracks=points)
         except (InputError, RuntimeError) as error:  # PyTorch's are of the latter kind: no memory, above all
-            seat.send({"kind": "tracked", "cancelled": True})
+            job.end(cancelled=True)
             if not isinstance(error, InputError):
                 logging.getLogger(__name__).exception("a clip could not be tracked")
             if not job.over():  # else its clip may be gone, and nobody asks for it

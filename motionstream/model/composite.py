@@ -211,16 +211,21 @@ def sharpened(frames: Tensor, moved: Moved, light: Light | None, sharp: Sharp) -
     sure = sure + (1 if light else FILLING) * beyond
     size = sharp.picture.shape[1::-1]
     times = size[0] // warped.shape[-1]
-    frames, shown, matrices = 127.5 * (frames + 1), 127.5 * (warped + 1), [None] * len(frames)
-    if light is not None:  # its offset is smooth and stays with the small frames
-        shown = Light(light.matrix.cpu(), torch.zeros(1, 3, 1, 1)).on(shown)
-        matrices = light.matrix.cpu().expand(len(frames), -1, -1).numpy()
-    rest = (frames - (sure + guessed) * shown).permute(0, 2, 3, 1).contiguous().numpy()
-    unsure, guessed = (1 - sure)[:, 0].numpy(), guessed[:, 0].numpy()
+    matrices = [None] * len(frames) if light is None else light.matrix.cpu().expand(len(frames), -1, -1).numpy()
+    frames, warped, kept, unsure, guessed = (
+        x.numpy() for x in (frames, warped, sure + guessed, (1 - sure)[:, 0], guessed[:, 0])
+    )
     sharp.fill(moved.behind)
 
     def lit(picture: np.ndarray, t: int) -> np.ndarray:
         return picture if matrices[t] is None else cv2.transform(picture.astype(np.float32), matrices[t])
+
+    def rest(t: int) -> np.ndarray:
+        """The small frame without what is put in of the copy; the light's offset is smooth and stays with it."""
+        shown = 127.5 * (warped[t] + 1)
+        if matrices[t] is not None:
+            shown = np.tensordot(matrices[t], shown, 1)
+        return cv2.merge(list(127.5 * (frames[t] + 1) - kept[t] * shown))
 
     def put(frame: np.ndarray, share: np.ndarray, picture: np.ndarray) -> None:
         """Adds a share [H, W] of the picture to the frame, where there is any."""
@@ -246,7 +251,7 @@ def sharpened(frames: Tensor, moved: Moved, light: Light | None, sharp: Sharp) -
 
     def make(t: int) -> np.ndarray:
         seen, behind = (lit(sharp.picture, t), None) if moved.backward is None else moving(t)
-        frame = cv2.add(cv2.resize(rest[t], size), seen, dtype=cv2.CV_32F)
+        frame = cv2.add(cv2.resize(rest(t), size), seen, dtype=cv2.CV_32F)
         put(frame, -unsure[t], seen)
         put(frame, guessed[t], behind)
         return cv2.add(frame, 0.0, dtype=cv2.CV_8U)

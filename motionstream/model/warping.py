@@ -293,18 +293,20 @@ def splat(displacement: np.ndarray, front: np.ndarray, height: int, width: int) 
     column, row = column + right, row + down
     share = np.abs(1 - right - x) * np.abs(1 - down - y)
     share *= (column >= 0) & (column < w) & (row >= 0) & (row < h)
-    index, weight = np.where(share > 0, row * w + column, 0).astype(np.intp).ravel(), share * np.exp(FRONT * front)
+    landing = np.flatnonzero(share)  # what stays lies on one cell, not on four
+    share, cell = share.ravel()[landing], landing % len(displacement)
+    index, motion = (row * w + column).ravel()[landing].astype(np.intp), displacement.T[:, cell]
+    weight = share * np.exp(FRONT * front)[cell]
 
     def sums(values: np.ndarray) -> np.ndarray:
-        return np.bincount(index, values.ravel(), h * w).astype(np.float32).reshape(h, w)
+        return np.bincount(index, values, h * w).astype(np.float32).reshape(h, w)
 
     total = np.maximum(sums(weight), 1e-12)
-    moved = np.stack([sums(weight * along) for along in displacement.T]) / total
-    part = sums(weight * np.square(displacement).sum(1)) / total - np.square(moved).sum(0) > PARTS**2
-    landing = (part.ravel()[index] & (share.ravel() > 0)).nonzero()[0]
+    moved = np.stack([sums(weight * along) for along in motion]) / total
+    part = sums(weight * np.square(motion).sum(0)) / total - np.square(moved).sum(0) > PARTS**2
+    here = np.flatnonzero(part.ravel()[index])
     cells = np.cumsum(part) - 1  # numbers of those where motions part
-    motion = displacement[landing % len(displacement)]
-    moved[:, part] = _foremost(cells[index[landing]], weight.ravel()[landing], motion, np.count_nonzero(part)).T
+    moved[:, part] = _foremost(cells[index[here]], weight[here], motion.T[here], np.count_nonzero(part)).T
     return -moved, sums(share) / min(finer, 2) ** 2
 
 

@@ -130,11 +130,12 @@ def track(args: argparse.Namespace) -> dict[str, float | int | str | None]:
     Returns: out, frames, tracks, width, height (None where nobody has said them), fps, tracker ("" for a trajectory
     file).
     """
-    from motionstream.trajectories import pick_writer, write_trajectories
+    from motionstream.trajectories import ATI_FPS, ATI_FRAMES, RATES, pick_format, write_trajectories
     from motionstream.video import Clip
 
-    pick_writer(args.out, args.format)  # before the work: a format that is not known is told at once
-    if args.clip.suffix.lower() in (".json", ".npy", ".pth", ".pt", ".txt"):
+    kind = pick_format(args.out, args.format)  # before the work: a format that is not known is told at once
+    drawn = args.clip.suffix.lower() in (".json", ".npy", ".pth", ".pt", ".txt")
+    if drawn:
         (tracks, size, fps), name = _read_tracks(args), ""
     else:
         if args.size:
@@ -142,11 +143,16 @@ def track(args: argparse.Namespace) -> dict[str, float | int | str | None]:
         clip = Clip.open(args.clip)
         size, fps = (clip.width, clip.height), args.fps or clip.fps
         tracks, name = _track(clip, args, fps)
+    if kind in RATES and (drawn or not args.fps):  # else it would be played at another pace
+        tracks, fps = tracks.retime(fps, RATES[kind]), RATES[kind]
+    if kind == "ati" and tracks.T / fps > ATI_FRAMES / ATI_FPS:
+        print(f"motionstream: ATI's files have room for {ATI_FRAMES} frames at {ATI_FPS:g} fps, "
+              f"{ATI_FRAMES / ATI_FPS:.1f} s: what comes later is left out", file=sys.stderr)
     write_trajectories(args.out, tracks, size, fps, args.format)
     width, height = size or (None, None)
     figures = {"frames": tracks.T, "tracks": tracks.N, "width": width, "height": height, "fps": fps, "tracker": name}
     if not args.json:
-        print(f"{args.out}: {tracks.N} tracks over {tracks.T} frames" + (f", by {name}" if name else ""))
+        print(f"{args.out}: {tracks.N} tracks over {tracks.T} frames at {fps:g} fps" + (f", by {name}" if name else ""))
     return {"out": str(args.out), **figures}
 
 
@@ -274,7 +280,8 @@ def _track_options(commands: argparse._SubParsersAction) -> None:
     one.add_argument("--grid", type=int, metavar="N", help="points along the longer side, default 20")
     one.add_argument("--start", type=float, metavar="S", help="second of the clip to begin at")
     one.add_argument("--seconds", type=_seconds, metavar="S", help="at most, default 60")
-    one.add_argument("--fps", type=_fps, metavar="N", help="default: the clip's own, or what the trajectories say")
+    one.add_argument("--fps", type=_fps, metavar="N", help="of the tracks (default: as the clip or the file has it,"
+                     " and for formats that do not say theirs 16, for ATI 24)")
     one.add_argument("--size", type=parse_size, metavar="WxH", help="of the picture that the trajectories were drawn"
                      " on, where they do not say it")
     one.add_argument("--json", action="store_true", help="last line on stdout: one JSON object")

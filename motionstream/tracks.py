@@ -17,6 +17,7 @@ Track files are JSON (`Tracks.to_json`, `Tracks.from_json`):
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -129,6 +130,13 @@ class Tracks:
         weight = (at - low)[:, None, None]
         points = self.points[low] * (1 - weight) + self.points[high] * weight
         return Tracks(points, self.visible[low] & self.visible[high], self.ids)
+
+    def retime(self, from_fps: float, to_fps: float) -> Tracks:
+        """The same motion at another rate, frames a second. `InputError` above MAX_FRAMES frames."""
+        frames = math.floor((self.T - 1) * to_fps / from_fps + 0.5) + 1 if self.T else 0
+        if frames > MAX_FRAMES:
+            raise InputError(f"the tracks last {frames} frames at {to_fps:g} fps; at most {MAX_FRAMES}: shorten them")
+        return self.resample(frames)
 
     def scale(self, from_size: tuple[float, float], to_size: tuple[float, float]) -> Tracks:
         """The tracks after the frame is resized from `from_size` to `to_size`, both (width, height)."""

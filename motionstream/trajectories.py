@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import pickle
 import struct
 import zipfile
@@ -67,11 +66,8 @@ def load_tracks(path: str | Path, image_size: tuple[int, int], size: tuple[int, 
     The file's frame is taken for the whole image of `image_size`, which `fit_image` cuts to `size`.
     """
     read = read_trajectories(path)
-    tracks = read.tracks
-    frames = math.floor((tracks.T - 1) * fps / read.fps + 0.5) + 1 if tracks.T else 0
-    if frames > MAX_FRAMES:
-        raise InputError(f"the tracks last {frames} frames at {fps:g} fps; at most {MAX_FRAMES}: shorten them")
-    return tracks.scale(read.size or image_size, image_size).fit(image_size, size).resample(frames)
+    tracks = read.tracks.retime(read.fps, fps)
+    return tracks.scale(read.size or image_size, image_size).fit(image_size, size)
 
 
 def read_trajectories(path: str | Path) -> Trajectories:
@@ -91,10 +87,11 @@ def write_trajectories(
 ) -> None:
     """Writes tracks of a `size` (width, height) frame at `fps`. kind: one of WRITERS, None: by the name's ending.
 
-    The formats other than ours keep no size (None) and, but for ATI, no rate; IDs are lost; spline keeps no visibility
-    but a track's end. `InputError` if the format is not known, or the file cannot be written, or not be read again.
+    The formats other than ours keep no size (None) and no rate: see RATES; ATI's has its own, and room for ATI_FRAMES.
+    IDs are lost; spline keeps no visibility but a track's end. `InputError` if the format is not known, or the file
+    cannot be written, or not be read again.
     """
-    for name, data in pick_writer(path, kind)(Path(path), tracks, size, fps).items():
+    for name, data in WRITERS[pick_format(path, kind)](Path(path), tracks, size, fps).items():
         if len(data) > MAX_FILE_BYTES:
             raise InputError(f"{name} would be {len(data) >> 20} MB large; at most {MAX_FILE_BYTES >> 20} are read"
                              " again: thin the tracks out, cut the clip, or write .npy")
@@ -109,12 +106,12 @@ def write_trajectories(
                 unfinished.unlink(missing_ok=True)
 
 
-def pick_writer(path: str | Path, kind: str | None) -> Writer:
-    """What writes a file of that name, or of format `kind`; `InputError` if neither is known."""
+def pick_format(path: str | Path, kind: str | None) -> str:
+    """The format of a file of that name, or `kind`; `InputError` if neither is known."""
     kind = kind or ENDINGS.get(Path(path).suffix.lower())
     if kind not in WRITERS:
         raise InputError(f"cannot write {path}: the format is one of {', '.join(WRITERS)}; .json, .npy, .pth or .pt")
-    return WRITERS[kind]
+    return kind
 
 
 def _read(path: Path) -> bytes:
@@ -321,7 +318,7 @@ def _to_wan_move(path: Path, tracks: Tracks, size: tuple[float, float] | None, f
 def _to_ati(path: Path, tracks: Tracks, size: tuple[float, float] | None, fps: float) -> dict[Path, bytes]:
     import torch
 
-    tracks = tracks.resample(math.floor((tracks.T - 1) * ATI_FPS / fps + 0.5) + 1 if tracks.T else 0)
+    tracks = tracks.retime(fps, ATI_FPS)
     array = np.zeros((tracks.N, ATI_FRAMES, 1, 3), np.float32)
     length = min(tracks.T, ATI_FRAMES)
     array[:, :length, 0, :2] = tracks.points[:length].swapaxes(0, 1) * ATI_SCALE
@@ -339,4 +336,6 @@ WRITERS: dict[str, Writer] = {
     "wan-move": _to_wan_move,
     "ati": _to_ati,
 }
+# At which the programs generate, frames a second: what `read_trajectories` takes files for that do not say any.
+RATES = {"comfyui": WAN_FPS, "spline": WAN_FPS, "wan-move": WAN_FPS, "ati": ATI_FPS}
 ENDINGS = {".json": "motionstream", ".npy": "wan-move", ".pth": "ati", ".pt": "comfyui"}

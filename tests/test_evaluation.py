@@ -16,7 +16,7 @@ from motionstream.evaluation import baselines, metrics, motion, sheets
 from motionstream.model.checkpoint import random_model
 from motionstream.model.presets import PRESETS
 from motionstream.tracks import Tracks
-from motionstream.video import fit_image
+from motionstream.video import Mp4Writer, fit_image
 
 WIDTH, HEIGHT = 96, 64
 
@@ -333,7 +333,7 @@ def test_a_drag_of_no_time_is_over_with_the_next_frame(drag_file):
 
 
 def test_clips_are_sampled_evenly_with_first_and_last_frame():
-    assert motion._evenly(10, 4).tolist() == [0, 3, 6, 9] and motion._evenly(3, 81).tolist() == [0, 1, 2]
+    assert motion._evenly(10, 4) == [0, 3, 6, 9] and motion._evenly(3, 81) == [0, 1, 2]
 
 
 @pytest.mark.parametrize("text", ["not json", "[1]", '{"paths": []}', '{"image": "photo.png", "paths": [{"point": 1}]}',
@@ -577,8 +577,35 @@ def test_help_names_every_table_and_a_seed_is_from_0_on(capsys):
 
 def test_a_clip_of_one_frame_is_named(tmp_path):
     sheets.save_png(tmp_path / "0.png", texture())
-    with pytest.raises(InputError, match=f"{tmp_path} has 1 frames; a clip needs at least 2"):
+    with pytest.raises(InputError, match=f"{tmp_path}: it has 1 frames; a clip needs at least 2"):
         motion.main(["motion", str(tmp_path), "--model", "none"])
+
+
+def test_one_bad_clip_costs_no_table(tmp_path, capsys):
+    (tmp_path / "bad.mp4").write_text("no video")
+    (tmp_path / "short").mkdir()
+    sheets.save_png(tmp_path / "short" / "0.png", texture())
+    with pytest.raises(InputError, match="none of the clips"):
+        list(motion.real_clips(tmp_path, 5, 16.0, lambda image: (image, None)))
+    (tmp_path / "slide").mkdir()
+    for t in range(3):
+        sheets.save_png(tmp_path / "slide" / f"{t}.png", np.roll(texture(), t, axis=1))
+    capsys.readouterr()
+    arguments = ["motion", str(tmp_path), "--model", "none", "--spacing", "16", "--sheet", str(tmp_path / "s.png")]
+    assert motion.main([*arguments, "--json"]) == 0
+    told = capsys.readouterr()
+    assert list(json.loads(told.out.splitlines()[-1])["each"]) == ["slide"]
+    assert "left out" in told.err and "bad.mp4: the video cannot be read" in told.err and "it has 1 frames" in told.err
+
+
+def test_long_clips_are_sampled_as_they_are_decoded(tmp_path):
+    with Mp4Writer(tmp_path / "long.mp4", WIDTH, HEIGHT, 50.0) as writer:  # longer than what may be kept whole
+        for _ in range(8):
+            writer.write(np.stack([np.full((HEIGHT, WIDTH, 3), t, np.uint8) for t in range(160)]))
+    (clip,) = motion.real_clips(tmp_path, 5, 16.0, lambda image: (image, None))
+    assert clip.frames.shape == (5, HEIGHT, WIDTH, 3)
+    wanted = np.round(np.linspace(0, 1279, 5)) % 160
+    np.testing.assert_allclose(clip.frames.mean((1, 2, 3)), wanted, atol=4)
 
 
 def test_a_clip_that_cannot_be_read_is_named(tmp_path):

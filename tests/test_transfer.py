@@ -409,6 +409,40 @@ def test_the_command_tracks_clips_and_converts_files(clip, tmp_path, capsys):
     assert read_trajectories(other).tracks.N == read.tracks.N
 
 
+def wave(frames: int) -> Tracks:
+    """Tracks that swing once a second at 30 frames a second."""
+    swing = 20 * np.sin(np.arange(frames) * 2 * np.pi / 30)
+    points = np.array([[40.0, 40.0], [60.0, 50.0]]) + swing[:, None, None] * (1.0, 0.5)
+    return Tracks(points, np.ones((frames, 2), bool), np.arange(2))
+
+
+@pytest.mark.parametrize(("name", "rate"), [("t.npy", 16), ("t.pt", 16), ("t.pth", 24)])
+def test_a_format_that_keeps_no_rate_is_written_at_its_programs(tmp_path, capsys, name, rate):
+    tracks, out = wave(61), tmp_path / name  # 2 s at 30 frames a second
+    (tmp_path / "t.json").write_text(tracks.to_json(WIDTH, HEIGHT, 30.0))
+    assert main(["track", str(tmp_path / "t.json"), "-o", str(out), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (told["frames"], told["fps"]) == (2 * rate + 1, rate)
+    after = load_tracks(out, (WIDTH, HEIGHT), (WIDTH, HEIGHT), 30.0)
+    np.testing.assert_allclose(after.points[:61], tracks.points, atol=0.5)
+
+
+def test_what_a_clips_tracks_are_written_at_can_be_asked_for(clip, tmp_path, capsys):
+    fast = write(tmp_path / "fast.mp4", FRAMES, fps=30)
+    for options, rate in ((), 16), (("--fps", "24"), 24):
+        arguments = ["-o", str(tmp_path / "t.npy"), "--grid", "6", "--tracker", "lucas-kanade", "--json", *options]
+        assert main(["track", str(fast), *arguments]) == 0
+        told = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert told["fps"] == rate and told["frames"] == round((len(FRAMES) - 1) / 30 * rate) + 1
+
+
+def test_what_has_no_room_in_a_format_is_told(tmp_path, capsys):
+    for frames, cut in ((81, False), (90, True)):  # 5.06 s have room, 81 and 90 frames at 16 a second
+        (tmp_path / "t.json").write_text(wave(frames).to_json(WIDTH, HEIGHT, 16.0))
+        assert main(["track", str(tmp_path / "t.json"), "-o", str(tmp_path / "t.pth")]) == 0
+        assert ("what comes later is left out" in capsys.readouterr().err) == cut
+
+
 def test_a_file_that_says_no_size_is_not_given_one(tmp_path, capsys):
     points = np.stack([np.linspace((100, 100), (300, 200), 9), np.linspace((50, 60), (70, 80), 9)], axis=1)
     np.save(tmp_path / "a.npy", points[None].astype(np.float32))

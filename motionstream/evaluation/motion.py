@@ -24,9 +24,11 @@ import argparse
 import contextlib
 import json
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import cv2
@@ -43,7 +45,8 @@ from motionstream.model.checkpoint import Model, load_model
 from motionstream.model.presets import PRESETS, Preset
 from motionstream.streaming import stream
 from motionstream.tracks import MAX_TRACKS, StaticTracks, Tracks, draw_ids
-from motionstream.video import VIDEO, fit_image, pictures_in, read_clip, read_image
+from motionstream.video import VIDEO, fit_image, pictures_in, read_image
+from motionstream.video import Clip as ClipFile
 
 # (image uint8 [H, W, 3], tracks of T frames in its pixels, seed[, a sharper copy of the image, prompt; see `stream`])
 # -> video uint8 [T, H, W, 3], or as large as that copy; frame 0 the image
@@ -52,6 +55,7 @@ Fit = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]]  # `fit_pictu
 
 FRAMES, COMPARED = 81, (832, 480)  # the paper's: frames a clip, (width, height) in which real clips are compared
 LAST_CHUNK = 20
+COUNTED = (16, 16)  # size at which frames are counted
 SCENE = (832, 480)  # aspect of the synthetic scenes
 
 
@@ -152,30 +156,48 @@ def real_clips(
 ) -> Iterator[Clip]:
     """Every clip in `folder`, or the one that it is: video files and folders of pictures, with captions beside them.
 
+    One of several that cannot be read is named on stderr and left out; `InputError` where no other is.
     fit: (a clip's first frame) -> that frame at generation size, and sharper or None. compare: (width, height) that
     videos are resized to before they are compared, as the paper does.
     """
-    from motionstream.training.folder import caption
-
     found = [folder] if _is_clip(folder) else sorted(path for path in folder.glob("*") if _is_clip(path))
     if not found:
         raise InputError(f"{folder} has no clips; expected video files or folders of pictures")
+    read = 0
     for path in found:
-        source = _read(path, frames)
-        if len(source) < 2:
-            raise InputError(f"{path} has {len(source)} frames; a clip needs at least 2")
-        image, sharp = fit(source[0])
-        size = image.shape[1::-1]
-        video = np.stack([fit_image(frame, *size) for frame in source])
-        points = grid(*size, spacing)
-        found = metrics.lucas_kanade(video, points)
-        tracks, judged = Tracks(found.points, found.visible, _ids(len(points))), None
-        if compare is not None:
-            times = math.ceil(max(np.divide(compare, size)))
-            large = np.stack([fit_image(frame, times * size[0], times * size[1]) for frame in source])
-            wide = spacing * max(np.divide(compare, size))
-            judged = Clip(path.name, resized(large, compare), tracks.scale(size, compare), wide)
-        yield Clip(path.name, video, tracks, spacing, judged, sharp, caption(path))
+        try:
+            clip = _real_clip(path, frames, spacing, fit, compare)
+        except InputError as error:  # of many clips, which one
+            if len(found) == 1:
+                raise InputError(f"{path}: {error}") from error
+            print(f"motionstream: left out {path}: {error}", file=sys.stderr)
+            continue
+        read += 1
+        yield clip
+    if not read:
+        raise InputError(f"none of the clips in {folder} could be used")
+
+
+def _real_clip(path: Path, most: int, spacing: float, fit: Fit, compare: tuple[int, int] | None) -> Clip:
+    """One of `real_clips`, of at most so many frames."""
+    from motionstream.training.folder import caption
+
+    source = _sampled(path, most)
+    first = next(source)
+    image, sharp = fit(first)
+    size, video, large = image.shape[1::-1], [], []
+    times = math.ceil(max(np.divide(compare, size))) if compare else 1
+    for frame in chain([first], source):
+        video.append(fit_image(frame, *size))
+        if compare:
+            large.append(resized(fit_image(frame, times * size[0], times * size[1])[None], compare)[0])
+    video, points = np.stack(video), grid(*size, spacing)
+    following = metrics.lucas_kanade(video, points)
+    tracks, judged = Tracks(following.points, following.visible, _ids(len(points))), None
+    if compare:
+        wide = spacing * max(np.divide(compare, size))
+        judged = Clip(path.name, np.stack(large), tracks.scale(size, compare), wide)
+    return Clip(path.name, video, tracks, spacing, judged, sharp, caption(path))
 
 
 def synthetic_clips(
@@ -271,24 +293,26 @@ def _is_clip(path: Path) -> bool:
     return path.suffix.lower() in VIDEO
 
 
-def _read(path: Path, frames: int) -> np.ndarray:
-    """A clip's frames, sampled evenly to at most `frames`, first and last kept: uint8 [T, H, W, 3].
+def _sampled(path: Path, most: int) -> Iterator[np.ndarray]:
+    """A clip's frames, uint8 [H, W, 3], sampled evenly to at most so many, first and last kept; 2 at the least.
 
     Pictures are fitted to the size of the first.
     """
-    try:
-        if path.is_dir():
-            files = pictures_in(path)
-            pictures = [read_image(files[i]) for i in _evenly(len(files), frames)]
-            return np.stack([fit_image(picture, *pictures[0].shape[1::-1]) for picture in pictures])
-        video, _ = read_clip(path)
-        return video[_evenly(len(video), frames)]
-    except InputError as error:  # of many clips, which one
-        raise InputError(f"{path}: {error}") from error
+    if path.is_dir():
+        files = pictures_in(path)
+        size = read_image(files[0]).shape[1::-1]
+        yield from (fit_image(read_image(files[number]), *size) for number in _evenly(len(files), most))
+    else:
+        clip = ClipFile.open(path)
+        kept = _evenly(sum(1 for _ in clip.frames(clip.fps, COUNTED)), most)
+        frames = enumerate(clip.frames(clip.fps, (clip.width, clip.height)))
+        yield from (frame for number, frame in frames if number in kept)
 
 
-def _evenly(count: int, wanted: int) -> np.ndarray:
-    return np.round(np.linspace(0, count - 1, min(count, wanted))).astype(int)
+def _evenly(count: int, most: int) -> list[int]:
+    if count < 2:
+        raise InputError(f"it has {count} frames; a clip needs at least 2")
+    return np.round(np.linspace(0, count - 1, min(count, most))).astype(int).tolist()
 
 
 def _ids(count: int) -> np.ndarray:

@@ -888,6 +888,26 @@ def test_a_folder_of_real_clips_becomes_shards(clip_folder, encoders, tmp_path, 
         write_stream(tmp_path / "none", iter(()), World())
 
 
+def test_tracks_of_another_tracker_are_not_taken_for_what_auto_finds_now(clip_folder, encoders, tmp_path, monkeypatch):
+    from motionstream.controls import trackers
+
+    class Better(trackers.LucasKanade):
+        name = "cotracker3"
+
+    def record() -> None:
+        assert list(folder_records(encoders, clips, 2, World(), tmp_path, "auto"))
+
+    def now(name, seeds, live, window=0):
+        return Better(seeds) if name in ("auto", "cotracker3") else trackers.LucasKanade(seeds)
+
+    clips = RealClips(clip_folder, (96, 64), 16, lambda line: None)
+    record()
+    monkeypatch.setattr("motionstream.training.clips.open_tracker", now)
+    record()
+    names = [file.name.split(".")[-4] for file in tmp_path.iterdir()]
+    assert names.count("lucas-kanade") == names.count("cotracker3") == 3
+
+
 def test_full_size_clips_have_the_papers_number_of_tracks():
     for name in ("wan2.1-1.3b", "wan2.2-5b"):
         mixture, rng = MIXTURES[name], np.random.default_rng(0)

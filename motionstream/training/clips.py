@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from motionstream.controls.trackers import MAX_GRID, open_tracker
+from motionstream.controls.trackers import MAX_GRID, Seeds, open_tracker
 from motionstream.errors import InputError, make_folder, one_line, writing
 from motionstream.model.checkpoint import follow_umask, load_component, read_json
 from motionstream.model.presets import Preset
@@ -234,10 +234,11 @@ def folder_records(
 ) -> Iterator[Record]:
     """The records of all pieces of this process's share of real clips, with CoTracker3's tracks where to be had."""
     length = chunk_bounds(encoders.preset, chunks)[-1][1]
+    found = open_tracker(tracker, Seeds(MAX_GRID), live=False).name  # "auto" may be another one the next time
     for path, start, frames in clips.pieces(length, clips.paths[world.rank :: world.size]):
         # All frames together: a point that is hidden for a while is to have one ID, not two.
-        opened = partial(open_tracker, tracker, live=False, window=length + 1)
-        tracks = cached_tracks(cache, path, start, frames, tracker, opened)
+        opened = partial(open_tracker, found, live=False, window=length + 1)
+        tracks = cached_tracks(cache, path, start, frames, found, opened)
         yield encoders.record(frames, tracks, caption(path), world, MAX_GRID**2)
 
 

@@ -365,6 +365,17 @@ def test_a_clip_stays_where_another_is_refused(page, site, clip, tmp_path):
     in_state(page, "live")
 
 
+def test_a_clip_is_still_tracked_where_another_is_refused(page, site, clip, tmp_path):
+    open_tab(page, site)
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    with taken(site.live._tabs["transfer"]._tracking, transfer_module.TRACKING_AT_ONCE):
+        upload(page, clip)
+        expect(part(page, "clip-other")).to_be_visible(timeout=20_000)
+        upload(page, tmp_path / "empty.mp4")
+        expect(part(page, "message")).to_contain_text("empty file")
+    expect(part(page, "message")).to_contain_text("the clip moves the picture", timeout=20_000)
+
+
 def test_a_video_is_dropped_beside_the_picture_and_a_photo_is_no_video(page, site, clip, tmp_path):
     open_tab(page, site)
     expect(part(page, "message")).to_contain_text("Choose a video")

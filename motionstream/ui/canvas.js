@@ -726,7 +726,8 @@ function keyUp(event) {
 }
 
 function keyDown(event) {
-  if (event.isComposing || element.offsetParent === null || event.ctrlKey || event.metaKey || event.altKey) return;
+  const composing = event.isComposing || event.keyCode === 229;   // Safari ends it before the Enter that ends it
+  if (composing || element.offsetParent === null || event.ctrlKey || event.metaKey || event.altKey) return;
   if (event.target === part('prompt') && event.key === 'Enter' && !event.shiftKey) {
     event.preventDefault();
     if (!event.repeat) sendPrompt();

@@ -61,6 +61,15 @@ function cancel() {                      // an upload or the tracking
   link.send({ kind: 'cancel' });
 }
 
+function refused() {
+  if (sending && !sending.begun) {       // the clip of before is still there, and may be being tracked
+    sending = null;
+    return progress(null);
+  }
+  if (sending) cancel();
+  if (job.state === 'sent') job.state = 'cancelled';   // it may be that
+}
+
 function forget() {
   [loaded, frames, region, drawing] = [null, [], null, null];
   motion.querySelector('.ms-clip').toggleAttribute('data-empty', true);
@@ -381,13 +390,15 @@ panel.entered = now => {
   trackAgain();
 };
 panel.hear = message => {
-  if (message.kind === 'send') { forget(); sendParts(sending); }   // the server has dropped the clip before
+  if (message.kind === 'send') {          // the server has dropped the clip before
+    forget();
+    if (sending) sendParts(sending); else link.send({ kind: 'cancel' });
+  }
   if (message.kind === 'clip') opened(message);
   if (message.kind === 'unchanged') answered();
   if (message.kind === 'tracking') tracking(message);
   if (message.kind === 'tracked') tracked(message);
-  if (message.kind === 'error' && sending) cancel();
-  if (message.kind === 'error' && job.state === 'sent') job.state = 'cancelled';   // it may have been refused
+  if (message.kind === 'error') refused();
 };
 panel.see = (header, blob) => { if (header.kind === 'preview') preview(header, blob); };
 panel.shown = header => {

@@ -1,5 +1,6 @@
 """Two processes with FSDP2 over gloo reach what one process reaches, and may hand a run to each other."""
 
+import itertools
 import json
 import os
 import socket
@@ -10,14 +11,15 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from torch import nn
-from training_kit import RECIPE, clip_batch, network, part
+from training_kit import RECIPE, TINY, clip_batch, network, part
 
 from motionstream.errors import InputError
 from motionstream.training.adaptation import causal_loss
-from motionstream.training.clips import write_stream
-from motionstream.training.command import sole_run
+from motionstream.training.clips import Encoders, write_stream
+from motionstream.training.command import prepared, sole_run
 from motionstream.training.network import save_network
 from motionstream.training.parallel import World, is_sharded, join_world, shard
+from motionstream.training.self_forcing import Distillation
 from motionstream.training.teacher import flow_loss
 from motionstream.training.trainer import Player, Schedule, Stage, Trainer
 
@@ -31,24 +33,47 @@ def train(world, folder, steps=4, causal=False, sheets=False):
     shard(net, world)
     assert is_sharded(net) == (world.size > 1)
     schedule = replace(SCHEDULE, steps=steps)
+    loss = causal_loss if causal else flow_loss
+    player = Player("net", net, lambda batch: loss(net, batch, RECIPE), [adam(net)])
+    stage = Stage([player], batches(world, schedule), sheet_of(net) if sheets else None)
+    trainer = Trainer(stage, folder, schedule, world, sheet_seconds=-1)
+    trainer.train()
+    return trainer
+
+
+def batches(world, schedule):
+    """The data of this process, from any step on."""
 
     def data(start):
-        step = start
-        while True:
+        for step in itertools.count(start):
             whole = clip_batch(seed=step, step=step)
             generator = torch.Generator().manual_seed(step)
             whole.trajectory = torch.randn(4, 3, *whole.latents.shape[1:], generator=generator)
             whole.endpoint = whole.trajectory[:, 0] * 0.5
             yield [part(whole, places, step, step) for places in world.places(schedule)]
-            step += 1
 
-    loss = causal_loss if causal else flow_loss
-    optimiser = torch.optim.AdamW(net.parameters(), lr=1e-3, eps=1e-3)  # rounding must not decide a step's sign
-    player = Player("net", net, lambda batch: loss(net, batch, RECIPE), [optimiser])
-    stage = Stage([player], data, sheet_of(net) if sheets else None)
-    trainer = Trainer(stage, folder, schedule, world, sheet_seconds=-1)
-    trainer.train()
-    return trainer
+    return data
+
+
+def adam(module):
+    return torch.optim.AdamW(module.parameters(), lr=1e-3, eps=1e-3)  # rounding must not decide a step's sign
+
+
+def distil(world, folder):
+    """Two turns of critic and student with gradient checkpointing, all three networks sharded where there are two."""
+    recipe = replace(RECIPE, checkpointing=True)
+    student, teacher, critic = (network(seed=seed, skip=seed > 1) for seed in (1, 2, 3))
+    teacher.requires_grad_(False)
+    for net in (student, teacher, critic):
+        net.world = world
+        prepared(net, recipe, causal=net is student)
+    losses = Distillation(student, teacher, critic, Encoders(TINY, None, None), recipe, recipe.chunks)
+    players = [
+        Player("critic", critic, losses.critic_loss, [adam(critic)], 2),
+        Player("student", student, losses.generator_loss, [adam(student)]),
+    ]
+    schedule = replace(SCHEDULE, steps=6)
+    Trainer(Stage(players, batches(world, schedule)), folder, schedule, world).train()
 
 
 def sheet_of(net):
@@ -104,6 +129,7 @@ def two(rank, port, folder, tasks):
         (folder / f"taken-{rank}.txt").write_text(str(error))
     with sole_run(folder / "whole", world):
         train_whole(world, folder / "whole")
+    distil(world, folder / "distil")
     for name, settings in tasks.items():
         trainer = train(world, folder / name, **settings)
         net = trainer.stage.players[0].module
@@ -132,6 +158,16 @@ def runs(tmp_path_factory):
 
 def state(folder):
     return torch.load(folder / "last.pt", weights_only=True)["players"]["net"]
+
+
+def test_two_processes_distil_as_one(runs, tmp_path):
+    distil(World(), tmp_path)
+    one, both = (torch.load(folder / "last.pt", weights_only=True)["players"] for folder in (tmp_path, runs / "distil"))
+    for name, begun in (("student", 1), ("critic", 3)):
+        first = network(seed=begun, skip=begun > 1).state_dict()
+        assert any((value - first[key]).abs().max() > 1e-3 for key, value in one[name]["weights"].items())
+        for key, value in one[name]["weights"].items():
+            torch.testing.assert_close(value, both[name]["weights"][key], atol=2e-4, rtol=1e-3, msg=f"{name} {key}")
 
 
 @pytest.mark.parametrize(("name", "causal"), [("teacher", False), ("adapt", True)])

@@ -41,6 +41,7 @@ from socket import SHUT_RDWR, socket
 
 import numpy as np
 
+from motionstream.controls.drag import DragSource
 from motionstream.controls.layers import Layers, SourceRecipe, make_source
 from motionstream.errors import InputError
 from motionstream.model.checkpoint import Model
@@ -278,7 +279,7 @@ class Record:
 
     head: model, image, prompt, seed and release mode at the start; controls: (number of the first chunk that a message
     applied to, message as JSON); chunks: how many were generated; end: why the session is over ("stopped", "idle",
-    "limit").
+    "limit"); given_up: see `DragSource.take_given_up`.
     """
 
     head: dict = field(default_factory=dict)
@@ -286,6 +287,7 @@ class Record:
     chunks: int = 0
     end: str = ""
     complete: bool = True
+    given_up: list[int] = field(default_factory=list)
     _bytes: int = 0  # of the messages in `controls`
     _errors: deque[str] = field(default_factory=lambda: deque(maxlen=MAX_ERRORS))
 
@@ -344,6 +346,10 @@ class _State:
         """Whether a message that was taken in must not be written down."""
         return isinstance(self.source, Layers) and message["kind"] in self.source.base.unrecorded
 
+    @property
+    def drags(self) -> DragSource:
+        return self.source.drags if isinstance(self.source, Layers) else self.source
+
     def close(self) -> None:
         """Frees the base source, if there is one."""
         if isinstance(self.source, Layers):
@@ -390,6 +396,7 @@ def run_session(
     ):
         while _may_go_on(state, inbox, record, ahead, idle_s, over) and (chunk := next(chunks, None)):
             record.chunks += 1
+            record.given_up += state.drags.take_given_up()
             yield chunk
 
 

@@ -21,7 +21,8 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from types import MappingProxyType
 
 import numpy as np
@@ -334,8 +335,12 @@ class _Stream:
         """This chunk's tracks. Only now: the source is never asked about the future."""
         preset, (height, width) = self.model.preset, self.picture.shape[1:]
         frames = preset.chunk_frames(self.index)
-        history = MappingProxyType(self.history)
-        tracks = source.tracks_for(ChunkRequest(self.index, self.start, frames, width, height, preset.fps, history))
+        request = ChunkRequest(
+            self.index, self.start, frames, width, height, preset.fps, MappingProxyType(self.history)
+        )
+        if self.prior is not None:
+            request = replace(request, things=partial(self.model.motion_prior.things_at, self.prior))
+        tracks = source.tracks_for(request)
         if tracks.T != frames:
             raise ValueError(f"{type(source).__name__} gave tracks of {tracks.T} frames; {frames} were asked for")
         return tracks

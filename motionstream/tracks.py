@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -198,7 +198,8 @@ class ChunkRequest:
 
     index: chunk number 0, 1, ...; start: stream index of its first frame; frames: 9 for chunk 0 (whose frame 0 is the
     input image), 12 afterwards; width, height: generated frame, pixels; fps: playback rate; history: newest generated
-    frames by stream index, uint8 RGB [H, W, 3] (at chunk 0: {0: image}).
+    frames by stream index, uint8 RGB [H, W, 3] (at chunk 0: {0: image}); things: which things points [K, 2] of the
+    newest frame lie on, pixels -> numbers [K], 0 for none, or where the model has no idea of things.
     """
 
     index: int
@@ -208,6 +209,7 @@ class ChunkRequest:
     height: int
     fps: float
     history: Mapping[int, np.ndarray]
+    things: Callable[[np.ndarray], np.ndarray] = lambda points: np.zeros(len(points), int)
 
 
 class TrackSource(Protocol):

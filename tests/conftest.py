@@ -56,7 +56,7 @@ class Paste:
     """A stand-in for `streaming.stream`.
 
     seconds: that a chunk takes, and claims to take; fail: raised instead of the second chunk; chunks: all that were
-    generated; prompts: one for each; live: how many streams are open.
+    generated; prompts: one for each; live: how many streams are open; things: see `ChunkRequest`.
     """
 
     seconds: float = 0.01
@@ -64,6 +64,7 @@ class Paste:
     chunks: list[Chunk] = field(default_factory=list)
     prompts: list[str] = field(default_factory=list)
     live: int = 0
+    things: Callable[[np.ndarray], np.ndarray] = lambda points: np.zeros(len(points), int)
 
     def __call__(self, model, image, source, *, prompt, seed, sharp=None) -> Iterator[Chunk]:
         frame, start = image, 0
@@ -75,7 +76,8 @@ class Paste:
                     raise self.fail
                 count, (height, width) = (12 if index else 9), image.shape[:2]
                 history = {max(start - 1, 0): frame}
-                tracks = source.tracks_for(ChunkRequest(index, start, count, width, height, FPS, history))
+                request = ChunkRequest(index, start, count, width, height, FPS, history, self.things)
+                tracks = source.tracks_for(request)
                 frames = np.stack([moved(frame, tracks.points[0], points) for points in tracks.points])
                 time.sleep(self.seconds)
                 self.prompts.append(prompt())

@@ -305,6 +305,20 @@ def test_a_path_that_has_let_go_is_painted_no_more(page, site):
     wait_for_colours(page, "blue")  # as they were before the start
 
 
+def test_a_thing_that_is_grabbed_again_is_held_there_alone(page, site):
+    site.paste.things = lambda points: np.ones(len(points), int)
+    open_page(page, site)
+    part(page, "clear").click()
+    start(page)
+    drag(page, (0.2, 0.3), (0.3, 0.3), seconds=0.3)
+    wait_for_colours(page, "red")
+    drag(page, (0.8, 0.7), (0.7, 0.7), seconds=0.3, release=False)
+    wait_for_colours(page, "green")
+    page.mouse.up()
+    wait_for_colours(page, "red")
+    assert max(track_counts(site)) == 9
+
+
 def test_keys_start_pause_and_stop_even_after_a_click_on_a_button(page, site):
     open_page(page, site)
     page.locator("[data-tool=pin]").click()

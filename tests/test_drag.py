@@ -1,6 +1,7 @@
 """Drag control: what the pointer did becomes tracks that start at the object and end under the pointer."""
 
 import time
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -47,6 +48,50 @@ def film(place, frames, seed=0):
         cover = cv2.warpAffine(np.ones((SPRITE, SPRITE), np.float32), shift, (WIDTH, HEIGHT))[..., None]
         history[f] = (background * (1 - cover) + moved * cover).astype(np.uint8)
     return history
+
+
+def path(key, *points, seconds=0.25):
+    return {"kind": "path", "id": key, "points": [list(point) for point in points], "frame": 0, "seconds": seconds}
+
+
+def test_what_is_held_is_given_up_where_its_thing_is_grabbed_again():
+    def things(points):
+        return np.digitize(points[:, 0], [150, 250]) % 3  # background on the left of two things
+
+    def chunk(index):
+        return source.tracks_for(replace(request(index), things=things))
+
+    source = DragSource()
+    for key, x in ((1, 20), (2, 160), (3, 260)):
+        source.apply(drag(key, "start", sample(x, 50)))
+        source.apply(drag(key, "end", sample(x + 10, 50, t=50)))
+    source.apply({"kind": "pin", "id": 4, "x": 170, "y": 60, "frame": 0})
+    source.apply(path(5, (180, 60), (190, 60)))
+    source.apply(path(6, (200, 60), (210, 60), seconds=9.0))
+    assert chunk(0).N == 6 and source.take_given_up() == []
+    source.apply({"kind": "pin", "id": 7, "x": 170, "y": 90, "frame": 0})  # holds what is there, too
+    source.apply(drag(8, "start", sample(30, 90)))  # background is no thing
+    assert chunk(1).N == 8 and source.take_given_up() == []
+    source.apply(drag(9, "start", sample(220, 90)))
+    assert chunk(2).N == 7  # not what is on the other thing, pinned or still under way
+    assert source.take_given_up() == [2, 5] and source.take_given_up() == []
+    source.apply(path(10, (280, 90), (270, 90)))
+    assert chunk(3).N == 7 and source.take_given_up() == [3]
+
+
+def test_what_a_drag_takes_along_is_given_up_with_it():
+    def chunk(index):
+        return source.tracks_for(replace(request(index), things=lambda points: np.ones(len(points), int)))
+
+    source = DragSource()
+    source.apply(path(1, (20, 20), (30, 20)))
+    chunk(0)
+    source.apply(drag(2, "start", sample(30, 20)) | {"takes": [1]})
+    assert chunk(1).N == 2 and not source.take_given_up()  # it is in that hand
+    source.apply(drag(2, "end", sample(60, 20, t=90)))
+    assert chunk(2).N == 2
+    source.apply(drag(3, "start", sample(90, 90)))
+    assert chunk(3).N == 1 and source.take_given_up() == [1, 2]
 
 
 @pytest.mark.parametrize(("seed", "speed"), [(0, (3, 0)), (1, (-2, 1)), (2, (1.3, -2.2)), (3, (4, 1))])

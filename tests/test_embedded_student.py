@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from motionstream.controls.drag import DragSource
 from motionstream.evaluation.motion import read_drags
 from motionstream.machine import Choice, fit_pictures
 from motionstream.model.checkpoint import Model, load_model
@@ -119,6 +120,26 @@ def test_a_dragged_ladybird_takes_its_legs_along(student, budget):
     assert [part(*foot) for foot in feet] == pytest.approx([1] * 6, abs=0.1)
     for leaf in ((0.2, 0.52), (0.8, 0.53), (0.5, 0.75), (0.3, 0.35)):
         assert part(*leaf) == pytest.approx(0, abs=0.05)
+
+
+@pytest.mark.parametrize("budget", [100, 140, 240])
+def test_a_balloon_under_one_grid_comes_with_its_basket_however_often_it_is_grabbed(student, budget):
+    image, sharp = fit_pictures(student.preset, Choice(budget), read_image(EXAMPLES / "balloon.jpg"))
+    height, width = image.shape[:2]
+    source, prior, scale = DragSource(), student.motion_prior, width / 800
+    source.apply({"kind": "grid", "spacing": 17 * scale, "size": 3})
+    state = prior.start(*(torch.tensor(picture).permute(2, 0, 1) / 127.5 - 1 for picture in (image, sharp)))
+    moved = torch.zeros(2)
+    for index, (begin, end) in enumerate((((300, 170), (380, 150)), ((450, 200), (390, 230)))):
+        points = [[x * scale, y * scale] for x, y in (begin, end)]
+        source.apply({"kind": "path", "id": index, "points": points, "frame": 0, "seconds": 0.5})
+        request = ChunkRequest(index, 9 * index, 9, width, height, 16.0, {9 * index: image})
+        displacement = prior.motion(state, source.tracks_for(replace(request, things=partial(prior.things_at, state))))
+        moved += torch.tensor(points[1]) - torch.tensor(points[0])
+        cells = displacement[-1].view(height // CELL, width // CELL, 2)
+        for x, y in ((300, 60), (220, 160), (385, 160), (300, 280), (300, 358), (292, 352), (308, 352)):
+            torch.testing.assert_close(cells[int(y * scale / CELL), int(x * scale / CELL)], moved, atol=3.0, rtol=0)
+    assert source.take_given_up() == [0]
 
 
 class Across:

@@ -42,6 +42,7 @@ from motionstream.model.warping import (
     settle,
     splat,
     surely,
+    whole,
     without_seams,
 )
 from motionstream.tracks import Tracks
@@ -761,6 +762,34 @@ def test_a_pin_on_the_sky_does_not_take_the_basket_from_the_balloon():
     anchors[0] = torch.tensor([23.0, 34.0])
     kept = connect(torch.from_numpy(weights).flatten(0, 1), front, anchors).view(rows, columns, 3).numpy()
     assert (kept[balloon | basket | rim][:, 1] > 0.8).all()
+
+
+def test_ropes_follow_as_what_they_join_does():
+    rows, columns = HEIGHT // 2, WIDTH // 2
+    balloon, ropes, basket = (np.zeros((rows, columns), bool) for _ in range(3))
+    balloon[2:12, 6:16], ropes[12:15, 9:12], basket[15:18, 9:12] = True, True, True
+    weights = np.where((balloon | basket)[..., None], np.float32([0.1, 0.9]), np.float32([0.9, 0.1]))
+    front, thin = np.where(balloon | basket, np.float32(0.9), np.float32(0.2)), np.zeros((rows, columns), np.float32)
+    thin[ropes] = 0.8
+    given = torch.from_numpy(weights).flatten(0, 1), torch.from_numpy(front), torch.tensor([[20.0, 12.0]])
+    for closer, follow in ((None, False), (torch.zeros(rows, columns), False), (torch.from_numpy(thin), True)):
+        kept = connect(*given, closer).view(rows, columns, 2).numpy()[..., 1]
+        assert (kept[balloon | basket] > 0.8).all() and (kept[ropes] > 0.8).all() == follow
+        assert not kept[~(balloon | basket | ropes)].any()
+    assert np.array_equal(given[0].view(rows, columns, 2).numpy(), weights)
+
+
+def test_medians_do_not_eat_what_lies_in_front():
+    size = rows, columns = 24, 32
+    going = torch.zeros(1, *size, 2)
+    going[0, 4:9, 6:11] = going[0, 16, 20] = torch.tensor([6.0, 0.0])  # a basket, and a speck
+    solid, (near, rim, foremost) = torch.zeros(size, dtype=torch.bool), outlines(torch.zeros(size))
+    solid[4:9, 6:11] = True
+    going = going.flatten(1, 2)
+    eaten = settle(going, near, rim, foremost)
+    kept = whole(eaten, going, solid.flatten()).view(*size, 2)
+    assert not eaten.view(*size, 2)[4, 6].any()
+    assert torch.equal(kept[4:9, 6:11, 0], torch.full((5, 5), 6.0)) and not kept[16, 20].any()
 
 
 def test_connecting_changes_nothing_where_everything_moves_together():

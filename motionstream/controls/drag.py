@@ -11,8 +11,9 @@ on the generated frames). From there
 - a path moves along its points once, at constant speed, and closes the distance to its anchor like a drag; one that a
   drag takes along moves as the drag does from then on, and stays when that is gone.
 
-A released drag and a path at its end stay where they are ("hold") or end ("let_go"). A track outside the frame is
-invisible, never clamped.
+A released drag and a path at its end stay where they are ("hold") or end ("let_go"). Those that stay are given up where
+another drag or path begins on the same thing, which would be torn between the two; a pin stays. A track outside the
+frame is invisible, never clamped.
 
 Messages are JSON objects; coordinates are pixels of the generated frame, `frame` is the stream index of the frame that
 the visitor saw, `t` is milliseconds on the browser's clock:
@@ -64,6 +65,7 @@ class DragSource:
         self._used: dict[int, None] = {}  # in the order in which they were given out
         self._controls: dict[int, _Pin] = {}
         self._spacing, self._size = 16.0, 1
+        self._given_up: list[int] = []
         self._set_release({"mode": release})
 
     def apply(self, message: dict) -> None:
@@ -89,6 +91,7 @@ class DragSource:
             anchors = np.array([control.anchor for control in new])
             for control, place in zip(new, carry(request.history, anchors, [c.frame for c in new]), strict=True):
                 control.place = place
+            self._give_up([control for control in new if isinstance(control, (_Drag, _Path))], request)
         led = [control for control in self._controls.values() if control.hand]
         for control in led:
             control.hand.moved = np.zeros((1, 2))  # what a hand that has gone moves
@@ -96,6 +99,21 @@ class DragSource:
         parts = [Tracks.empty(request.frames), *(control.tracks(request) for control in (*free, *led))]
         self._controls = {key: control for key, control in self._controls.items() if not control.over}
         return Tracks.concatenate(parts).in_frame(request.width, request.height)
+
+    def take_given_up(self) -> list[int]:
+        """The ids of controls that were given up since the last call."""
+        taken, self._given_up = self._given_up, []
+        return taken
+
+    def _give_up(self, begun: list[_Pin], request: ChunkRequest) -> None:
+        """Ends what is held on the things that these have begun to move."""
+        held = {key: control for key, control in self._controls.items() if control.rests(request.fps)}
+        if begun and held:
+            numbers = request.things(np.array([control.place for control in (*begun, *held.values())])).tolist()
+            moved = set(numbers[: len(begun)]) - {0}
+            again = [key for key, number in zip(held, numbers[len(begun) :], strict=True) if number in moved]
+            self._controls = {key: control for key, control in self._controls.items() if key not in again}
+            self._given_up += again
 
     def _drag(self, message: dict) -> None:
         key, phase = _key(message), message.get("phase")
@@ -198,6 +216,10 @@ class _Pin:
         """Centres [T, 2] and visibility [T] at `steps` frames after `place`."""
         return np.repeat(self.place[None], len(steps), axis=0), np.ones(len(steps), bool)
 
+    def rests(self, fps: float) -> bool:
+        """Whether it has moved, and only holds what it has moved."""
+        return False
+
 
 class _Drag(_Pin):
     """A grid under the pointer; `mode` is the release mode once the pointer is up."""
@@ -231,6 +253,9 @@ class _Drag(_Pin):
         self.over = self.mode == "let_go"
         return centers, np.ones(len(steps), bool)
 
+    def rests(self, fps: float) -> bool:
+        return self.mode is not None and self.holds is not None
+
 
 class _Path(_Pin):
     """A grid that moves along `path` [P, 2] once, in `seconds`; `mode` says what becomes of it at the end."""
@@ -241,7 +266,7 @@ class _Path(_Pin):
         self.elapsed = 0  # frames
 
     def motion(self, steps: np.ndarray, fps: float) -> tuple[np.ndarray, np.ndarray]:
-        length = max(self.seconds * fps, 1.0)
+        length = self._length(fps)
         at = self.elapsed + steps
         closing = np.clip(1 - steps / min(length, max(steps[-1], 1)), 0, 1)[:, None] * (self.elapsed == 0)
         lengths = np.concatenate([[0.0], np.linalg.norm(np.diff(self.path, axis=0), axis=1).cumsum()])
@@ -249,6 +274,13 @@ class _Path(_Pin):
         self.elapsed = at[-1]
         self.over = self.mode == "let_go" and self.elapsed >= length
         return centers, (at <= length) | (self.mode == "hold")
+
+    def rests(self, fps: float) -> bool:
+        return self.hand.rests(fps) if self.hand else self.holds is not None and self.elapsed >= self._length(fps)
+
+    def _length(self, fps: float) -> float:
+        """Frames."""
+        return max(self.seconds * fps, 1.0)
 
 
 def carry(history: Mapping[int, np.ndarray], anchors: np.ndarray, frames: list[int]) -> np.ndarray:

@@ -138,9 +138,10 @@ class Hole:
         return cls(picture, picture.copy(), thing, seen, source | left, left, Searched.of(picture, source))
 
 
-def things_in_front(front: np.ndarray) -> list[np.ndarray]:
-    """Connected things without holes, bool [h, w] each; front: how far in front cells lie, [h, w] in [0, 1]."""
-    count, numbers = cv2.connectedComponents((front > SOLID).view(np.uint8))
+def things_in_front(front: np.ndarray, least: float = SOLID) -> list[np.ndarray]:
+    """Connected things without holes, bool [h, w] each; front: how far in front cells lie, [h, w] in [0, 1], and from
+    where on they are things."""
+    count, numbers = cv2.connectedComponents((front > least).view(np.uint8))
     things = []
     for number in range(1, count):
         thing = (numbers == number).view(np.uint8)

@@ -74,6 +74,7 @@ from motionstream.model.warping import (
     splat,
     surely,
     tracked_cells,
+    whole,
     without_seams,
 )
 from motionstream.tracks import Tracks
@@ -81,6 +82,7 @@ from motionstream.tracks import Tracks
 CERTAIN = 3.0  # log-odds with which a track moves the place it is attached to, at the least
 MOST, FADES = 0.8, 0.2  # of the cells: if fewer have moved, the ground stays; from how many fewer on all of it
 LEAST = 0.01  # of a frame that shows the picture, from which on it tells how the picture moves as a whole
+SURE = 0.8  # how far in front, in [0, 1], cells lie that are surely of one thing with those beside them
 LOOK = 320 * 192  # pixels, at the least, of the picture that the U-Net sees: in smaller ones it cuts off what is thin
 CLOSE = 480 * 288  # the same, for a closer look at what is thin
 
@@ -106,6 +108,12 @@ def seen_at(pixels: int, image: Tensor, size: tuple[int, int]) -> Tensor:
     times = max(1.0, (pixels / math.prod(size)) ** 0.5)
     shape = [CELL * round(side * times / CELL) for side in size]
     return F.interpolate(image[None], shape, mode="bicubic", align_corners=False, antialias=True).clamp(-1, 1)
+
+
+def _cell_at(point: Tensor, displacement: Tensor, state: "PriorState") -> int:
+    """Number of the cell that one sees at a point [2], pixels: of all that have come there [P, 2] the one in front."""
+    away = (cell_centres(*state.size) + displacement - point).square().sum(1)
+    return int((away - (0 if state.front is None else (away < 4 * CELL**2) * state.front * 4 * CELL**2)).argmin())
 
 
 def _cells(size: Sequence[int]) -> tuple[int, int]:
@@ -269,6 +277,7 @@ class PriorState:
     outlines: tuple[Tensor, Tensor, Tensor] | None = None  # see `outlines`
     thin: Tensor | None = None  # [h, w], see `MotionPrior.closely`
     bearer: Tensor | None = None  # [P], see `limbs`, with their rims
+    solid: Tensor | None = None  # bool [P]: what lies in front, ropes and feet as well
     cells: np.ndarray | None = None  # [2, h, w] in [0, 1]: see `as_seen`
     behind: Completion | None = None  # what lies behind things of the first frame that have left
     picture: np.ndarray | None = None  # `between` of [H, W, 4]: the first frame, and how far in front it lies
@@ -394,6 +403,17 @@ class MotionPrior(ModelMixin, ConfigMixin):
             seen = cv2.resize(state.behind.seen, picture.shape[1::-1])
             state.plate = between(np.dstack([state.behind.of(picture).astype(np.float32) / 127.5 - 1, seen]))
 
+    def things_at(self, state: PriorState, points: np.ndarray) -> np.ndarray:
+        """Numbers [K] of the things that one sees at points [K, 2] of the newest frame, pixels; 0 where none is sure,
+        and before anything has moved."""
+        found = np.zeros(len(points), int)
+        if state.front is not None:
+            cells = [_cell_at(point, state.latest, state) for point in torch.tensor(points).float()]
+            front = state.front.view(_cells(state.size)).numpy()
+            for number, thing in enumerate(things_in_front(front, SURE), 1):
+                found[thing.ravel()[cells]] = number
+        return found
+
     @torch.no_grad()
     def motion(self, state: PriorState, tracks: Tracks) -> Tensor:
         """Displacement of every cell of the first frame, [T, P, 2] pixels, at each of the tracks' frames.
@@ -438,8 +458,9 @@ class MotionPrior(ModelMixin, ConfigMixin):
             weights = weights[:, F.pad(leading, (1, 0), value=True)]
             weights = weights / weights.sum(1, keepdim=True).clamp_min(1e-12)
         motion, share = decided_motion(weights, cell_centres(*state.size), anchors, moved, counted, self.ridge.exp())
-        motion = settle(motion * share[..., None], *state.outlines)
-        motion, share = borne(motion, share, state.bearer, rows)
+        going = motion * share[..., None]
+        motion, share = borne(settle(going, *state.outlines), share, state.bearer, rows)
+        motion = whole(motion, going, state.solid)
         return meet(motion, share, anchors, moved, counted, rows)
 
     def look(
@@ -481,25 +502,22 @@ class MotionPrior(ModelMixin, ConfigMixin):
         state.base = state.latest
         reached = {} if state.held is None else dict(zip(state.ids, state.held + state.newest, strict=True))
         state.ids = tuple(tracks.ids.tolist())
-        centres, moved = cell_centres(*state.size), bool(state.base.any())
-        begun = {}
+        moved, begun = bool(state.base.any()), {}
         for n, track in enumerate(state.ids):
             if track not in state.anchors:
                 first = points[int(visible[:, n].int().argmax()), n]
                 if not moved:
                     begun[track], state.firsts[track], state.anchors[track] = torch.zeros(2), first, first
                     continue
-                landed = (centres + state.base - first).square().sum(1)
-                # Of all cells that landed here, the one in front.
-                rank = landed - (0 if state.front is None else (landed < 4 * CELL**2) * state.front * 4 * CELL**2)
-                begun[track] = state.base[int(rank.argmin())]
+                begun[track] = state.base[_cell_at(first, state.base, state)]
                 state.firsts[track] = first
                 state.anchors[track] = first - begun[track]
         state.anchors = {track: state.anchors[track] for track in state.ids}
         state.firsts = {track: state.firsts[track] for track in state.ids}
         anchors = torch.stack([*state.anchors.values(), torch.zeros(2)])[:-1]  # N may be 0
         weights, seen, bearer = self.look(state.sharp, anchors, state.size, state.thin)
-        state.weights = connect(weights, seen[0], anchors)
+        state.weights = connect(weights, seen[0], anchors, state.thin)
+        state.solid = (seen[0] if state.thin is None else torch.maximum(seen[0], state.thin)).flatten() > IN_FRONT
         height, width = state.size
         state.cells, state.outlines = seen.numpy(), outlines(seen[0])
         state.pairs = straddling(anchors, torch.stack([*state.firsts.values(), torch.zeros(2)])[:-1], seen[0])

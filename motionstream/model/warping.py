@@ -184,6 +184,16 @@ def medians(motion: np.ndarray, side: int = 5) -> np.ndarray:
     return np.stack(found)
 
 
+def whole(motion: Tensor, going: Tensor, solid: Tensor) -> Tensor:
+    """Motion [T, P, 2], pixels, as `going` where medians have made that stay: they eat small things from their corners.
+
+    solid: bool [P], what is no speck, wherever it goes.
+    """
+    parts = torch.tensor([parting(frame) for frame in going.numpy()])[:, None]
+    lost = solid & (motion.norm(dim=2) < parts) & (going.norm(dim=2) > parts)
+    return torch.where(lost[..., None], going, motion)
+
+
 def meet(motion: Tensor, share: Tensor, anchors: Tensor, moved: Tensor, visible: Tensor, rows: int) -> Tensor:
     """Motion [T, P, 2] of `rows` rows of cells, pixels, that also meets the tracks: least squares only come near them.
 

@@ -329,6 +329,11 @@ function regrab({ x, y }) {              // what is grabbed again must not be he
   controls = controls.filter(control => !held.includes(control));
 }
 
+function gone(ids) {                     // what held a thing that was grabbed again elsewhere
+  controls = controls.filter(control => !ids.includes(control.id));
+  dirty = true;
+}
+
 function around({ x, y }) {              // paths that move alike move one thing: between them, a drag has all of it in hand
   const way = ({ points, since, seconds }) =>
     JSON.stringify([since, seconds, points.map(([x, y]) => [Math.round(x - points[0][0]), Math.round(y - points[0][1])])]);
@@ -553,6 +558,7 @@ function hear(message) {
   if (message.kind === 'welcome') welcome(message);
   if (message.kind === 'error') { answered(); say(message.text, 'error'); }
   if (message.kind === 'note') say(message.text);
+  if (message.kind === 'gone') gone(message.ids);
   if (message.kind === 'begun' && message.run === runs) link.begun();
   if (message.kind === 'ended' && (message.run ?? runs) === runs && (running() || state === 'stopping'))
     ended(message.text, message.failed);   // not again, where both a stop and its start answer

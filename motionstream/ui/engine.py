@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 
@@ -35,12 +35,14 @@ REMEMBERED_CHUNKS = 40  # of a stream, the newest ones: they tell how fast the m
 class News:
     """What a running session reports: a chunk, or at its end None and the recipe.
 
-    errors: what was wrong with control messages since the last report, in sentences; end: a sentence, if the session
-    had to end where the visitor would have gone on; failure: the `InputError` that it broke with, in a sentence.
+    errors: what was wrong with control messages since the last report, in sentences; given_up: ids of controls that are
+    no more, though nobody removed them; end: a sentence, if the session had to end where the visitor would have gone
+    on; failure: the `InputError` that it broke with, in a sentence.
     """
 
     chunk: Chunk | None
     errors: list[str]
+    given_up: Sequence[int] = ()
     recipe: dict = field(default_factory=dict)
     end: str = ""
     failure: str = ""
@@ -111,9 +113,11 @@ def _reporter(model: Model, run_session: Callable[..., Iterator[Chunk]]) -> Call
         settings = {"prompt": prompt, "base": base, "sharp": sharp, "limit_s": limit_s, "record": record}
         try:
             for chunk in run_session(model, picture, address, **settings):
-                yield News(chunk, record.take_errors())
+                yield News(chunk, record.take_errors(), record.given_up)
+                record.given_up = []
         except InputError as error:  # `Engine.run` raises it again: of a worker's errors ZeroGPU tells the class only
             failure = str(error)
-        yield News(None, record.take_errors(), record.recipe(), OVER if record.end == "limit" else "", failure)
+        end = OVER if record.end == "limit" else ""
+        yield News(None, record.take_errors(), recipe=record.recipe(), end=end, failure=failure)
 
     return run

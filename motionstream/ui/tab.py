@@ -223,6 +223,8 @@ class CanvasTab:
     def _pass_on(self, news: News, seat: Seat, encoder: ClipEncoder) -> None:
         for text in news.errors:
             seat.send({"kind": "error", "text": text})
+        if news.given_up:
+            seat.send({"kind": "gone", "ids": news.given_up})
         if news.chunk is not None:
             began = time.monotonic() - news.chunk.timings["total"]  # what came later is for the next chunk
             encoder.put(news.chunk, seat.newest_input(began))

@@ -673,6 +673,32 @@ def test_page_fits_the_screen(page, site, width, height):
     assert part(page, "start").bounding_box()["y"] < height - 40
 
 
+@pytest.mark.parametrize("width, height, mobile", [(1280, 600, False), (390, 667, True), (844, 390, True)])
+def test_a_tall_picture_and_its_buttons_are_seen_at_once_on_a_space(chromium, site, tmp_path, width, height, mobile):
+    """A Space's page lies in a frame that is made as tall as what is on it."""
+    host = """<meta name="viewport" content="width=device-width"><body style="margin: 0">
+        <iframe src="/" style="width: 100%; height: 900px; border: 0"></iframe><script>
+        const frame = document.querySelector('iframe');
+        setInterval(() => {
+          const page = frame.contentDocument.querySelector('.gradio-container');
+          if (page) frame.style.height = Math.ceil(page.getBoundingClientRect().height) + 'px';
+        }, 20); </script>"""
+    with chromium.new_context(viewport={"width": width, "height": height}, is_mobile=mobile) as context:
+        page = context.new_page()
+        page.route("**/host.html", lambda route: route.fulfill(body=host, content_type="text/html"))
+        page.goto(site.url + "host.html")
+        inner, heights = page.frames[1], [0.0]
+        in_state(inner, "idle")
+        part(inner, "file").set_input_files(photo(tmp_path / "tall.png", 300, 600))
+        expect(inner.locator(".ms-example[aria-pressed=true]")).to_have_count(0)
+        while np.ptp(heights[-4:]) or len(heights) < 5:  # it stops growing, if only at the frame's full width
+            page.wait_for_timeout(50)
+            heights.append(page.locator("iframe").bounding_box()["height"])
+        frame, start = part(inner, "frame").bounding_box(), part(inner, "start").bounding_box()
+        assert frame["height"] > 0.4 * height and start["y"] + start["height"] - frame["y"] < height
+        page.close()
+
+
 @pytest.mark.parametrize("width", [1280, 390, 320])
 def test_the_numbers_keep_clear_of_the_state(page, site, width):
     page.set_viewport_size({"width": width, "height": 844})

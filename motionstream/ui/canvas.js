@@ -720,6 +720,12 @@ function setRelease(value) {
   if (running()) link.send({ kind: 'release', mode: value });
 }
 
+function measureScreen() {               // as it is held: an iPhone tells its sides as if it were always upright
+  const sides = [screen.availWidth, screen.availHeight].sort((a, b) => a - b);
+  const wide = screen.orientation?.type.startsWith('landscape') ?? screen.availWidth > screen.availHeight;
+  root.style.setProperty('--ms-screen', `${sides[wide ? 0 : 1]}px`);
+}
+
 function keyUp(event) {
   if (event.key === 'Meta') panel.released();   // of keys let go while it is down macOS says nothing
   if (element.offsetParent !== null) panel.key(event, false);
@@ -793,6 +799,7 @@ function listen() {
   document.addEventListener('keydown', keyDown, { signal });
   document.addEventListener('keyup', keyUp, { signal });
   window.addEventListener('blur', () => panel.released(), { signal });
+  window.addEventListener('resize', measureScreen, { signal });
   document.addEventListener('paste', event => {   // copied text may bring a picture of itself along
     const typed = event.target.closest('textarea, input:not([type=range])');
     if (element.offsetParent && !typed) offerFile(event.clipboardData.files[0]);
@@ -829,6 +836,7 @@ function valueChanged() {
 
 /* panel */
 listen();
+measureScreen();
 setTool(tool);
 setRelease(release);
 showGrid();

@@ -466,6 +466,25 @@ def test_a_photo_larger_than_the_server_takes_is_shrunk_first(page, site, tmp_pa
     assert np.allclose(disc_at(newest_seat(site).picture), (0.4, 0.5), atol=0.02)
 
 
+def test_a_photo_that_takes_its_time_gives_way_to_what_is_chosen_next(page, site, tmp_path):
+    page.add_init_script(
+        """const decode = createImageBitmap, shown = new Promise(resolve => { window.decodeFiles = resolve; });
+           window.createImageBitmap = async data => { if (data instanceof File) await shown; return decode(data); };"""
+    )
+    open_page(page, site)
+    part(page, "file").set_input_files(photo(tmp_path / "slow.png"))
+    expect(part(page, "message")).to_have_text("Reading the picture …")
+    expect(part(page, "start")).to_be_disabled()
+    page.keyboard.press("Enter")  # nor is there a start that it would end
+    in_state(page, "idle")
+    example = page.locator(".ms-example").nth(1)
+    example.click()
+    expect(example).to_have_attribute("aria-pressed", "true")
+    page.evaluate("decodeFiles()")
+    start(page)
+    assert newest_seat(site).shown[0]["name"] == example.get_attribute("data-name")
+
+
 def test_a_photo_that_only_the_browser_may_read_is_sent_as_jpeg(page, site, monkeypatch, tmp_path):
     sent, command = [], DragTab.command
     monkeypatch.setattr(DragTab, "command", lambda tab, seat, data: (sent.append(data), command(tab, seat, data)))

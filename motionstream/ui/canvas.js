@@ -126,6 +126,7 @@ let controls = [];                       // pins, paths and held drags, oldest f
 let initial = [];                        // those that were there at Start: Stop brings them back
 let afterStop = null;                    // what to do once the running stream has ended
 let asked = 0;                           // pictures that the server was asked for: no start before they are here
+let choices = 0;                         // pictures chosen so far: of two the newer counts, whichever is ready first
 let onCanvas = null, leaving = null;     // number of the picture that is shown; timer of a page out of sight
 let playPressed = -Infinity;             // when the button over the picture was pressed
 let hover = null, dirty = true, facts = { fps: 16, vocabulary: [] };
@@ -619,7 +620,10 @@ function example({ name, title, thumbnail }) {
   Object.assign(image, { src: thumbnail, alt: title });
   button.dataset.name = name;
   button.append(image);
-  button.onclick = () => whenStopped(() => ask(() => link.send({ kind: 'example', name })));
+  button.onclick = () => {
+    choices++;
+    whenStopped(() => ask(() => link.send({ kind: 'example', name })));
+  };
   return button;
 }
 
@@ -664,11 +668,14 @@ function showGrid() {
 
 async function offerFile(file, chosen = false) {
   if (!file || !await readable(file) || panel.file(file, chosen)) return;
-  const photo = await shrunk(file);
+  const choice = ++choices, reading = () => say('Reading the picture …');
+  ask(reading);                          // already: a large one takes its time, and a start would use the one before
+  const photo = await shrunk(file).finally(answered);
+  if (choice !== choices || panel.file(photo, true)) return;   // by now the panel may be busy with another file
   const [size, limit] = [Math.ceil(photo.size / 2 ** 20), Math.floor(facts.max_bytes / 2 ** 20)];
   if (photo.size > facts.max_bytes)
     return say(`The file has ${size} MB; at most ${limit} MB: resize the picture`, 'error');
-  whenStopped(() => ask(() => { say('Reading the picture …'); link.socket.send(photo); }));
+  whenStopped(() => ask(() => { reading(); link.socket.send(photo); }));
 }
 
 async function readable(file) {          // a WebSocket that is given what cannot be read breaks

@@ -394,6 +394,9 @@ def test_prompt_works_mid_stream_and_names_unknown_words(page, site):
     part(page, "prompt").press("Enter")
     expect(part(page, "message")).to_contain_text("passes over dragons")
     in_state(page, "live")
+    part(page, "prompt").fill("fog")
+    part(page, "prompt").press("Enter")
+    expect(part(page, "message")).to_have_text("Drag the picture")
 
 
 def test_example_is_one_click_and_ends_the_running_stream(page, site):

@@ -554,10 +554,16 @@ function hear(message) {
   if (message.kind === 'welcome') welcome(message);
   if (message.kind === 'error') { answered(); say(message.text, 'error'); }
   if (message.kind === 'note') say(message.text);
+  if (message.kind === 'read') heed(message.text);
   if (message.kind === 'begun' && message.run === runs) link.begun();
   if (message.kind === 'ended' && (message.run ?? runs) === runs && (running() || state === 'stopping'))
     ended(message.text, message.failed);   // not again, where both a stop and its start answer
   panel.hear(message);
+}
+
+function heed(text) {                    // what the model passes over of the prompt; what it did before is mended
+  if (text) say(text, 'prompt');
+  else if (part('strip').dataset.tone === 'prompt') say(hint());
 }
 
 function see(data) {

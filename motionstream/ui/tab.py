@@ -231,11 +231,15 @@ class CanvasTab:
             seat.stopped_for = seat.stopped_for or news.end
 
     def _read(self, seat: Seat, prompt: str) -> None:
-        """Says which words of the prompt the model passes over; a model that reads any text has no vocabulary."""
-        encoder = self.engine.model.text_encoder
+        """Says which words of the prompt the model passes over, "" if none: what was said of the last one is over then.
+
+        A model that reads any text has no vocabulary.
+        """
+        encoder, text = self.engine.model.text_encoder, ""
         if hasattr(encoder, "vocabulary") and (unknown := encoder.unknown(prompt)):
             known = f"{', '.join(encoder.vocabulary)}, {encoder.config.length} at once"
-            seat.send({"kind": "note", "text": f"this model passes over {', '.join(unknown)[:80]}; it knows {known}"})
+            text = f"this model passes over {', '.join(unknown)[:80]}; it knows {known}"
+        seat.send({"kind": "read", "text": text})
 
 
 def read_examples(folder: Path) -> list[Example]:

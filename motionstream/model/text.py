@@ -72,4 +72,4 @@ class EffectTextEncoder(ModelMixin, ConfigMixin):
 
 
 def _words(prompt: str) -> list[str]:
-    return re.findall(r"[a-z]+", prompt.lower())
+    return re.findall(r"[^\W\d_]+", prompt.lower())  # of any script: what is not known is to be named whole

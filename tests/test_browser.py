@@ -399,6 +399,24 @@ def test_prompt_works_mid_stream_and_names_unknown_words(page, site):
     expect(part(page, "message")).to_have_text("Drag the picture")
 
 
+@pytest.mark.parametrize(
+    "prompt, pressed, clicked, without",
+    [
+        ("Snow", ["snow"], "snow", ""),
+        ("a snowy castle, heavy fog", ["fog", "snow"], "snow", "a castle, heavy fog"),
+        ("night snow; Snow", ["night", "snow"], "snow", "night"),
+        ("снег,  snowman", [], "snow", "снег, snowman, snow"),
+    ],
+)
+def test_the_chips_show_what_the_prompt_does_and_take_it_back(page, site, prompt, pressed, clicked, without):
+    open_page(page, site)
+    part(page, "prompt").fill(prompt)
+    part(page, "prompt").press("Enter")
+    expect(page.locator(".ms-chip[aria-pressed=true]")).to_have_text(pressed)
+    page.locator(".ms-chip", has_text=clicked).click()
+    expect(part(page, "prompt")).to_have_value(without)
+
+
 def test_example_is_one_click_and_ends_the_running_stream(page, site):
     open_page(page, site)
     start(page)

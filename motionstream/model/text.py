@@ -65,10 +65,12 @@ class EffectTextEncoder(ModelMixin, ConfigMixin):
         padded = tokens + [0] * (self.config.length - len(tokens))
         return self.embedding(torch.tensor([padded], device=self.embedding.weight.device))
 
+    def words(self, effect: str) -> tuple[str, ...]:
+        """All that name it."""
+        return effect, *VOCABULARY.get(effect, ())
+
     def _effect(self, word: str) -> str | None:
-        return next(
-            (effect for effect in self.vocabulary if word == effect or word in VOCABULARY.get(effect, ())), None
-        )
+        return next((effect for effect in self.vocabulary if word in self.words(effect)), None)
 
 
 def _words(prompt: str) -> list[str]:

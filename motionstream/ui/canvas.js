@@ -14,6 +14,7 @@ const RECONNECT_MS = 1500;
 const DOUBLE_CLICK_MS = 500;             // between its two halves, at most
 const HIDDEN_MS = 15000;                 // a page out of sight for so long makes room for others
 const SHRUNK_SIDE = 2048;               // pixels of a photo that is larger than the server takes
+const WORD = /\p{L}+/gu;                 // of a prompt, as the server finds them
 const KEPT = 'motionstream';             // in the session storage: the newest page's token, for the one after it
 const STALE_PAGE = 4401;                 // WebSocket close code: the server does not know this page's token
 const HINTS = {
@@ -129,7 +130,7 @@ let asked = 0;                           // pictures that the server was asked f
 let choices = 0;                         // pictures chosen so far: of two the newer counts, whichever is ready first
 let onCanvas = null, leaving = null;     // number of the picture that is shown; timer of a page out of sight
 let playPressed = -Infinity;             // when the button over the picture was pressed
-let hover = null, dirty = true, facts = { fps: 16, vocabulary: [] };
+let hover = null, dirty = true, facts = { fps: 16, vocabulary: {} };
 let latencies = [], speeds = [], lastInput = -Infinity;
 const drags = new Map();                 // pointerId -> drag in progress
 const taken = new Set();                 // pointerIds that the panel has taken over
@@ -578,7 +579,7 @@ function see(data) {
 function welcome(message) {
   facts = message;
   if (runs && state === 'offline') link.send({ kind: 'stop', run: runs });   // its start may come after a lost connection
-  part('chips').replaceChildren(...message.vocabulary.map(chip));
+  part('chips').replaceChildren(...Object.keys(message.vocabulary).map(chip));
   setPrompt(part('prompt').value);       // a lost connection has left the prompt
   part('examples').replaceChildren(...message.examples.map(example));
   panel.welcomed(message);
@@ -633,24 +634,24 @@ function example({ name, title, thumbnail }) {
   return button;
 }
 
-function chip(word) {
+function chip(effect) {
   const button = document.createElement('button');
-  Object.assign(button, { type: 'button', className: 'ms-chip', textContent: word });
+  Object.assign(button, { type: 'button', className: 'ms-chip', textContent: effect });
   button.onclick = () => {
-    const words = promptWords(), at = words.indexOf(word);
-    if (at < 0) words.push(word); else words.splice(at, 1);
-    setPrompt(words.join(', '));
+    const text = part('prompt').value, without = text.replace(WORD, word => names(word, effect) ? '' : word);
+    setPrompt(tidy(without === text ? `${text}, ${effect}` : without));
     sendPrompt();
   };
   return button;
 }
 
-const promptWords = () => part('prompt').value.split(',').map(word => word.trim()).filter(Boolean);
+const names = (word, effect) => facts.vocabulary[effect].includes(word.toLowerCase());   // as the server reads it
+const tidy = text => text.split(/[,;]/).map(piece => piece.trim().replace(/\s+/g, ' ')).filter(Boolean).join(', ');
 
 function setPrompt(text) {
   part('prompt').value = text;
-  const words = promptWords();
-  mark('.ms-chip', 'aria-pressed', button => words.includes(button.textContent));
+  const words = text.match(WORD) ?? [];
+  mark('.ms-chip', 'aria-pressed', button => words.some(word => names(word, button.textContent)));
 }
 
 function sendPrompt() {

@@ -127,11 +127,12 @@ class CanvasTab:
 
     def welcome(self, seat: Seat) -> None:
         """What the page needs to know, and the seat's picture: at first the page before's or an example."""
-        vocabulary = getattr(self.engine.model.text_encoder, "vocabulary", ())
+        encoder = self.engine.model.text_encoder
+        vocabulary = {effect: encoder.words(effect) for effect in getattr(encoder, "vocabulary", ())}
         shown = [{"name": e.name, "title": e.title, "thumbnail": _thumbnail(e.picture)} for e in self.examples.values()]
         facts = {"text": self.engine.describe(), "fps": self.engine.model.preset.fps}
         facts |= {"max_bytes": MAX_UPLOAD, "max_side": MAX_SIDE, "max_controls": MAX_CONTROLS} | self.facts()
-        seat.send({"kind": "welcome", "vocabulary": list(vocabulary), "examples": shown, **facts})
+        seat.send({"kind": "welcome", "vocabulary": vocabulary, "examples": shown, **facts})
         if seat.shown is not None:
             return seat.send(*seat.shown)
         header, poster = seat.before or ({"name": next(iter(self.examples))}, b"")

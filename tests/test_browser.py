@@ -739,6 +739,32 @@ def test_a_tall_picture_and_its_buttons_are_seen_at_once_on_a_space(chromium, si
         page.close()
 
 
+def luminance(colour: str) -> float:
+    """Of a CSS colour "rgb(r, g, b)", 0 to 1, as WCAG has it."""
+    shares = np.array([int(value) for value in re.findall(r"\d+", colour)[:3]]) / 255
+    return np.where(shares <= 0.03928, shares / 12.92, ((shares + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722]
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize(
+    "selector, pseudo",
+    [("[role=tab][aria-selected=true]", ""), (".ms-prompt", "::placeholder"), (".ms-facts", ""), (".ms-primary", "")],
+)
+def test_text_stands_out_from_its_ground(page, site, theme, selector, pseudo):
+    page.goto(f"{site.url}?__theme={theme}")
+    in_state(page, "idle")
+    colours = page.locator(selector).first.evaluate(
+        """(element, pseudo) => {
+             const { color } = getComputedStyle(element, pseudo);
+             const ground = () => getComputedStyle(element).backgroundColor;
+             while (ground() === 'rgba(0, 0, 0, 0)') element = element.parentElement;
+             return [color, ground()]; }""",
+        pseudo,
+    )
+    low, high = sorted(luminance(colour) for colour in colours)
+    assert (high + 0.05) / (low + 0.05) >= 4.5, colours
+
+
 @pytest.mark.parametrize("width", [1280, 390, 320])
 def test_the_numbers_keep_clear_of_the_state(page, site, width):
     page.set_viewport_size({"width": width, "height": 844})

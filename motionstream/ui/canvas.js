@@ -282,9 +282,14 @@ function sample(event) {
   return { x, y, t: event.timeStamp, frame: player.frame };
 }
 
+function full() {                        // whether there is no room for one more, and says so
+  const count = controls.length + drags.size, none = count >= facts.max_controls;
+  if (none) say(`There are ${count} pins, paths and drags, the most there can be: remove some`, 'error');
+  return none;
+}
+
 function add(control) {
-  if (control.kind !== 'hold' && controls.length >= facts.max_controls)
-    return say(`There are ${controls.length} pins, paths and held drags, the most there can be: remove some`, 'error');
+  if (control.kind !== 'hold' && full()) return;   // a drag that is held had its place before
   controls.push(control);
   control.id ??= nextId++;
   control.grid ??= grid();
@@ -310,15 +315,16 @@ function press(event) {
   if (tool === 'pin') return add({ kind: 'pin', x: first.x, y: first.y });
   if (tool === 'drag' && state === 'idle')
     return say('Press Start first, or choose Path to draw a motion in advance', 'error');
-  picture.setPointerCapture(event.pointerId);
   const drag = { id: nextId++, tool, grid: grid(), trail: [first], pending: [], first, led: [] };
-  drags.set(event.pointerId, drag);
   if (tool === 'drag') {
     regrab(first);
+    if (full()) return;
     drag.led = around(first).map(control => ({ control, at: control.at = place(control) }));
     const takes = drag.led.map(({ control }) => control.id);
     link.send({ kind: 'drag', id: drag.id, phase: 'start', samples: [first], takes });
   }
+  picture.setPointerCapture(event.pointerId);
+  drags.set(event.pointerId, drag);
   dirty = true;
 }
 

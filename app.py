@@ -156,10 +156,12 @@ def serve(demo: gr.Blocks, live: Live, port: int | None = None, share: bool = Fa
     font = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
     mono = ["ui-monospace", "monospace"]
     # Text and buttons that can be read: a contrast of 4.5 at least, where Gradio's own shades have 2.5.
-    shades = {"color_accent": "*primary_600", "body_text_color_subdued": "*neutral_500"}
+    shades = {"color_accent": "*primary_700", "body_text_color_subdued": "*neutral_500"}
+    shades |= {"input_placeholder_color": "*neutral_600", "input_placeholder_color_dark": "*neutral_300"}
     for name, shade in (("", "*primary_700"), ("_hover", "*primary_800")):
         shades |= {f"button_primary_background_fill{name}{mode}": shade for mode in ("", "_dark")}
     theme = gr.themes.Base(primary_hue="emerald", neutral_hue="slate", font=font, font_mono=mono).set(**shades)
+    theme.color_accent_dark = "*primary_600"  # `set` knows none, but the page heeds it
     try:
         _, local, public = demo.launch(
             server_port=port,

@@ -408,6 +408,27 @@ def test_prompt_works_mid_stream_and_names_unknown_words(page, site):
     part(page, "prompt").press("Enter")
     expect(part(page, "message")).to_contain_text("passes over dragons")
     in_state(page, "live")
+    part(page, "prompt").fill("fog")
+    part(page, "prompt").press("Enter")
+    expect(part(page, "message")).to_have_text("Drag the picture")
+
+
+@pytest.mark.parametrize(
+    "prompt, pressed, clicked, without",
+    [
+        ("Snow", ["snow"], "snow", ""),
+        ("a snowy castle, heavy fog", ["fog", "snow"], "snow", "a castle, heavy fog"),
+        ("night snow; Snow", ["night", "snow"], "snow", "night"),
+        ("снег,  snowman", [], "snow", "снег, snowman, snow"),
+    ],
+)
+def test_the_chips_show_what_the_prompt_does_and_take_it_back(page, site, prompt, pressed, clicked, without):
+    open_page(page, site)
+    part(page, "prompt").fill(prompt)
+    part(page, "prompt").press("Enter")
+    expect(page.locator(".ms-chip[aria-pressed=true]")).to_have_text(pressed)
+    page.locator(".ms-chip", has_text=clicked).click()
+    expect(part(page, "prompt")).to_have_value(without)
 
 
 def test_example_is_one_click_and_ends_the_running_stream(page, site):
@@ -480,6 +501,25 @@ def test_a_photo_larger_than_the_server_takes_is_shrunk_first(page, site, tmp_pa
     assert np.allclose(disc_at(newest_seat(site).picture), (0.4, 0.5), atol=0.02)
 
 
+def test_a_photo_that_takes_its_time_gives_way_to_what_is_chosen_next(page, site, tmp_path):
+    page.add_init_script(
+        """const decode = createImageBitmap, shown = new Promise(resolve => { window.decodeFiles = resolve; });
+           window.createImageBitmap = async data => { if (data instanceof File) await shown; return decode(data); };"""
+    )
+    open_page(page, site)
+    part(page, "file").set_input_files(photo(tmp_path / "slow.png"))
+    expect(part(page, "message")).to_have_text("Reading the picture …")
+    expect(part(page, "start")).to_be_disabled()
+    page.keyboard.press("Enter")  # nor is there a start that it would end
+    in_state(page, "idle")
+    example = page.locator(".ms-example").nth(1)
+    example.click()
+    expect(example).to_have_attribute("aria-pressed", "true")
+    page.evaluate("decodeFiles()")
+    start(page)
+    assert newest_seat(site).shown[0]["name"] == example.get_attribute("data-name")
+
+
 def test_a_photo_that_only_the_browser_may_read_is_sent_as_jpeg(page, site, monkeypatch, tmp_path):
     sent, command = [], DragTab.command
     monkeypatch.setattr(DragTab, "command", lambda tab, seat, data: (sent.append(data), command(tab, seat, data)))
@@ -499,11 +539,18 @@ def test_more_controls_than_there_can_be_are_refused_at_once(page, site):
         page.mouse.click(box["x"] + 20 + 5 * (n % 50), box["y"] + 20 + 9 * (n // 50))
     assert part(page, "strip").get_attribute("data-tone") == "hint"
     page.mouse.click(*at(page, 0.5, 0.5))
-    expect(part(page, "message")).to_contain_text("100 pins, paths and held drags, the most there can be")
+    expect(part(page, "message")).to_contain_text("100 pins, paths and drags, the most there can be")
     part(page, "undo").click()
     assert part(page, "strip").get_attribute("data-tone") == "hint"  # what was wrong is over
     start(page)
-    assert newest_seat(site).streaming
+    page.locator("[data-tool=drag]").click()
+    drag(page, (0.6, 0.7), (0.6, 0.75), seconds=0.1)
+    drag(page, (0.2, 0.7), (0.2, 0.75), seconds=0.1)
+    expect(part(page, "message")).to_contain_text("100 pins, paths and drags")
+    drag(page, (0.6, 0.75), (0.6, 0.7), seconds=0.1)  # what is held may be grabbed again
+    reach_frame(page, frame_number(page) + 18)
+    assert part(page, "strip").get_attribute("data-tone") == "hint"
+    assert site.paste.chunks[-1].tracks.N == 9 * MAX_CONTROLS
 
 
 def test_what_was_refused_with_the_start_is_not_painted_over(page, site, monkeypatch):
@@ -685,6 +732,58 @@ def test_page_fits_the_screen(page, site, width, height):
     stage = part(page, "stage").bounding_box()
     assert stage["width"] > 0.6 * width and stage["y"] + stage["height"] < height
     assert part(page, "start").bounding_box()["y"] < height - 40
+
+
+@pytest.mark.parametrize("width, height, mobile", [(1280, 600, False), (390, 667, True), (844, 390, True)])
+def test_a_tall_picture_and_its_buttons_are_seen_at_once_on_a_space(chromium, site, tmp_path, width, height, mobile):
+    """A Space's page lies in a frame that is made as tall as what is on it."""
+    host = """<meta name="viewport" content="width=device-width"><body style="margin: 0">
+        <iframe src="/" style="width: 100%; height: 900px; border: 0"></iframe><script>
+        const frame = document.querySelector('iframe');
+        setInterval(() => {
+          const page = frame.contentDocument.querySelector('.gradio-container');
+          if (page) frame.style.height = Math.ceil(page.getBoundingClientRect().height) + 'px';
+        }, 20); </script>"""
+    with chromium.new_context(viewport={"width": width, "height": height}, is_mobile=mobile) as context:
+        page = context.new_page()
+        page.route("**/host.html", lambda route: route.fulfill(body=host, content_type="text/html"))
+        page.goto(site.url + "host.html")
+        inner, heights = page.frames[1], [0.0]
+        in_state(inner, "idle")
+        part(inner, "file").set_input_files(photo(tmp_path / "tall.png", 300, 600))
+        expect(inner.locator(".ms-example[aria-pressed=true]")).to_have_count(0)
+        while np.ptp(heights[-4:]) or len(heights) < 5:  # it stops growing, if only at the frame's full width
+            page.wait_for_timeout(50)
+            heights.append(page.locator("iframe").bounding_box()["height"])
+        frame, start = part(inner, "frame").bounding_box(), part(inner, "start").bounding_box()
+        assert frame["height"] > 0.4 * height and start["y"] + start["height"] - frame["y"] < height
+        page.close()
+
+
+def luminance(colour: str) -> float:
+    """Of a CSS colour "rgb(r, g, b)", 0 to 1, as WCAG has it."""
+    shares = np.array([int(value) for value in re.findall(r"\d+", colour)[:3]]) / 255
+    return np.where(shares <= 0.03928, shares / 12.92, ((shares + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722]
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize(
+    "selector, pseudo",
+    [("[role=tab][aria-selected=true]", ""), (".ms-prompt", "::placeholder"), (".ms-facts", ""), (".ms-primary", "")],
+)
+def test_text_stands_out_from_its_ground(page, site, theme, selector, pseudo):
+    page.goto(f"{site.url}?__theme={theme}")
+    in_state(page, "idle")
+    colours = page.locator(selector).first.evaluate(
+        """(element, pseudo) => {
+             const { color } = getComputedStyle(element, pseudo);
+             const ground = () => getComputedStyle(element).backgroundColor;
+             while (ground() === 'rgba(0, 0, 0, 0)') element = element.parentElement;
+             return [color, ground()]; }""",
+        pseudo,
+    )
+    low, high = sorted(luminance(colour) for colour in colours)
+    assert (high + 0.05) / (low + 0.05) >= 4.5, colours
 
 
 @pytest.mark.parametrize("width", [1280, 390, 320])

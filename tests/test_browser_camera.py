@@ -529,6 +529,25 @@ def test_a_finger_on_the_stick_steers(chromium, site):
         page.close()
 
 
+@pytest.mark.parametrize("width, height", [(844, 390), (390, 844)])
+def test_the_sticks_keep_clear_of_each_other_on_a_narrow_picture(chromium, site, tmp_path, width, height):
+    (tmp_path / "tall.png").write_bytes(png(np.full((1600, 500, 3), 99, np.uint8)))
+    size = {"width": width, "height": height}
+    with chromium.new_context(viewport=size, has_touch=True, is_mobile=True) as context:
+        page = context.new_page()
+        open_camera(page, site)
+        part(page, "file").set_input_files(tmp_path / "tall.png")
+        expect(page.locator(".ms:visible .ms-example[aria-pressed=true]")).to_have_count(0)
+        part(page, "start").tap()
+        in_state(page, "live")
+        left, right, stage = (part(page, name).bounding_box() for name in ("stick-move", "stick-look", "stage"))
+        assert left["x"] + left["width"] < right["x"]
+        assert stage["x"] < left["x"] and right["x"] + right["width"] < stage["x"] + stage["width"]
+        for name in ("stick-move", "stick-look"):  # within reach all over, also beside the picture
+            part(page, name).tap()
+        page.close()
+
+
 def test_a_phone_does_not_zoom_in_on_what_is_typed_or_chosen(chromium, site):
     with chromium.new_context(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True) as context:
         page = context.new_page()

@@ -323,7 +323,12 @@ def test_a_photo_that_was_brought_is_what_a_clip_moves(page, site, clip, tmp_pat
     part(page, "file").set_input_files(tmp_path / "photo.png")
     square = re.compile(r"picture (\d+) × \1\b")
     expect(part(page, "facts")).to_have_text(square)
-    upload(page, clip)
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    upload(page, tmp_path / "empty.mp4")
+    expect(part(page, "message")).to_contain_text("empty file")
+    with taken(site.live._tabs["transfer"]._tracking, transfer_module.TRACKING_AT_ONCE):
+        upload(page, clip)
+        expect(part(page, "strip")).to_have_attribute("data-tone", "hint")  # what was wrong is over
     expect(part(page, "message")).to_contain_text("the clip moves the picture", timeout=20_000)
     own, first = (page.locator(f"button[data-image={name}]") for name in ("own", "clip"))
     expect(own).to_have_attribute("aria-pressed", "true")
@@ -394,14 +399,18 @@ def test_a_video_is_dropped_beside_the_picture_and_a_photo_is_no_video(page, sit
     expect(part(page, "message")).to_contain_text("the clip moves the picture", timeout=20_000)
 
 
-def test_a_clip_with_nothing_to_follow_is_explained_in_reverse_too(page, site, tmp_path):
-    flat = write(tmp_path / "flat.mp4", np.full((20, 96, 160, 3), 128, np.uint8))
+@pytest.mark.parametrize(
+    "frames, sentence",
+    [(np.full((20, 96, 160, 3), 128, np.uint8), "nothing to follow"), (FRAMES[:1], "only one frame and no motion")],
+    ids=["flat", "one frame"],
+)
+def test_a_clip_without_motion_is_explained_in_reverse_too(page, site, tmp_path, frames, sentence):
     open_tab(page, site)
     part(page, "reverse").click()
-    upload(page, flat)
-    expect(part(page, "message")).to_contain_text("nothing to follow", timeout=20_000)
+    upload(page, write(tmp_path / "still.mp4", frames))
+    expect(part(page, "message")).to_contain_text(sentence, timeout=20_000)
     page.wait_for_timeout(500)
-    expect(part(page, "message")).to_contain_text("nothing to follow")
+    expect(part(page, "message")).to_contain_text(sentence)
     assert part(page, "strip").get_attribute("data-tone") == "error"
 
 

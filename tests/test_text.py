@@ -19,6 +19,7 @@ def test_the_documented_words_are_the_effects_shown_in_training(encoder):
 def test_synonyms_case_and_fillers_do_not_matter(encoder):
     torch.testing.assert_close(encoder.encode("A FOGGY scene at Night!"), encoder.encode("fog night"))
     assert encoder.unknown("a foggy dragon at night, dragon") == ["dragon"]
+    assert encoder.unknown("Café, ÜBER 雪 и снег; snow_fog 2") == ["café", "über", "雪", "и", "снег"]
 
 
 def test_every_prompt_has_the_same_shape_and_effects_differ(encoder):

@@ -65,11 +65,13 @@ class EffectTextEncoder(ModelMixin, ConfigMixin):
         padded = tokens + [0] * (self.config.length - len(tokens))
         return self.embedding(torch.tensor([padded], device=self.embedding.weight.device))
 
+    def words(self, effect: str) -> tuple[str, ...]:
+        """All that name it."""
+        return effect, *VOCABULARY.get(effect, ())
+
     def _effect(self, word: str) -> str | None:
-        return next(
-            (effect for effect in self.vocabulary if word == effect or word in VOCABULARY.get(effect, ())), None
-        )
+        return next((effect for effect in self.vocabulary if word in self.words(effect)), None)
 
 
 def _words(prompt: str) -> list[str]:
-    return re.findall(r"[a-z]+", prompt.lower())
+    return re.findall(r"[^\W\d_]+", prompt.lower())  # of any script: what is not known is to be named whole

@@ -14,6 +14,7 @@ const RECONNECT_MS = 1500;
 const DOUBLE_CLICK_MS = 500;             // between its two halves, at most
 const HIDDEN_MS = 15000;                 // a page out of sight for so long makes room for others
 const SHRUNK_SIDE = 2048;               // pixels of a photo that is larger than the server takes
+const WORD = /\p{L}+/gu;                 // of a prompt, as the server finds them
 const KEPT = 'motionstream';             // in the session storage: the newest page's token, for the one after it
 const STALE_PAGE = 4401;                 // WebSocket close code: the server does not know this page's token
 const HINTS = {
@@ -126,9 +127,10 @@ let controls = [];                       // pins, paths and held drags, oldest f
 let initial = [];                        // those that were there at Start: Stop brings them back
 let afterStop = null;                    // what to do once the running stream has ended
 let asked = 0;                           // pictures that the server was asked for: no start before they are here
+let choices = 0;                         // pictures chosen so far: of two the newer counts, whichever is ready first
 let onCanvas = null, leaving = null;     // number of the picture that is shown; timer of a page out of sight
 let playPressed = -Infinity;             // when the button over the picture was pressed
-let hover = null, dirty = true, facts = { fps: 16, vocabulary: [] };
+let hover = null, dirty = true, facts = { fps: 16, vocabulary: {} };
 let latencies = [], speeds = [], lastInput = -Infinity;
 const drags = new Map();                 // pointerId -> drag in progress
 const taken = new Set();                 // pointerIds that the panel has taken over
@@ -280,9 +282,14 @@ function sample(event) {
   return { x, y, t: event.timeStamp, frame: player.frame };
 }
 
+function full() {                        // whether there is no room for one more, and says so
+  const count = controls.length + drags.size, none = count >= facts.max_controls;
+  if (none) say(`There are ${count} pins, paths and drags, the most there can be: remove some`, 'error');
+  return none;
+}
+
 function add(control) {
-  if (control.kind !== 'hold' && controls.length >= facts.max_controls)
-    return say(`There are ${controls.length} pins, paths and held drags, the most there can be: remove some`, 'error');
+  if (control.kind !== 'hold' && full()) return;   // a drag that is held had its place before
   controls.push(control);
   control.id ??= nextId++;
   control.grid ??= grid();
@@ -308,15 +315,16 @@ function press(event) {
   if (tool === 'pin') return add({ kind: 'pin', x: first.x, y: first.y });
   if (tool === 'drag' && state === 'idle')
     return say('Press Start first, or choose Path to draw a motion in advance', 'error');
-  picture.setPointerCapture(event.pointerId);
   const drag = { id: nextId++, tool, grid: grid(), trail: [first], pending: [], first, led: [] };
-  drags.set(event.pointerId, drag);
   if (tool === 'drag') {
     regrab(first);
+    if (full()) return;
     drag.led = around(first).map(control => ({ control, at: control.at = place(control) }));
     const takes = drag.led.map(({ control }) => control.id);
     link.send({ kind: 'drag', id: drag.id, phase: 'start', samples: [first], takes });
   }
+  picture.setPointerCapture(event.pointerId);
+  drags.set(event.pointerId, drag);
   dirty = true;
 }
 
@@ -559,10 +567,16 @@ function hear(message) {
   if (message.kind === 'error') { answered(); say(message.text, 'error'); }
   if (message.kind === 'note') say(message.text);
   if (message.kind === 'gone') gone(message.ids);
+  if (message.kind === 'read') heed(message.text);
   if (message.kind === 'begun' && message.run === runs) link.begun();
   if (message.kind === 'ended' && (message.run ?? runs) === runs && (running() || state === 'stopping'))
     ended(message.text, message.failed);   // not again, where both a stop and its start answer
   panel.hear(message);
+}
+
+function heed(text) {                    // what the model passes over of the prompt; what it did before is mended
+  if (text) say(text, 'prompt');
+  else if (part('strip').dataset.tone === 'prompt') say(hint());
 }
 
 function see(data) {
@@ -577,7 +591,7 @@ function see(data) {
 function welcome(message) {
   facts = message;
   if (runs && state === 'offline') link.send({ kind: 'stop', run: runs });   // its start may come after a lost connection
-  part('chips').replaceChildren(...message.vocabulary.map(chip));
+  part('chips').replaceChildren(...Object.keys(message.vocabulary).map(chip));
   setPrompt(part('prompt').value);       // a lost connection has left the prompt
   part('examples').replaceChildren(...message.examples.map(example));
   panel.welcomed(message);
@@ -625,28 +639,31 @@ function example({ name, title, thumbnail }) {
   Object.assign(image, { src: thumbnail, alt: title });
   button.dataset.name = name;
   button.append(image);
-  button.onclick = () => whenStopped(() => ask(() => link.send({ kind: 'example', name })));
+  button.onclick = () => {
+    choices++;
+    whenStopped(() => ask(() => link.send({ kind: 'example', name })));
+  };
   return button;
 }
 
-function chip(word) {
+function chip(effect) {
   const button = document.createElement('button');
-  Object.assign(button, { type: 'button', className: 'ms-chip', textContent: word });
+  Object.assign(button, { type: 'button', className: 'ms-chip', textContent: effect });
   button.onclick = () => {
-    const words = promptWords(), at = words.indexOf(word);
-    if (at < 0) words.push(word); else words.splice(at, 1);
-    setPrompt(words.join(', '));
+    const text = part('prompt').value, without = text.replace(WORD, word => names(word, effect) ? '' : word);
+    setPrompt(tidy(without === text ? `${text}, ${effect}` : without));
     sendPrompt();
   };
   return button;
 }
 
-const promptWords = () => part('prompt').value.split(',').map(word => word.trim()).filter(Boolean);
+const names = (word, effect) => facts.vocabulary[effect].includes(word.toLowerCase());   // as the server reads it
+const tidy = text => text.split(/[,;]/).map(piece => piece.trim().replace(/\s+/g, ' ')).filter(Boolean).join(', ');
 
 function setPrompt(text) {
   part('prompt').value = text;
-  const words = promptWords();
-  mark('.ms-chip', 'aria-pressed', button => words.includes(button.textContent));
+  const words = text.match(WORD) ?? [];
+  mark('.ms-chip', 'aria-pressed', button => words.some(word => names(word, button.textContent)));
 }
 
 function sendPrompt() {
@@ -670,11 +687,14 @@ function showGrid() {
 
 async function offerFile(file, chosen = false) {
   if (!file || !await readable(file) || panel.file(file, chosen)) return;
-  const photo = await shrunk(file);
+  const choice = ++choices, reading = () => say('Reading the picture …');
+  ask(reading);                          // already: a large one takes its time, and a start would use the one before
+  const photo = await shrunk(file).finally(answered);
+  if (choice !== choices || panel.file(photo, true)) return;   // by now the panel may be busy with another file
   const [size, limit] = [Math.ceil(photo.size / 2 ** 20), Math.floor(facts.max_bytes / 2 ** 20)];
   if (photo.size > facts.max_bytes)
     return say(`The file has ${size} MB; at most ${limit} MB: resize the picture`, 'error');
-  whenStopped(() => ask(() => { say('Reading the picture …'); link.socket.send(photo); }));
+  whenStopped(() => ask(() => { reading(); link.socket.send(photo); }));
 }
 
 async function readable(file) {          // a WebSocket that is given what cannot be read breaks
@@ -724,6 +744,12 @@ function setRelease(value) {
   release = value;
   mark('button[data-release]', 'aria-pressed', button => button.dataset.release === value);
   if (running()) link.send({ kind: 'release', mode: value });
+}
+
+function measureScreen() {               // as it is held: an iPhone tells its sides as if it were always upright
+  const sides = [screen.availWidth, screen.availHeight].sort((a, b) => a - b);
+  const wide = screen.orientation?.type.startsWith('landscape') ?? screen.availWidth > screen.availHeight;
+  root.style.setProperty('--ms-screen', `${sides[wide ? 0 : 1]}px`);
 }
 
 function keyUp(event) {
@@ -799,6 +825,7 @@ function listen() {
   document.addEventListener('keydown', keyDown, { signal });
   document.addEventListener('keyup', keyUp, { signal });
   window.addEventListener('blur', () => panel.released(), { signal });
+  window.addEventListener('resize', measureScreen, { signal });
   document.addEventListener('paste', event => {   // copied text may bring a picture of itself along
     const typed = event.target.closest('textarea, input:not([type=range])');
     if (element.offsetParent && !typed) offerFile(event.clipboardData.files[0]);
@@ -835,6 +862,7 @@ function valueChanged() {
 
 /* panel */
 listen();
+measureScreen();
 setTool(tool);
 setRelease(release);
 showGrid();

@@ -127,11 +127,12 @@ class CanvasTab:
 
     def welcome(self, seat: Seat) -> None:
         """What the page needs to know, and the seat's picture: at first the page before's or an example."""
-        vocabulary = getattr(self.engine.model.text_encoder, "vocabulary", ())
+        encoder = self.engine.model.text_encoder
+        vocabulary = {effect: encoder.words(effect) for effect in getattr(encoder, "vocabulary", ())}
         shown = [{"name": e.name, "title": e.title, "thumbnail": _thumbnail(e.picture)} for e in self.examples.values()]
         facts = {"text": self.engine.describe(), "fps": self.engine.model.preset.fps}
         facts |= {"max_bytes": MAX_UPLOAD, "max_side": MAX_SIDE, "max_controls": MAX_CONTROLS} | self.facts()
-        seat.send({"kind": "welcome", "vocabulary": list(vocabulary), "examples": shown, **facts})
+        seat.send({"kind": "welcome", "vocabulary": vocabulary, "examples": shown, **facts})
         if seat.shown is not None:
             return seat.send(*seat.shown)
         header, poster = seat.before or ({"name": next(iter(self.examples))}, b"")
@@ -233,11 +234,15 @@ class CanvasTab:
             seat.stopped_for = seat.stopped_for or news.end
 
     def _read(self, seat: Seat, prompt: str) -> None:
-        """Says which words of the prompt the model passes over; a model that reads any text has no vocabulary."""
-        encoder = self.engine.model.text_encoder
+        """Says which words of the prompt the model passes over, "" if none: what was said of the last one is over then.
+
+        A model that reads any text has no vocabulary.
+        """
+        encoder, text = self.engine.model.text_encoder, ""
         if hasattr(encoder, "vocabulary") and (unknown := encoder.unknown(prompt)):
             known = f"{', '.join(encoder.vocabulary)}, {encoder.config.length} at once"
-            seat.send({"kind": "note", "text": f"this model passes over {', '.join(unknown)[:80]}; it knows {known}"})
+            text = f"this model passes over {', '.join(unknown)[:80]}; it knows {known}"
+        seat.send({"kind": "read", "text": text})
 
 
 def read_examples(folder: Path) -> list[Example]:

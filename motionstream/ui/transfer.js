@@ -36,6 +36,7 @@ const settings = () => ({
 function sendClip(file) {
   if (file.size > facts.max_clip_bytes)
     return say(`The clip has ${Math.ceil(file.size / PART)} MB; at most ${facts.max_clip_bytes / PART} MB`, 'error');
+  calm();
   sending = { file, socket: link.socket, begun: false };
   progress(0, 'Uploading …');
   link.send({ kind: 'clip', bytes: file.size });   // the server says "send", or what is wrong
@@ -123,13 +124,14 @@ function tracking({ done, total, left, tracker }) {
   progress(done / total, done ? `Tracking ${done} of ${total}, ${time} left` : 'Tracking …');
 }
 
-function tracked({ number, cancelled, tracks }) {
+function tracked({ number, cancelled, tracks, frames: count }) {
   progress(null);
   if (number === job.number) job.state = cancelled ? 'cancelled' : 'done';
   trackAgain();
   if (cancelled || job.quiet || state !== 'idle' || source !== 'clip') return;
-  if (tracks) say('Press Start: the clip moves the picture, and you can still drag');
-  else say('There is nothing to follow here: choose another part or another video', 'error');
+  const what = count === 1 ? 'only one frame and no motion' : tracks ? '' : 'nothing to follow';
+  if (what) say(`There is ${what} here: choose another part or another video`, 'error');
+  else say('Press Start: the clip moves the picture, and you can still drag');
 }
 
 function preview(header, blob) {

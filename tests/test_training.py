@@ -1,9 +1,14 @@
 """Training data and stages: scenes whose tracks are true, effects, shards, real clips, autoencoder and motion prior."""
 
+import contextlib
 import io
 import itertools
+import multiprocessing
 import os
+import select
+import signal
 import threading
+import time
 from collections import Counter
 from dataclasses import replace
 from functools import partial
@@ -664,6 +669,37 @@ def test_wrong_shards_are_named(record, tmp_path):
     path.write_bytes(b"junk")
     with pytest.raises(InputError, match="00-00000.safetensors is no shard"):
         Clips(tmp_path, PRESET, 3)
+
+
+def train_for_ever(updates, ready):
+    os.setpgid(0, 0)
+    next(updates)
+    time.sleep(1)  # the workers read ahead
+    ready.set()
+    time.sleep(600)
+
+
+@pytest.mark.parametrize("of_clips", [True, False], ids=["waiting for a reader", "at work"])
+def test_data_workers_end_with_a_training_that_is_killed(record, tmp_path, of_clips):
+    context, (held, ours) = multiprocessing.get_context("fork"), os.pipe()  # ours: held open by all of them
+    ready = context.Event()
+    if of_clips:  # whose tracks are more than a pipe takes
+        write_shard(tmp_path / "00-00000.safetensors", [record | {"visible": torch.ones_like(record["visible"])}])
+        updates = Clips(tmp_path, PRESET, 3).data(Schedule(8, steps=1), 0, World(), workers=2)(0)
+    else:
+        updates = made_samples(lambda _: ready.set() or time.sleep(600), Schedule(1, steps=1), 0, World())(0)
+    training = context.Process(target=train_for_ever, args=(updates, ready))
+    training.start()
+    os.close(ours)
+    try:
+        assert ready.wait(30)
+        training.kill()
+        training.join()
+        assert select.select([held], [], [], 15)[0], "workers are left"
+    finally:
+        os.close(held)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(training.pid, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("left", [None, 100], ids=["gone", "cut"])

@@ -48,7 +48,7 @@ from motionstream.training.scenes import (
     sliding_scene,
 )
 from motionstream.training.settings import MIXTURES
-from motionstream.training.trainer import Draws, Schedule, next_made, single_thread
+from motionstream.training.trainer import Draws, Schedule, next_made, start_worker
 
 SHARD = 32
 
@@ -428,7 +428,7 @@ class Clips:
         batches = _Batches(self, schedule.batch, seed, world.places(schedule))
 
         def data(start: int) -> Iterator[list[ClipBatch]]:
-            options = {"prefetch_factor": 2, "worker_init_fn": single_thread} if workers else {}
+            options = {"prefetch_factor": 2, "worker_init_fn": start_worker} if workers else {}
             steps = itertools.count(start)
             loader = iter(
                 DataLoader(

@@ -57,7 +57,7 @@ from motionstream.training.effects import (
     clip_noise,
     likeness,
 )
-from motionstream.training.folder import RealClips, cached_tracks, caption
+from motionstream.training.folder import CROP_FRAMES, RealClips, cached_tracks, caption
 from motionstream.training.parallel import World
 from motionstream.training.pictures import noise_texture
 from motionstream.training.scenes import (
@@ -862,6 +862,32 @@ def test_squares_are_cut_from_good_clips(clip_folder):
     assert made.shape == (3, 9, 48, 48) and made.std() > 0.05
     with pytest.raises(InputError, match="no clip of 99 frames"):
         clips.crop(np.random.default_rng(0), 48, 99)
+
+
+def test_no_more_is_read_of_a_clip_than_is_cut_from_it(clip_folder, tmp_path, monkeypatch):
+    for name in ("a.mp4", "pictures"):
+        (tmp_path / name).symlink_to(clip_folder / name)
+    asked, frames = [], RealClips.frames
+    monkeypatch.setattr(RealClips, "frames", lambda *given: asked.append(given[1:]) or frames(*given))
+    clips, rng = RealClips(tmp_path, (96, 64), 16), np.random.default_rng(0)
+    whole = {path: frames(clips, path, 0, 99) for path in clips.paths}
+    cut = [clips.crop(rng, 64, 9) for _ in range(12)]
+    assert {most for *_, most in asked} == {9} and len({start for _, start, _ in asked}) > 6
+    for (path, start, _), one in zip(asked, cut, strict=True):
+        x = [np.array_equal(whole[path][start : start + 9, :, x : x + 64], one) for x in range(33)]
+        assert x.count(True) == 1
+    assert max(start for path, start, _ in asked if path.name == "pictures") <= 21 - 9
+
+
+@pytest.mark.parametrize("seconds", [None, 0.1, 60.0])
+def test_where_a_clip_says_wrongly_how_long_it_is_it_is_read_once(clip_folder, tmp_path, monkeypatch, seconds):
+    (tmp_path / "a.mp4").symlink_to(clip_folder / "a.mp4")
+    asked, frames, opened = [], RealClips.frames, Clip.open
+    monkeypatch.setattr(RealClips, "frames", lambda *given: asked.append(given[3]) or frames(*given))
+    monkeypatch.setattr(Clip, "open", lambda path: replace(opened(path), seconds=seconds))
+    clips, rng = RealClips(tmp_path, (96, 64), 16), np.random.default_rng(0)
+    assert all(clips.crop(rng, 48, 9).shape == (9, 48, 48, 3) for _ in range(9)) and not clips.bad
+    assert [most for most in asked if most > 9] == [CROP_FRAMES] and clips.lengths == {clips.paths[0]: 45}
 
 
 def test_tracks_are_cached_and_a_broken_cache_is_made_anew(clip_folder, tmp_path):

@@ -50,6 +50,7 @@ class RealClips:
     fps: float
     report: Callable[[str], object] = tell
     bad: set[Path] = field(default_factory=set)
+    lengths: dict[Path, int] = field(default_factory=dict)  # in frames, of clips of which crops were cut; 0: unknown
 
     def __post_init__(self):
         if not self.folder.is_dir():
@@ -97,18 +98,40 @@ class RealClips:
         """A random piece of a random clip: uint8 [length, side, side, 3]."""
         while len(self.bad) < len(self.paths):
             path = self.paths[rng.integers(len(self.paths))]
-            frames = self.frames(path, 0, CROP_FRAMES)
+            frames = self._stretch(path, rng, length)
             if frames is None:
                 continue
             if len(frames) < length or min(frames.shape[1:3]) < side:
                 self.skip(path, f"it is {list(frames.shape[:3])}; {length} frames of {side} pixels are cut from it")
                 continue
-            t, y, x = (
-                int(rng.integers(size - part + 1))
-                for size, part in zip(frames.shape[:3], (length, side, side), strict=True)
-            )
-            return frames[t : t + length, y : y + side, x : x + side]
+            y, x = (int(rng.integers(size - side + 1)) for size in frames.shape[1:3])
+            return frames[:, y : y + side, x : x + side]
         raise InputError(f"{self.folder} has no clip of {length} frames and {side} pixels a side")
+
+    def _stretch(self, path: Path, rng: np.random.Generator, length: int) -> np.ndarray | None:
+        """`length` frames in a row from anywhere in a clip, or all where it has fewer; None as of `frames`."""
+        if path not in self.lengths:
+            self.lengths[path] = self._claimed_length(path)
+        known = min(self.lengths[path], CROP_FRAMES)
+        if known >= length:
+            frames = self.frames(path, int(rng.integers(known - length + 1)), length)
+            if frames is None or len(frames) == length:
+                return frames
+        frames = self.frames(path, 0, CROP_FRAMES)  # what it says is not so, or it says nothing
+        if frames is None:
+            return None
+        self.lengths[path] = len(frames)
+        start = int(rng.integers(max(0, len(frames) - length) + 1))
+        return frames[start : start + length]
+
+    def _claimed_length(self, path: Path) -> int:
+        """How many frames a clip says it has; 0 where it says nothing, or cannot be read."""
+        try:
+            if path.is_dir():
+                return len(pictures_in(path))
+            return round((Clip.open(path).seconds or 0) * self.fps)
+        except (InputError, OSError):
+            return 0
 
 
 def caption(path: Path) -> str:

@@ -227,6 +227,33 @@ def test_shards_of_other_settings_are_not_taken_for_these(workshop, capsys):
     assert train(workshop, "trajectories", f"{written} --guidance 1 1") == 0
 
 
+def test_shards_of_a_model_that_has_changed_are_not_taken_for_this_ones(workshop, tmp_path, capsys):
+    model = tmp_path / "model"
+    shutil.copytree(workshop / "start", model)
+    kinds = {"clips": "--library any", "trajectories": "--data clips"}
+
+    def write(kind, count):
+        return train(workshop, kind, f"--model {model} {kinds[kind]} --count {count} --out {tmp_path}/{kind}")
+
+    assert write("clips", 2) == write("trajectories", 2) == 0
+    save_network(network(seed=9), workshop / "start", model, torch.float32)
+    assert write("clips", 4) == 0  # of which transformer, track head and the words that are learned are no part
+    note = tmp_path / "trajectories" / "shards.json"
+    before = note.read_bytes()
+    assert write("trajectories", 4) == 2
+    said = capsys.readouterr().err
+    assert "trajectories holds shards made with weights " in said and said.count("\n") == 1
+    assert len(list((tmp_path / "trajectories").glob("*.safetensors"))) == 1 and note.read_bytes() == before
+    noted = json.loads(before)
+    del noted["weights"]  # as of an earlier version
+    note.write_text(json.dumps(noted))
+    assert write("trajectories", 4) == 0
+    [path] = (model / "vae").glob("*.safetensors")
+    save_file({name: 2 * value for name, value in load_file(path).items()}, path)
+    assert write("clips", 6) == 2
+    assert "clips holds shards made with weights " in capsys.readouterr().err
+
+
 def one_of_two(rank, port, folder):
     torch.set_num_threads(1)
     place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}

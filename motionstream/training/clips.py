@@ -11,6 +11,7 @@ A synthetic scene comes with exact tracks, those that a visitor might have given
 asks for. See `folder.py` for real clips.
 """
 
+import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -82,6 +83,12 @@ class Encoders:
     @cached_property
     def no_prompt(self) -> Tensor:
         return written_prompt(self.text_encoder, "")
+
+    @property
+    def folders(self) -> list[str]:
+        """The sub-folders of a model that they come from; a text encoder that learns along is made anew."""
+        parts = vars(self).items()
+        return [n for n, v in parts if isinstance(v, torch.nn.Module) and not isinstance(v, EffectTextEncoder)]
 
     @torch.inference_mode()
     def record(
@@ -286,17 +293,27 @@ def _stored(value: Tensor, name: str) -> Tensor:
     return value.half() if value.is_floating_point() and name != "points" else value
 
 
+def weights_digest(model: Path, parts: Sequence[str]) -> str:
+    """Tells a model folder's weights in these of its sub-folders from others that may be at the same place later."""
+    whole = hashlib.blake2b(digest_size=8)
+    for path in sorted(path for part in parts for path in (model / part).glob("*.safetensors")):
+        with open(path, "rb") as file:
+            whole.update(f"{path.relative_to(model)}".encode() + hashlib.file_digest(file, "blake2b").digest())
+    return whole.hexdigest()
+
+
 def claim_shards(folder: Path, settings: dict[str, Any], world: World) -> None:
     """Notes the settings, of JSON's types, that a folder's shards are made with; `InputError` if it has shards of
-    others. Where there is no note, as of earlier versions, shards are taken as they are."""
+    others. Where there is no note, or none of the weights, as of earlier versions, shards are taken as they are."""
     note = folder / "shards.json"
     if note.exists() and any(folder.glob("*.safetensors")):
         noted = read_json(note)
         for name, value in settings.items():
-            if noted.get(name) != value:
+            before = noted.get(name, value if name == "weights" else None)
+            if before != value:
                 raise InputError(
-                    f"{folder} holds shards made with {name} {noted.get(name)}, not {value}: give the same, or name "
-                    "another folder"
+                    f"{folder} holds shards made with {name} {before}, not {value}: give the same, or name another "
+                    "folder"
                 )
     elif world.leads:
         make_folder(folder)

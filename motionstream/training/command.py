@@ -50,6 +50,7 @@ from motionstream.training.clips import (
     folder_records,
     load_encoders,
     scene_records,
+    weights_digest,
     write_shards,
     write_stream,
 )
@@ -205,8 +206,10 @@ def write_trajectories(args: argparse.Namespace, world: World) -> None:
     # Whole on every process: each writes shards of its own, and would wait in vain for the others' parts of a teacher.
     teacher = load_network(folder, preset, world, skip=True)
     clips = Clips(args.data, preset, recipe.chunks, recipe.tracks)
-    weights = [recipe.guidance.text, recipe.guidance.motion]
-    claim(args, world, model=folder, data=args.data, chunks=recipe.chunks, guidance=weights, ode_steps=recipe.ode_steps)
+    guidance = [recipe.guidance.text, recipe.guidance.motion]
+    made = dict(chunks=recipe.chunks, guidance=guidance, ode_steps=recipe.ode_steps)
+    digest = weights_digest(folder, [name for name, _ in teacher.named_children()])
+    claim(args, world, model=folder, data=args.data, **made, weights=digest)
     write_with_progress(args, lambda number: trajectory_records(teacher, clips, recipe, args.seed, number), world)
 
 
@@ -222,7 +225,8 @@ def write_clips(args: argparse.Namespace, world: World) -> None:
     if args.folder is None:
         cv2.setNumThreads(0)  # its frames are small: several processes are faster, and would fight for the cores
         library = _library(args)
-        claim(args, world, model=model, library=args.library, chunks=chunks)
+        digest = weights_digest(model, encoders.folders)
+        claim(args, world, model=model, library=args.library, chunks=chunks, weights=digest)
         write_with_progress(
             args, lambda number: scene_records(encoders, library, chunks, args.seed, number, world), world
         )

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
@@ -252,6 +253,18 @@ def test_shards_of_a_model_that_has_changed_are_not_taken_for_this_ones(workshop
     save_file({name: 2 * value for name, value in load_file(path).items()}, path)
     assert write("clips", 6) == 2
     assert "clips holds shards made with weights " in capsys.readouterr().err
+
+
+def test_trajectories_and_plain_clips_may_lie_together(workshop, tmp_path, monkeypatch):
+    mixed, columns = tmp_path / "mixed", []
+    blank = np.zeros((4, 4, 3), np.uint8)
+    monkeypatch.setattr("motionstream.training.teacher.contact_sheet", lambda names, _: columns.append(names) or blank)
+    assert train(workshop, "trajectories", f"--model start --data clips --count 2 --guidance 1 1 --out {mixed}") == 0
+    [plain] = (workshop / "clips").glob("*.safetensors")
+    for run, last in (("01", plain), ("02", mixed / "00-00000.safetensors")):
+        shutil.copy(last, mixed / f"{run}.safetensors")
+        assert train(workshop, "adapt", f"--model start --data {mixed} --steps 4 --out {tmp_path}/{run}") == 0
+    assert [names.count("teacher") for names in columns] == [0, 1]
 
 
 def one_of_two(rank, port, folder):

@@ -489,10 +489,6 @@ class Clips:
             groups.setdefault(str({name: shape[1:] for name, shape in _shapes(path).items()}), []).append((path, count))
         return list(groups.values())
 
-    def has(self, name: str) -> bool:
-        """Whether the clips have this beside what every clip has."""
-        return name in _shapes(self.shards[0][0])
-
     def most_tracks(self, path: Path) -> int:
         """How many tracks a clip of this shard has room for."""
         return _shapes(path)["points"][2]

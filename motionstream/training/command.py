@@ -171,9 +171,7 @@ def train_adapt(args: argparse.Namespace, world: World) -> None:
     player = Player(
         "student", network, lambda batch: causal_loss(network, batch, recipe), network_optimisers(network, recipe)
     )
-    samplers = {"teacher": lambda batch: batch.endpoint} if clips.has("trajectory") else {}
-    samplers |= {"student": student_sampler(network)}
-    sheet = sheet_maker(network, folder, clips, args.seed, samplers)
+    sheet = sheet_maker(network, folder, clips, args.seed, {"student": student_sampler(network)})
     stage = Stage([player], clips.data(schedule, args.seed, world, args.workers), sheet)
     finish(Trainer(stage, args.out, schedule, world), network, folder)
 

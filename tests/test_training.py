@@ -360,6 +360,13 @@ def test_the_autoencoder_starts_from_pca_and_learns():
     torch.testing.assert_close(torch.tensor(vae.config.latent_variance), variance, rtol=1e-3, atol=0)
 
 
+def test_clips_of_one_colour_are_a_start_too():
+    vae = small_vae()
+    tiny_vae.start_from_pca(vae, torch.zeros(2, 3, 5, 64, 64))
+    assert all(value.isfinite().all() for value in vae.state_dict().values())
+    assert vae.encode(torch.full((1, 3, 5, 64, 64), 0.1)).abs().max() < 1000
+
+
 def test_a_tiny_decoder_learns_another_vaes_latents_and_leaves_it_alone():
     torch.manual_seed(0)
     batch, full = samples(tiny_vae.Pixels(EMPTY, 32, 5), 2), small_vae(8)

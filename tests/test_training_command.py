@@ -343,6 +343,20 @@ def test_a_recipes_discriminator_takes_turns_unless_it_is_switched_off(workshop,
     assert sum(name.startswith("discriminator.") for name in logged) == critics
 
 
+def test_pieces_change_neither_where_an_autoencoder_starts_nor_its_scale(workshop, tmp_path, monkeypatch):
+    sizes = load_component(workshop / "start" / "vae").config
+    monkeypatch.setattr(command, "EmbeddedVAE", lambda: EmbeddedVAE.from_config(sizes))
+    monkeypatch.setitem(command.VAE_CLIPS, "EmbeddedVAE", (64, 5))
+    begun = "--library any --steps 1 --rate 1e-30 --workers 0"
+    for run, options in (("whole", "--batch 2"), ("pieces", "--batch 2 --pieces 2"), ("other", "--batch 4")):
+        assert train(workshop, "tiny-vae", f"{begun} {options} --out {tmp_path}/{run}") == 0
+    runs = [tmp_path / run / "model" / "vae" for run in ("whole", "pieces", "other")]
+    whole, *others = (load_component(run).state_dict() for run in runs)
+    assert whole["latent_std"].std() > 0
+    for other in others:
+        torch.testing.assert_close(other, whole)
+
+
 def test_the_embedded_models_own_stages(workshop):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(command.VAE_CLIPS, "EmbeddedVAE", (64, 5))

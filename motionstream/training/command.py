@@ -89,6 +89,7 @@ from motionstream.training.trainer import (
     Schedule,
     Stage,
     Trainer,
+    first_made,
     made_samples,
     optimisers_for,
     whole_folder,
@@ -96,6 +97,7 @@ from motionstream.training.trainer import (
 )
 
 SHEET_CLIPS = 3
+FEW = 12  # clips on which an autoencoder's start and the scale of its latents are measured
 COUNT = 4000  # clips to write
 VAE_CLIPS = {"EmbeddedVAE": (128, 9), "WanVAE": (144, 21)}  # pixels a side and frames; Wan's are the paper's
 TINY_VAE_SIZE = (288, 160)  # what real clips are scaled to before a square is cut from them
@@ -241,8 +243,9 @@ def train_tiny_vae(args: argparse.Namespace, world: World) -> None:
     schedule = _schedule(args, recipe, world)
     side, frames = VAE_CLIPS[preset.vae]
     source = _library(args) if args.folder is None else RealClips(args.folder, TINY_VAE_SIZE, preset.fps)
-    data = made_samples(Pixels(source, side, frames), schedule, args.seed, world, args.workers)
-    few = next(data(0))[0]["frames"]
+    make = Pixels(source, side, frames)
+    data = made_samples(make, schedule, args.seed, world, args.workers)
+    few = first_made(make, FEW, args.seed, world)["frames"]
     if preset.vae == "EmbeddedVAE":
         vae = trained = load_component(Path(args.model) / "vae") if args.model else EmbeddedVAE()
         if not args.model:

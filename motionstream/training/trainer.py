@@ -35,7 +35,7 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from motionstream.errors import InputError, one_line, writing
 from motionstream.evaluation.plot import line_plot
@@ -264,6 +264,14 @@ def made_samples(
             step += 1
 
     return data
+
+
+def first_made(
+    make: Callable[[np.random.Generator], dict[str, Tensor]], count: int, seed: int, world: World
+) -> dict[str, Tensor]:
+    """The first samples of `made_samples`, the same on every process and however a batch is split."""
+    rows = _Rows(make, seed)
+    return {name: value.to(world.device) for name, value in default_collate([rows[n] for n in range(count)]).items()}
 
 
 def next_made(loader: Iterator[Any]) -> Any:

@@ -1,6 +1,7 @@
 """Training data and stages: scenes whose tracks are true, effects, shards, real clips, autoencoder and motion prior."""
 
 import contextlib
+import hashlib
 import io
 import itertools
 import multiprocessing
@@ -12,6 +13,7 @@ import time
 from collections import Counter
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
@@ -925,6 +927,19 @@ def test_tracks_are_cached_and_a_broken_cache_is_made_anew(clip_folder, tmp_path
     mirrored = cached_tracks(*place, frames[:, :, ::-1], "lucas-kanade", tracker)  # another clip of that name
     cached_tracks(*place, frames, "cotracker3", tracker)
     assert len(asked) == 7 and not np.array_equal(mirrored.points[0], one.points[0])
+
+
+def test_tracks_of_clips_with_long_names_are_cached_too(tmp_path):
+    from motionstream.controls.trackers import LucasKanade
+
+    asked, frames = [], np.zeros((3, 64, 64, 3), np.uint8)
+    digest = hashlib.blake2b(frames, digest_size=8).hexdigest()
+    for name, kept in (("a.mp4", "a.mp4"), ("a" + 84 * "\u6620", "a" + 69 * "\u6620"), ("b" * 251 + ".mp4", "b" * 210)):
+        cache = tmp_path / str(len(kept))
+        for _ in range(2):
+            cached_tracks(cache, Path(name), 0, frames, "lucas-kanade", lambda s: asked.append(s) or LucasKanade(s))
+        assert [file.name for file in cache.iterdir()] == [f"{kept}.0-2.lucas-kanade.{digest}.tracks.npz"]
+    assert len(asked) == 3
 
 
 def test_a_folder_of_real_clips_becomes_shards(clip_folder, encoders, tmp_path, monkeypatch):

@@ -2,12 +2,13 @@
 
 A clip is a video file or a sub-folder of pictures (at the preset's frame rate). `NAME.txt` beside it is its caption;
 its tracks, of a grid over frame 0, are cached in `NAME.FIRST-LAST.TRACKER.DIGEST.tracks.npz` in the cache folder, so
-that a tracker runs once; the digest is of the frames, since another clip may have the name. Longer clips are taken in
-pieces of the length that is asked for, and read piece by piece.
+that a tracker runs once; the digest is of the frames, since another clip may have the name (a long one is shortened).
+Longer clips are taken in pieces of the length that is asked for, and read piece by piece.
 """
 
 import hashlib
 import itertools
+import os
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +26,7 @@ from motionstream.tracks import Tracks, join
 from motionstream.video import VIDEO, Clip, fit_image, pictures_in, read_image
 
 MAX_CAPTION = 4_000  # characters
+MAX_NAME = 255  # bytes of a file's name: what file systems take
 GRID = 50  # columns and rows: the paper's
 CROP_FRAMES = 2_000  # the first ones of a clip, of which crops are cut
 
@@ -142,6 +144,12 @@ def caption(path: Path) -> str:
     return sidecar.read_text("utf-8-sig", "replace")[:MAX_CAPTION].strip()
 
 
+def _shortened(name: str, most: int) -> str:
+    """A file's name, or as much of its beginning as has so many bytes."""
+    whole = os.fsencode(name)
+    return name if len(whole) <= most else whole[:most].decode("utf-8", "ignore")
+
+
 def cached_tracks(
     cache: Path, path: Path, start: int, frames: np.ndarray, name: str, tracker: Callable[[Seeds], Tracker]
 ) -> Tracks:
@@ -150,7 +158,8 @@ def cached_tracks(
     name: of the tracker, as it was asked for; tracker: makes it.
     """
     digest = hashlib.blake2b(np.ascontiguousarray(frames), digest_size=8).hexdigest()
-    file = cache / f"{path.name}.{start}-{start + len(frames) - 1}.{name}.{digest}.tracks.npz"
+    told = f".{start}-{start + len(frames) - 1}.{name}.{digest}.tracks.npz"
+    file = cache / (_shortened(path.name, MAX_NAME - len(told)) + told)
     try:
         with np.load(file, allow_pickle=False) as saved:
             return Tracks(saved["points"], saved["visible"], saved["ids"])

@@ -6,6 +6,7 @@ import io
 import itertools
 import multiprocessing
 import os
+import re
 import select
 import signal
 import threading
@@ -940,6 +941,19 @@ def test_tracks_of_clips_with_long_names_are_cached_too(tmp_path):
             cached_tracks(cache, Path(name), 0, frames, "lucas-kanade", lambda s: asked.append(s) or LucasKanade(s))
         assert [file.name for file in cache.iterdir()] == [f"{kept}.0-2.lucas-kanade.{digest}.tracks.npz"]
     assert len(asked) == 3
+
+
+def test_a_caption_that_cannot_be_read_costs_its_clip_alone(clip_folder, encoders, tmp_path):
+    for name in ("a.mp4", "pictures"):
+        (tmp_path / name).symlink_to(clip_folder / name)
+    (tmp_path / "a.txt").symlink_to("/proc/self/mem")  # not even by root
+    said = []
+    clips = RealClips(tmp_path, (96, 64), 16, said.append)
+    assert len(list(folder_records(encoders, clips, 2, World(), tmp_path / "tracks", "lucas-kanade"))) == 1
+    told = rf"skipped {tmp_path}/a.mp4: the caption {tmp_path}/a.txt cannot be read \(Input/output error\): make it .*"
+    assert len(said) == 1 and re.fullmatch(told, said[0])
+    (tmp_path / ("a" * 255)).mkdir()
+    assert caption(tmp_path / ("a" * 255)) == ""
 
 
 def test_a_folder_of_real_clips_becomes_shards(clip_folder, encoders, tmp_path, monkeypatch):

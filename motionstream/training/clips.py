@@ -242,11 +242,17 @@ def folder_records(
     """The records of all pieces of this process's share of real clips, with CoTracker3's tracks where to be had."""
     length = chunk_bounds(encoders.preset, chunks)[-1][1]
     found = open_tracker(tracker, Seeds(MAX_GRID), live=False).name  # "auto" may be another one the next time
-    for path, start, frames in clips.pieces(length, clips.paths[world.rank :: world.size]):
-        # All frames together: a point that is hidden for a while is to have one ID, not two.
-        opened = partial(open_tracker, found, live=False, window=length + 1)
-        tracks = cached_tracks(cache, path, start, frames, found, opened)
-        yield encoders.record(frames, tracks, caption(path), world, MAX_GRID**2)
+    # All frames together: a point that is hidden for a while is to have one ID, not two.
+    opened = partial(open_tracker, found, live=False, window=length + 1)
+    for path in clips.paths[world.rank :: world.size]:
+        try:
+            prompt = caption(path)
+        except InputError as error:
+            clips.skip(path, str(error))
+            continue
+        for _, start, frames in clips.pieces(length, [path]):
+            tracks = cached_tracks(cache, path, start, frames, found, opened)
+            yield encoders.record(frames, tracks, prompt, world, MAX_GRID**2)
 
 
 def write_stream(folder: Path, records: Iterator[Record], world: World) -> None:

@@ -137,11 +137,16 @@ class RealClips:
 
 
 def caption(path: Path) -> str:
-    """What the text file beside a clip says; empty without one."""
+    """What the text file beside a clip says; empty without one. `InputError` names one that cannot be read."""
     sidecar = path.with_name(f"{path.name}.txt") if path.is_dir() else path.with_suffix(".txt")
-    if not sidecar.is_file():
+    if not os.path.isfile(sidecar):  # nor may a folder's name leave no room for four letters more
         return ""
-    return sidecar.read_text("utf-8-sig", "replace")[:MAX_CAPTION].strip()
+    try:
+        return sidecar.read_text("utf-8-sig", "replace")[:MAX_CAPTION].strip()
+    except OSError as error:
+        raise InputError(
+            f"the caption {sidecar} cannot be read ({error.strerror}): make it readable, or take it away"
+        ) from error
 
 
 def _shortened(name: str, most: int) -> str:

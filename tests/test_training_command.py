@@ -23,6 +23,7 @@ from training_kit import ALONE, PLAIN, RECIPE, TINY, clip_batch, network
 
 from motionstream.cli import main
 from motionstream.errors import InputError
+from motionstream.evaluation.sheets import save_png
 from motionstream.model.checkpoint import load_component
 from motionstream.model.motion_prior import MotionPrior
 from motionstream.model.presets import PRESETS
@@ -253,6 +254,29 @@ def test_shards_of_a_model_that_has_changed_are_not_taken_for_this_ones(workshop
     save_file({name: 2 * value for name, value in load_file(path).items()}, path)
     assert write("clips", 6) == 2
     assert "clips holds shards made with weights " in capsys.readouterr().err
+
+
+def test_clips_of_another_folder_do_not_take_these_ones_place(workshop, tmp_path, capsys):
+    for name in ("a", "b"):
+        (tmp_path / name / "clip").mkdir(parents=True)
+        for number in range(33):
+            save_png(tmp_path / name / "clip" / f"{number}.png", np.full((64, 64, 3), 4 * number, np.uint8))
+
+    def write(options):
+        given = "--tracker lucas-kanade --resolution 64x64" if "--folder" in options else "--count 2"
+        return train(workshop, "clips", f"--model start {given} {options} --out {tmp_path}/out")
+
+    def shards():
+        return {path.name: path.read_bytes() for path in (tmp_path / "out").glob("*.safetensors")}
+
+    assert write(f"--folder {tmp_path}/a --chunks 3") == 0
+    before = shards()
+    for other, told in ((f"--folder {tmp_path}/b", f"{tmp_path}/b"), ("--library any", "none")):
+        assert write(other) == 2
+        said = f"out holds shards made with folder {tmp_path}/a, not {told}: give the same, or name another folder"
+        assert said in capsys.readouterr().err and shards() == before
+    assert write(f"--folder {tmp_path}/a --chunks 2") == 0
+    assert shards().keys() == before.keys() and shards() != before
 
 
 def test_trajectories_and_plain_clips_may_lie_together(workshop, tmp_path, monkeypatch):

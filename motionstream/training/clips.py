@@ -318,8 +318,8 @@ def claim_shards(folder: Path, settings: dict[str, Any], world: World) -> None:
             before = noted.get(name, value if name == "weights" else None)
             if before != value:
                 raise InputError(
-                    f"{folder} holds shards made with {name} {before}, not {value}: give the same, or name another "
-                    "folder"
+                    f"{folder} holds shards made with {name} {before or 'none'}, not {value or 'none'}: give the same, "
+                    "or name another folder"
                 )
     elif world.leads:
         make_folder(folder)

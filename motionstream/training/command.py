@@ -226,7 +226,7 @@ def write_clips(args: argparse.Namespace, world: World) -> None:
         cv2.setNumThreads(0)  # its frames are small: several processes are faster, and would fight for the cores
         library = _library(args)
         digest = weights_digest(model, encoders.folders)
-        claim(args, world, model=model, library=args.library, chunks=chunks, weights=digest)
+        claim(args, world, folder=None, model=model, library=args.library, chunks=chunks, weights=digest)
         write_with_progress(
             args, lambda number: scene_records(encoders, library, chunks, args.seed, number, world), world
         )
@@ -234,6 +234,7 @@ def write_clips(args: argparse.Namespace, world: World) -> None:
     landscape = max(MIXTURES[preset.name].sizes, key=math.prod)
     size = size_for(preset, parse_resolution(args.resolution, preset), *landscape)
     clips = RealClips(args.folder, size, preset.fps)
+    claim(args, world, folder=args.folder)  # alone: the same clips may be written anew with other settings
     records = folder_records(encoders, clips, chunks, world, args.cache or args.out / "tracks", args.tracker)
     write_stream(args.out, records, world)
 

@@ -147,6 +147,32 @@ def test_a_resumed_run_keeps_what_is_given_as_its_default_too(workshop, options,
     assert [settings[name] for name in names.split()] == ["b", 3, 0, 2, None, 1e-9]
 
 
+def test_a_run_is_resumed_from_any_folder(workshop, tmp_path, monkeypatch):
+    def go(stage, options):
+        return main(["train", stage, *options.split()])
+
+    begun = "--preset tiny --precision fp32 --data clips --steps 1"
+    for folder in ("clips", "start"):
+        (tmp_path / folder).symlink_to(workshop / folder)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("motionstream.training.network.WEIGHTS", tmp_path / "known")
+    (tmp_path / "known").mkdir()
+    (tmp_path / "known" / "tiny").symlink_to(workshop / "start")
+    assert go("distil", f"{begun} --model tiny --teacher start --out run") == 0
+    assert go("teacher", f"{begun} --model start --widen start/transformer --out wide") == 0
+    assert go("distil", "--resume run --data clips --teacher start --steps 2") == 0  # said again
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert go("distil", "--resume ../run --steps 3") == go("teacher", "--resume ../wide --steps 3") == 0
+    for run in ("run", "wide"):
+        assert torch.load(tmp_path / run / "last.pt", weights_only=True)["step"] == 3
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["model"] == "tiny"
+    older = tmp_path / "run" / "run.json"  # whose paths are as they were given
+    older.write_text(json.dumps(json.loads(older.read_text()) | {"data": "clips", "teacher": "start", "out": "run"}))
+    monkeypatch.chdir(tmp_path)
+    assert go("distil", "--resume run --steps 4") == 0
+
+
 def hold(folder, workers):
     with command.sole_run(folder, World()):
         if worker := os.fork():  # which outlives it

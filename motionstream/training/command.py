@@ -422,7 +422,7 @@ def _claim(args: argparse.Namespace, world: World) -> None:
     """Writes the run's settings; a folder that already holds a run is not begun anew."""
     settings = {
         name: str(v) if isinstance(v, Path) else v
-        for name, v in vars(args).items()
+        for name, v in vars(_placed(args)).items()
         if name not in ("run", "needs", "resume")
     }
     if args.resume is None and (args.out / "last.pt").exists():
@@ -444,7 +444,7 @@ def _resumed(args: argparse.Namespace, argv: Sequence[str]) -> argparse.Namespac
     if saved.get("command") != args.command:
         raise InputError(f"{args.resume} is a run of {saved.get('command')}, not of {args.command}")
     # With what the run has as defaults, what differs was given: options' own defaults may be given too.
-    before, now = (_parser(saved).parse_args(words) for words in ([args.command], argv))
+    before, now = (_placed(_parser(saved).parse_args(words)) for words in ([args.command], argv))
     given = {name for name, value in vars(now).items() if value != getattr(before, name) and name != "resume"}
     if fixed := sorted(given - CHANGEABLE):
         raise InputError(f"a resumed run keeps its --{fixed[0].replace('_', '-')}: leave it out, or start another run")
@@ -453,6 +453,15 @@ def _resumed(args: argparse.Namespace, argv: Sequence[str]) -> argparse.Namespac
             setattr(now, other, None)
     now.out = args.resume  # which may have moved
     return now
+
+
+def _placed(args: argparse.Namespace) -> argparse.Namespace:
+    """The same with whole paths, so that a run goes on from wherever it is resumed; names of models stay names."""
+    placed = vars(args).copy()
+    for name, value in placed.items():
+        if isinstance(value, Path) or (name in ("model", "teacher") and value and Path(value).is_dir()):
+            placed[name] = type(value)(Path(value).resolve())
+    return argparse.Namespace(**placed)
 
 
 def positive(text: str) -> int:

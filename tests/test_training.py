@@ -1,12 +1,20 @@
 """Training data and stages: scenes whose tracks are true, effects, shards, real clips, autoencoder and motion prior."""
 
+import contextlib
+import hashlib
 import io
 import itertools
+import multiprocessing
 import os
+import re
+import select
+import signal
 import threading
+import time
 from collections import Counter
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
@@ -15,7 +23,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tqdm import tqdm
-from training_kit import falls
+from training_kit import falls, gradients
 
 from motionstream.errors import InputError
 from motionstream.model.matte import Matte
@@ -52,7 +60,7 @@ from motionstream.training.effects import (
     clip_noise,
     likeness,
 )
-from motionstream.training.folder import RealClips, cached_tracks, caption
+from motionstream.training.folder import CROP_FRAMES, RealClips, cached_tracks, caption
 from motionstream.training.parallel import World
 from motionstream.training.pictures import noise_texture
 from motionstream.training.scenes import (
@@ -355,6 +363,13 @@ def test_the_autoencoder_starts_from_pca_and_learns():
     torch.testing.assert_close(torch.tensor(vae.config.latent_variance), variance, rtol=1e-3, atol=0)
 
 
+def test_clips_of_one_colour_are_a_start_too():
+    vae = small_vae()
+    tiny_vae.start_from_pca(vae, torch.zeros(2, 3, 5, 64, 64))
+    assert all(value.isfinite().all() for value in vae.state_dict().values())
+    assert vae.encode(torch.full((1, 3, 5, 64, 64), 0.1)).abs().max() < 1000
+
+
 def test_a_tiny_decoder_learns_another_vaes_latents_and_leaves_it_alone():
     torch.manual_seed(0)
     batch, full = samples(tiny_vae.Pixels(EMPTY, 32, 5), 2), small_vae(8)
@@ -394,6 +409,34 @@ def test_the_motion_prior_learns():
             optimiser.step()
             optimiser.zero_grad()
     assert prior.motion_loss(small, batch(), World())["loss"] < 0.97 * before
+
+
+def test_what_a_prior_and_its_matte_learn_does_not_depend_on_pieces():
+    torch.manual_seed(0)
+    seeing = MotionPrior(widths=(8, 8), features=4)
+    parts = (
+        (prior.sample, seeing, lambda batch: prior.motion_loss(seeing, batch, World())),
+        (matte.sample, net := Matte(widths=(8, 8)), lambda batch: matte.matte_loss(seeing, net, batch, World())),
+    )
+    for sample, module, loss in parts:
+        made = [sample(np.random.default_rng(seed), EMPTY) for seed in range(4)]
+        found = []
+        for pieces in ([0, 1, 2, 3],), ([0, 2], [1, 3]):
+            terms = []
+            for piece in pieces:
+                terms.append(loss({name: torch.stack([made[n][name] for n in piece]) for name in made[0]}))
+                (terms[-1]["loss"] / len(pieces)).backward()
+            means = {name: sum(each[name] for each in terms).detach() / len(pieces) for name in terms[0]}
+            found.append(gradients(module) | means)
+            module.zero_grad()
+        torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-5)
+
+
+def test_a_sample_of_which_nothing_is_known_spoils_no_loss():
+    batch = {name: value[None] for name, value in prior.sample(np.random.default_rng(0), EMPTY).items()}
+    batch["valid"][:], batch["stays"][:] = False, False
+    terms = prior.motion_loss(MotionPrior(widths=(8, 8), features=4), batch, World())
+    assert all(value.isfinite() for value in terms.values())
 
 
 def test_what_is_not_shared_counts_each_thing_that_has_tracks():
@@ -460,7 +503,8 @@ def test_the_matte_is_to_leave_whole_what_the_prior_takes_for_a_thing_unless_an_
         return matte.matte_loss(None, lambda picture, cells: torch.logit(found, 1e-6), batch, World())["loss"].item()
 
     assert loss(whole) < 1e-3 < loss(opaque)
-    assert loss(opaque) == pytest.approx((2 * counts * (whole - opaque)).sum().item() / counts.sum().item(), rel=0.02)
+    means = (2 * counts * (whole - opaque)).sum((1, 2, 3)) / counts.sum((1, 2, 3))
+    assert loss(opaque) == pytest.approx(means.mean().item(), rel=0.02)
 
 
 def test_opacity_is_how_much_hides_the_background():
@@ -666,6 +710,37 @@ def test_wrong_shards_are_named(record, tmp_path):
         Clips(tmp_path, PRESET, 3)
 
 
+def train_for_ever(updates, ready):
+    os.setpgid(0, 0)
+    next(updates)
+    time.sleep(1)  # the workers read ahead
+    ready.set()
+    time.sleep(600)
+
+
+@pytest.mark.parametrize("of_clips", [True, False], ids=["waiting for a reader", "at work"])
+def test_data_workers_end_with_a_training_that_is_killed(record, tmp_path, of_clips):
+    context, (held, ours) = multiprocessing.get_context("fork"), os.pipe()  # ours: held open by all of them
+    ready = context.Event()
+    if of_clips:  # whose tracks are more than a pipe takes
+        write_shard(tmp_path / "00-00000.safetensors", [record | {"visible": torch.ones_like(record["visible"])}])
+        updates = Clips(tmp_path, PRESET, 3).data(Schedule(8, steps=1), 0, World(), workers=2)(0)
+    else:
+        updates = made_samples(lambda _: ready.set() or time.sleep(600), Schedule(1, steps=1), 0, World())(0)
+    training = context.Process(target=train_for_ever, args=(updates, ready))
+    training.start()
+    os.close(ours)
+    try:
+        assert ready.wait(30)
+        training.kill()
+        training.join()
+        assert select.select([held], [], [], 15)[0], "workers are left"
+    finally:
+        os.close(held)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(training.pid, signal.SIGKILL)
+
+
 @pytest.mark.parametrize("left", [None, 100], ids=["gone", "cut"])
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_shard_that_is_gone_or_cut_during_a_training_is_named(record, tmp_path, workers, left):
@@ -828,6 +903,32 @@ def test_squares_are_cut_from_good_clips(clip_folder):
         clips.crop(np.random.default_rng(0), 48, 99)
 
 
+def test_no_more_is_read_of_a_clip_than_is_cut_from_it(clip_folder, tmp_path, monkeypatch):
+    for name in ("a.mp4", "pictures"):
+        (tmp_path / name).symlink_to(clip_folder / name)
+    asked, frames = [], RealClips.frames
+    monkeypatch.setattr(RealClips, "frames", lambda *given: asked.append(given[1:]) or frames(*given))
+    clips, rng = RealClips(tmp_path, (96, 64), 16), np.random.default_rng(0)
+    whole = {path: frames(clips, path, 0, 99) for path in clips.paths}
+    cut = [clips.crop(rng, 64, 9) for _ in range(12)]
+    assert {most for *_, most in asked} == {9} and len({start for _, start, _ in asked}) > 6
+    for (path, start, _), one in zip(asked, cut, strict=True):
+        x = [np.array_equal(whole[path][start : start + 9, :, x : x + 64], one) for x in range(33)]
+        assert x.count(True) == 1
+    assert max(start for path, start, _ in asked if path.name == "pictures") <= 21 - 9
+
+
+@pytest.mark.parametrize("seconds", [None, 0.1, 60.0])
+def test_where_a_clip_says_wrongly_how_long_it_is_it_is_read_once(clip_folder, tmp_path, monkeypatch, seconds):
+    (tmp_path / "a.mp4").symlink_to(clip_folder / "a.mp4")
+    asked, frames, opened = [], RealClips.frames, Clip.open
+    monkeypatch.setattr(RealClips, "frames", lambda *given: asked.append(given[3]) or frames(*given))
+    monkeypatch.setattr(Clip, "open", lambda path: replace(opened(path), seconds=seconds))
+    clips, rng = RealClips(tmp_path, (96, 64), 16), np.random.default_rng(0)
+    assert all(clips.crop(rng, 48, 9).shape == (9, 48, 48, 3) for _ in range(9)) and not clips.bad
+    assert [most for most in asked if most > 9] == [CROP_FRAMES] and clips.lengths == {clips.paths[0]: 45}
+
+
 def test_tracks_are_cached_and_a_broken_cache_is_made_anew(clip_folder, tmp_path):
     from motionstream.controls.trackers import LucasKanade
 
@@ -856,6 +957,32 @@ def test_tracks_are_cached_and_a_broken_cache_is_made_anew(clip_folder, tmp_path
     mirrored = cached_tracks(*place, frames[:, :, ::-1], "lucas-kanade", tracker)  # another clip of that name
     cached_tracks(*place, frames, "cotracker3", tracker)
     assert len(asked) == 7 and not np.array_equal(mirrored.points[0], one.points[0])
+
+
+def test_tracks_of_clips_with_long_names_are_cached_too(tmp_path):
+    from motionstream.controls.trackers import LucasKanade
+
+    asked, frames = [], np.zeros((3, 64, 64, 3), np.uint8)
+    digest = hashlib.blake2b(frames, digest_size=8).hexdigest()
+    for name, kept in (("a.mp4", "a.mp4"), ("a" + 84 * "\u6620", "a" + 69 * "\u6620"), ("b" * 251 + ".mp4", "b" * 210)):
+        cache = tmp_path / str(len(kept))
+        for _ in range(2):
+            cached_tracks(cache, Path(name), 0, frames, "lucas-kanade", lambda s: asked.append(s) or LucasKanade(s))
+        assert [file.name for file in cache.iterdir()] == [f"{kept}.0-2.lucas-kanade.{digest}.tracks.npz"]
+    assert len(asked) == 3
+
+
+def test_a_caption_that_cannot_be_read_costs_its_clip_alone(clip_folder, encoders, tmp_path):
+    for name in ("a.mp4", "pictures"):
+        (tmp_path / name).symlink_to(clip_folder / name)
+    (tmp_path / "a.txt").symlink_to("/proc/self/mem")  # not even by root
+    said = []
+    clips = RealClips(tmp_path, (96, 64), 16, said.append)
+    assert len(list(folder_records(encoders, clips, 2, World(), tmp_path / "tracks", "lucas-kanade"))) == 1
+    told = rf"skipped {tmp_path}/a.mp4: the caption {tmp_path}/a.txt cannot be read \(Input/output error\): make it .*"
+    assert len(said) == 1 and re.fullmatch(told, said[0])
+    (tmp_path / ("a" * 255)).mkdir()
+    assert caption(tmp_path / ("a" * 255)) == ""
 
 
 def test_a_folder_of_real_clips_becomes_shards(clip_folder, encoders, tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
@@ -22,6 +23,7 @@ from training_kit import ALONE, PLAIN, RECIPE, TINY, clip_batch, network
 
 from motionstream.cli import main
 from motionstream.errors import InputError
+from motionstream.evaluation.sheets import save_png
 from motionstream.model.checkpoint import load_component
 from motionstream.model.motion_prior import MotionPrior
 from motionstream.model.presets import PRESETS
@@ -145,6 +147,32 @@ def test_a_resumed_run_keeps_what_is_given_as_its_default_too(workshop, options,
     assert [settings[name] for name in names.split()] == ["b", 3, 0, 2, None, 1e-9]
 
 
+def test_a_run_is_resumed_from_any_folder(workshop, tmp_path, monkeypatch):
+    def go(stage, options):
+        return main(["train", stage, *options.split()])
+
+    begun = "--preset tiny --precision fp32 --data clips --steps 1"
+    for folder in ("clips", "start"):
+        (tmp_path / folder).symlink_to(workshop / folder)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("motionstream.training.network.WEIGHTS", tmp_path / "known")
+    (tmp_path / "known").mkdir()
+    (tmp_path / "known" / "tiny").symlink_to(workshop / "start")
+    assert go("distil", f"{begun} --model tiny --teacher start --out run") == 0
+    assert go("teacher", f"{begun} --model start --widen start/transformer --out wide") == 0
+    assert go("distil", "--resume run --data clips --teacher start --steps 2") == 0  # said again
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert go("distil", "--resume ../run --steps 3") == go("teacher", "--resume ../wide --steps 3") == 0
+    for run in ("run", "wide"):
+        assert torch.load(tmp_path / run / "last.pt", weights_only=True)["step"] == 3
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["model"] == "tiny"
+    older = tmp_path / "run" / "run.json"  # whose paths are as they were given
+    older.write_text(json.dumps(json.loads(older.read_text()) | {"data": "clips", "teacher": "start", "out": "run"}))
+    monkeypatch.chdir(tmp_path)
+    assert go("distil", "--resume run --steps 4") == 0
+
+
 def hold(folder, workers):
     with command.sole_run(folder, World()):
         if worker := os.fork():  # which outlives it
@@ -227,6 +255,68 @@ def test_shards_of_other_settings_are_not_taken_for_these(workshop, capsys):
     assert train(workshop, "trajectories", f"{written} --guidance 1 1") == 0
 
 
+def test_shards_of_a_model_that_has_changed_are_not_taken_for_this_ones(workshop, tmp_path, capsys):
+    model = tmp_path / "model"
+    shutil.copytree(workshop / "start", model)
+    kinds = {"clips": "--library any", "trajectories": "--data clips"}
+
+    def write(kind, count):
+        return train(workshop, kind, f"--model {model} {kinds[kind]} --count {count} --out {tmp_path}/{kind}")
+
+    assert write("clips", 2) == write("trajectories", 2) == 0
+    save_network(network(seed=9), workshop / "start", model, torch.float32)
+    assert write("clips", 4) == 0  # of which transformer, track head and the words that are learned are no part
+    note = tmp_path / "trajectories" / "shards.json"
+    before = note.read_bytes()
+    assert write("trajectories", 4) == 2
+    said = capsys.readouterr().err
+    assert "trajectories holds shards made with weights " in said and said.count("\n") == 1
+    assert len(list((tmp_path / "trajectories").glob("*.safetensors"))) == 1 and note.read_bytes() == before
+    noted = json.loads(before)
+    del noted["weights"]  # as of an earlier version
+    note.write_text(json.dumps(noted))
+    assert write("trajectories", 4) == 0
+    [path] = (model / "vae").glob("*.safetensors")
+    save_file({name: 2 * value for name, value in load_file(path).items()}, path)
+    assert write("clips", 6) == 2
+    assert "clips holds shards made with weights " in capsys.readouterr().err
+
+
+def test_clips_of_another_folder_do_not_take_these_ones_place(workshop, tmp_path, capsys):
+    for name in ("a", "b"):
+        (tmp_path / name / "clip").mkdir(parents=True)
+        for number in range(33):
+            save_png(tmp_path / name / "clip" / f"{number}.png", np.full((64, 64, 3), 4 * number, np.uint8))
+
+    def write(options):
+        given = "--tracker lucas-kanade --resolution 64x64" if "--folder" in options else "--count 2"
+        return train(workshop, "clips", f"--model start {given} {options} --out {tmp_path}/out")
+
+    def shards():
+        return {path.name: path.read_bytes() for path in (tmp_path / "out").glob("*.safetensors")}
+
+    assert write(f"--folder {tmp_path}/a --chunks 3") == 0
+    before = shards()
+    for other, told in ((f"--folder {tmp_path}/b", f"{tmp_path}/b"), ("--library any", "none")):
+        assert write(other) == 2
+        said = f"out holds shards made with folder {tmp_path}/a, not {told}: give the same, or name another folder"
+        assert said in capsys.readouterr().err and shards() == before
+    assert write(f"--folder {tmp_path}/a --chunks 2") == 0
+    assert shards().keys() == before.keys() and shards() != before
+
+
+def test_trajectories_and_plain_clips_may_lie_together(workshop, tmp_path, monkeypatch):
+    mixed, columns = tmp_path / "mixed", []
+    blank = np.zeros((4, 4, 3), np.uint8)
+    monkeypatch.setattr("motionstream.training.teacher.contact_sheet", lambda names, _: columns.append(names) or blank)
+    assert train(workshop, "trajectories", f"--model start --data clips --count 2 --guidance 1 1 --out {mixed}") == 0
+    [plain] = (workshop / "clips").glob("*.safetensors")
+    for run, last in (("01", plain), ("02", mixed / "00-00000.safetensors")):
+        shutil.copy(last, mixed / f"{run}.safetensors")
+        assert train(workshop, "adapt", f"--model start --data {mixed} --steps 4 --out {tmp_path}/{run}") == 0
+    assert [names.count("teacher") for names in columns] == [0, 1]
+
+
 def one_of_two(rank, port, folder):
     torch.set_num_threads(1)
     place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
@@ -301,6 +391,20 @@ def test_a_recipes_discriminator_takes_turns_unless_it_is_switched_off(workshop,
         assert train(workshop, "tiny-vae", flags) == 0
     logged = {name for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines() for name in json.loads(line)}
     assert sum(name.startswith("discriminator.") for name in logged) == critics
+
+
+def test_pieces_change_neither_where_an_autoencoder_starts_nor_its_scale(workshop, tmp_path, monkeypatch):
+    sizes = load_component(workshop / "start" / "vae").config
+    monkeypatch.setattr(command, "EmbeddedVAE", lambda: EmbeddedVAE.from_config(sizes))
+    monkeypatch.setitem(command.VAE_CLIPS, "EmbeddedVAE", (64, 5))
+    begun = "--library any --steps 1 --rate 1e-30 --workers 0"
+    for run, options in (("whole", "--batch 2"), ("pieces", "--batch 2 --pieces 2"), ("other", "--batch 4")):
+        assert train(workshop, "tiny-vae", f"{begun} {options} --out {tmp_path}/{run}") == 0
+    runs = [tmp_path / run / "model" / "vae" for run in ("whole", "pieces", "other")]
+    whole, *others = (load_component(run).state_dict() for run in runs)
+    assert whole["latent_std"].std() > 0
+    for other in others:
+        torch.testing.assert_close(other, whole)
 
 
 def test_the_embedded_models_own_stages(workshop):

@@ -11,6 +11,7 @@ A synthetic scene comes with exact tracks, those that a visitor might have given
 asks for. See `folder.py` for real clips.
 """
 
+import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -48,7 +49,7 @@ from motionstream.training.scenes import (
     sliding_scene,
 )
 from motionstream.training.settings import MIXTURES
-from motionstream.training.trainer import Draws, Schedule, next_made, single_thread
+from motionstream.training.trainer import Draws, Schedule, next_made, start_worker
 
 SHARD = 32
 
@@ -82,6 +83,12 @@ class Encoders:
     @cached_property
     def no_prompt(self) -> Tensor:
         return written_prompt(self.text_encoder, "")
+
+    @property
+    def folders(self) -> list[str]:
+        """The sub-folders of a model that they come from; a text encoder that learns along is made anew."""
+        parts = vars(self).items()
+        return [n for n, v in parts if isinstance(v, torch.nn.Module) and not isinstance(v, EffectTextEncoder)]
 
     @torch.inference_mode()
     def record(
@@ -235,11 +242,17 @@ def folder_records(
     """The records of all pieces of this process's share of real clips, with CoTracker3's tracks where to be had."""
     length = chunk_bounds(encoders.preset, chunks)[-1][1]
     found = open_tracker(tracker, Seeds(MAX_GRID), live=False).name  # "auto" may be another one the next time
-    for path, start, frames in clips.pieces(length, clips.paths[world.rank :: world.size]):
-        # All frames together: a point that is hidden for a while is to have one ID, not two.
-        opened = partial(open_tracker, found, live=False, window=length + 1)
-        tracks = cached_tracks(cache, path, start, frames, found, opened)
-        yield encoders.record(frames, tracks, caption(path), world, MAX_GRID**2)
+    # All frames together: a point that is hidden for a while is to have one ID, not two.
+    opened = partial(open_tracker, found, live=False, window=length + 1)
+    for path in clips.paths[world.rank :: world.size]:
+        try:
+            prompt = caption(path)
+        except InputError as error:
+            clips.skip(path, str(error))
+            continue
+        for _, start, frames in clips.pieces(length, [path]):
+            tracks = cached_tracks(cache, path, start, frames, found, opened)
+            yield encoders.record(frames, tracks, prompt, world, MAX_GRID**2)
 
 
 def write_stream(folder: Path, records: Iterator[Record], world: World) -> None:
@@ -286,17 +299,27 @@ def _stored(value: Tensor, name: str) -> Tensor:
     return value.half() if value.is_floating_point() and name != "points" else value
 
 
+def weights_digest(model: Path, parts: Sequence[str]) -> str:
+    """Tells a model folder's weights in these of its sub-folders from others that may be at the same place later."""
+    whole = hashlib.blake2b(digest_size=8)
+    for path in sorted(path for part in parts for path in (model / part).glob("*.safetensors")):
+        with open(path, "rb") as file:
+            whole.update(f"{path.relative_to(model)}".encode() + hashlib.file_digest(file, "blake2b").digest())
+    return whole.hexdigest()
+
+
 def claim_shards(folder: Path, settings: dict[str, Any], world: World) -> None:
     """Notes the settings, of JSON's types, that a folder's shards are made with; `InputError` if it has shards of
-    others. Where there is no note, as of earlier versions, shards are taken as they are."""
+    others. Where there is no note, or none of the weights, as of earlier versions, shards are taken as they are."""
     note = folder / "shards.json"
     if note.exists() and any(folder.glob("*.safetensors")):
         noted = read_json(note)
         for name, value in settings.items():
-            if noted.get(name) != value:
+            before = noted.get(name, value if name == "weights" else None)
+            if before != value:
                 raise InputError(
-                    f"{folder} holds shards made with {name} {noted.get(name)}, not {value}: give the same, or name "
-                    "another folder"
+                    f"{folder} holds shards made with {name} {before or 'none'}, not {value or 'none'}: give the same, "
+                    "or name another folder"
                 )
     elif world.leads:
         make_folder(folder)
@@ -428,7 +451,7 @@ class Clips:
         batches = _Batches(self, schedule.batch, seed, world.places(schedule))
 
         def data(start: int) -> Iterator[list[ClipBatch]]:
-            options = {"prefetch_factor": 2, "worker_init_fn": single_thread} if workers else {}
+            options = {"prefetch_factor": 2, "worker_init_fn": start_worker} if workers else {}
             steps = itertools.count(start)
             loader = iter(
                 DataLoader(
@@ -471,10 +494,6 @@ class Clips:
         for path, count in self.shards:
             groups.setdefault(str({name: shape[1:] for name, shape in _shapes(path).items()}), []).append((path, count))
         return list(groups.values())
-
-    def has(self, name: str) -> bool:
-        """Whether the clips have this beside what every clip has."""
-        return name in _shapes(self.shards[0][0])
 
     def most_tracks(self, path: Path) -> int:
         """How many tracks a clip of this shard has room for."""

@@ -50,6 +50,7 @@ from motionstream.training.clips import (
     folder_records,
     load_encoders,
     scene_records,
+    weights_digest,
     write_shards,
     write_stream,
 )
@@ -88,6 +89,7 @@ from motionstream.training.trainer import (
     Schedule,
     Stage,
     Trainer,
+    first_made,
     made_samples,
     optimisers_for,
     whole_folder,
@@ -95,6 +97,7 @@ from motionstream.training.trainer import (
 )
 
 SHEET_CLIPS = 3
+FEW = 12  # clips on which an autoencoder's start and the scale of its latents are measured
 COUNT = 4000  # clips to write
 VAE_CLIPS = {"EmbeddedVAE": (128, 9), "WanVAE": (144, 21)}  # pixels a side and frames; Wan's are the paper's
 TINY_VAE_SIZE = (288, 160)  # what real clips are scaled to before a square is cut from them
@@ -170,9 +173,7 @@ def train_adapt(args: argparse.Namespace, world: World) -> None:
     player = Player(
         "student", network, lambda batch: causal_loss(network, batch, recipe), network_optimisers(network, recipe)
     )
-    samplers = {"teacher": lambda batch: batch.endpoint} if clips.has("trajectory") else {}
-    samplers |= {"student": student_sampler(network)}
-    sheet = sheet_maker(network, folder, clips, args.seed, samplers)
+    sheet = sheet_maker(network, folder, clips, args.seed, {"student": student_sampler(network)})
     stage = Stage([player], clips.data(schedule, args.seed, world, args.workers), sheet)
     finish(Trainer(stage, args.out, schedule, world), network, folder)
 
@@ -205,8 +206,10 @@ def write_trajectories(args: argparse.Namespace, world: World) -> None:
     # Whole on every process: each writes shards of its own, and would wait in vain for the others' parts of a teacher.
     teacher = load_network(folder, preset, world, skip=True)
     clips = Clips(args.data, preset, recipe.chunks, recipe.tracks)
-    weights = [recipe.guidance.text, recipe.guidance.motion]
-    claim(args, world, model=folder, data=args.data, chunks=recipe.chunks, guidance=weights, ode_steps=recipe.ode_steps)
+    guidance = [recipe.guidance.text, recipe.guidance.motion]
+    made = dict(chunks=recipe.chunks, guidance=guidance, ode_steps=recipe.ode_steps)
+    digest = weights_digest(folder, [name for name, _ in teacher.named_children()])
+    claim(args, world, model=folder, data=args.data, **made, weights=digest)
     write_with_progress(args, lambda number: trajectory_records(teacher, clips, recipe, args.seed, number), world)
 
 
@@ -222,7 +225,8 @@ def write_clips(args: argparse.Namespace, world: World) -> None:
     if args.folder is None:
         cv2.setNumThreads(0)  # its frames are small: several processes are faster, and would fight for the cores
         library = _library(args)
-        claim(args, world, model=model, library=args.library, chunks=chunks)
+        digest = weights_digest(model, encoders.folders)
+        claim(args, world, folder=None, model=model, library=args.library, chunks=chunks, weights=digest)
         write_with_progress(
             args, lambda number: scene_records(encoders, library, chunks, args.seed, number, world), world
         )
@@ -230,6 +234,7 @@ def write_clips(args: argparse.Namespace, world: World) -> None:
     landscape = max(MIXTURES[preset.name].sizes, key=math.prod)
     size = size_for(preset, parse_resolution(args.resolution, preset), *landscape)
     clips = RealClips(args.folder, size, preset.fps)
+    claim(args, world, folder=args.folder)  # alone: the same clips may be written anew with other settings
     records = folder_records(encoders, clips, chunks, world, args.cache or args.out / "tracks", args.tracker)
     write_stream(args.out, records, world)
 
@@ -239,8 +244,9 @@ def train_tiny_vae(args: argparse.Namespace, world: World) -> None:
     schedule = _schedule(args, recipe, world)
     side, frames = VAE_CLIPS[preset.vae]
     source = _library(args) if args.folder is None else RealClips(args.folder, TINY_VAE_SIZE, preset.fps)
-    data = made_samples(Pixels(source, side, frames), schedule, args.seed, world, args.workers)
-    few = next(data(0))[0]["frames"]
+    make = Pixels(source, side, frames)
+    data = made_samples(make, schedule, args.seed, world, args.workers)
+    few = first_made(make, FEW, args.seed, world)["frames"]
     if preset.vae == "EmbeddedVAE":
         vae = trained = load_component(Path(args.model) / "vae") if args.model else EmbeddedVAE()
         if not args.model:
@@ -416,7 +422,7 @@ def _claim(args: argparse.Namespace, world: World) -> None:
     """Writes the run's settings; a folder that already holds a run is not begun anew."""
     settings = {
         name: str(v) if isinstance(v, Path) else v
-        for name, v in vars(args).items()
+        for name, v in vars(_placed(args)).items()
         if name not in ("run", "needs", "resume")
     }
     if args.resume is None and (args.out / "last.pt").exists():
@@ -438,7 +444,7 @@ def _resumed(args: argparse.Namespace, argv: Sequence[str]) -> argparse.Namespac
     if saved.get("command") != args.command:
         raise InputError(f"{args.resume} is a run of {saved.get('command')}, not of {args.command}")
     # With what the run has as defaults, what differs was given: options' own defaults may be given too.
-    before, now = (_parser(saved).parse_args(words) for words in ([args.command], argv))
+    before, now = (_placed(_parser(saved).parse_args(words)) for words in ([args.command], argv))
     given = {name for name, value in vars(now).items() if value != getattr(before, name) and name != "resume"}
     if fixed := sorted(given - CHANGEABLE):
         raise InputError(f"a resumed run keeps its --{fixed[0].replace('_', '-')}: leave it out, or start another run")
@@ -447,6 +453,15 @@ def _resumed(args: argparse.Namespace, argv: Sequence[str]) -> argparse.Namespac
             setattr(now, other, None)
     now.out = args.resume  # which may have moved
     return now
+
+
+def _placed(args: argparse.Namespace) -> argparse.Namespace:
+    """The same with whole paths, so that a run goes on from wherever it is resumed; names of models stay names."""
+    placed = vars(args).copy()
+    for name, value in placed.items():
+        if isinstance(value, Path) or (name in ("model", "teacher") and value and Path(value).is_dir()):
+            placed[name] = type(value)(Path(value).resolve())
+    return argparse.Namespace(**placed)
 
 
 def positive(text: str) -> int:

@@ -2,12 +2,13 @@
 
 A clip is a video file or a sub-folder of pictures (at the preset's frame rate). `NAME.txt` beside it is its caption;
 its tracks, of a grid over frame 0, are cached in `NAME.FIRST-LAST.TRACKER.DIGEST.tracks.npz` in the cache folder, so
-that a tracker runs once; the digest is of the frames, since another clip may have the name. Longer clips are taken in
-pieces of the length that is asked for, and read piece by piece.
+that a tracker runs once; the digest is of the frames, since another clip may have the name (a long one is shortened).
+Longer clips are taken in pieces of the length that is asked for, and read piece by piece.
 """
 
 import hashlib
 import itertools
+import os
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +26,7 @@ from motionstream.tracks import Tracks, join
 from motionstream.video import VIDEO, Clip, fit_image, pictures_in, read_image
 
 MAX_CAPTION = 4_000  # characters
+MAX_NAME = 255  # bytes of a file's name: what file systems take
 GRID = 50  # columns and rows: the paper's
 CROP_FRAMES = 2_000  # the first ones of a clip, of which crops are cut
 
@@ -50,6 +52,7 @@ class RealClips:
     fps: float
     report: Callable[[str], object] = tell
     bad: set[Path] = field(default_factory=set)
+    lengths: dict[Path, int] = field(default_factory=dict)  # in frames, of clips of which crops were cut; 0: unknown
 
     def __post_init__(self):
         if not self.folder.is_dir():
@@ -97,26 +100,59 @@ class RealClips:
         """A random piece of a random clip: uint8 [length, side, side, 3]."""
         while len(self.bad) < len(self.paths):
             path = self.paths[rng.integers(len(self.paths))]
-            frames = self.frames(path, 0, CROP_FRAMES)
+            frames = self._stretch(path, rng, length)
             if frames is None:
                 continue
             if len(frames) < length or min(frames.shape[1:3]) < side:
                 self.skip(path, f"it is {list(frames.shape[:3])}; {length} frames of {side} pixels are cut from it")
                 continue
-            t, y, x = (
-                int(rng.integers(size - part + 1))
-                for size, part in zip(frames.shape[:3], (length, side, side), strict=True)
-            )
-            return frames[t : t + length, y : y + side, x : x + side]
+            y, x = (int(rng.integers(size - side + 1)) for size in frames.shape[1:3])
+            return frames[:, y : y + side, x : x + side]
         raise InputError(f"{self.folder} has no clip of {length} frames and {side} pixels a side")
+
+    def _stretch(self, path: Path, rng: np.random.Generator, length: int) -> np.ndarray | None:
+        """`length` frames in a row from anywhere in a clip, or all where it has fewer; None as of `frames`."""
+        if path not in self.lengths:
+            self.lengths[path] = self._claimed_length(path)
+        known = min(self.lengths[path], CROP_FRAMES)
+        if known >= length:
+            frames = self.frames(path, int(rng.integers(known - length + 1)), length)
+            if frames is None or len(frames) == length:
+                return frames
+        frames = self.frames(path, 0, CROP_FRAMES)  # what it says is not so, or it says nothing
+        if frames is None:
+            return None
+        self.lengths[path] = len(frames)
+        start = int(rng.integers(max(0, len(frames) - length) + 1))
+        return frames[start : start + length]
+
+    def _claimed_length(self, path: Path) -> int:
+        """How many frames a clip says it has; 0 where it says nothing, or cannot be read."""
+        try:
+            if path.is_dir():
+                return len(pictures_in(path))
+            return round((Clip.open(path).seconds or 0) * self.fps)
+        except (InputError, OSError):
+            return 0
 
 
 def caption(path: Path) -> str:
-    """What the text file beside a clip says; empty without one."""
+    """What the text file beside a clip says; empty without one. `InputError` names one that cannot be read."""
     sidecar = path.with_name(f"{path.name}.txt") if path.is_dir() else path.with_suffix(".txt")
-    if not sidecar.is_file():
+    if not os.path.isfile(sidecar):  # nor may a folder's name leave no room for four letters more
         return ""
-    return sidecar.read_text("utf-8-sig", "replace")[:MAX_CAPTION].strip()
+    try:
+        return sidecar.read_text("utf-8-sig", "replace")[:MAX_CAPTION].strip()
+    except OSError as error:
+        raise InputError(
+            f"the caption {sidecar} cannot be read ({error.strerror}): make it readable, or take it away"
+        ) from error
+
+
+def _shortened(name: str, most: int) -> str:
+    """A file's name, or as much of its beginning as has so many bytes."""
+    whole = os.fsencode(name)
+    return name if len(whole) <= most else whole[:most].decode("utf-8", "ignore")
 
 
 def cached_tracks(
@@ -127,7 +163,8 @@ def cached_tracks(
     name: of the tracker, as it was asked for; tracker: makes it.
     """
     digest = hashlib.blake2b(np.ascontiguousarray(frames), digest_size=8).hexdigest()
-    file = cache / f"{path.name}.{start}-{start + len(frames) - 1}.{name}.{digest}.tracks.npz"
+    told = f".{start}-{start + len(frames) - 1}.{name}.{digest}.tracks.npz"
+    file = cache / (_shortened(path.name, MAX_NAME - len(told)) + told)
     try:
         with np.load(file, allow_pickle=False) as saved:
             return Tracks(saved["points"], saved["visible"], saved["ids"])

@@ -15,7 +15,7 @@ from motionstream.model.motion_prior import MotionPrior
 from motionstream.training.clips import to_tensor
 from motionstream.training.parallel import World
 from motionstream.training.pictures import Library
-from motionstream.training.prior import MAX_TRACKS, points_of_any_kind, rarity
+from motionstream.training.prior import MAX_TRACKS, points_of_any_kind, rarity, weighed_mean
 from motionstream.training.scenes import opacity, random_scene, render_frame
 
 SIZE = (480, 288)  # of the picture that one sees
@@ -71,6 +71,6 @@ def matte_loss(prior: MotionPrior, matte: Matte, batch: dict[str, Tensor], world
     opaque = torch.where(batch["open"], front, batch["opaque"])
 
     def off(guess: Tensor) -> Tensor:
-        return (torch.where(guess < opaque, HOLE, 1.0) * (guess - opaque).abs() * counts).sum() / counts.sum()
+        return weighed_mean(torch.where(guess < opaque, HOLE, 1.0) * (guess - opaque).abs(), counts)
 
     return {"loss": off(found), "given": off(front)}

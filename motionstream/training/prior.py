@@ -36,6 +36,7 @@ MAX_TRACKS = 300
 WINDOW, WINDOWS = 16, 8  # the loss looks at this many windows of so many cells squared in each picture
 DEPTHS = (0, 1, 2, 2, 1, 1)  # residual blocks more at each width
 ANYWHERE = 1024  # cells of each picture, anywhere in it, that tell how much follows of what should
+LITTLE = 0.1  # of what its values count for on average, below which a sample counts less in the loss
 AROUND = 9  # cells to a side of what lies around one
 
 
@@ -140,8 +141,18 @@ def _displacement(scene: Scene, points: np.ndarray, layers: np.ndarray, time: in
     return moved
 
 
+def weighed_mean(values: Tensor, counts: Tensor) -> Tensor:
+    """Mean of the samples' means of values [B, ...], each of which counts for so much.
+
+    Sample by sample, so that a batch in pieces is the whole batch. One in which next to nothing counts, counts less.
+    """
+    values, counts = values.flatten(1), counts.flatten(1)
+    return ((values * counts).mean(1) / counts.mean(1).clamp_min(LITTLE)).mean()
+
+
 def not_shared(follow: Tensor, layers: Tensor, weight: Tensor, group: Tensor, valid: Tensor) -> Tensor:
-    """One less the Dice coefficient of what follows the tracks of a thing and that thing, mean of all that have some.
+    """One less the Dice coefficient of what follows the tracks of a thing and that thing: mean, sample by sample, of
+    all that have some; 0 where none has.
 
     follow [B, C, N], layers [B, C], weight [B, C] of each cell, group [B, N].
     """
@@ -150,7 +161,7 @@ def not_shared(follow: Tensor, layers: Tensor, weight: Tensor, group: Tensor, va
     share, true, weight = follow @ of, (layers[..., None] == things).float(), weight[..., None]
     dice = (2 * (weight * share * true).sum(1) + 1) / ((weight * (share + true)).sum(1) + 1)
     has = of.any(1).float()
-    return ((1 - dice) * has).sum() / has.sum().clamp_min(1)
+    return (((1 - dice) * has).sum(1) / has.sum(1).clamp_min(1)).mean()
 
 
 def _weighed(
@@ -180,11 +191,10 @@ def motion_loss(prior: MotionPrior, batch: dict[str, Tensor], world: World) -> d
     known = stays | own.any(-1)
     counts = known * batch["weight"]
     correct = (weights[..., 1:] * own).sum(-1) + weights[..., 0] * stays
-    total = counts.sum()
-    chosen = -(torch.log(correct + 1e-4) * counts).sum() / total
+    chosen = -weighed_mean(torch.log(correct + 1e-4), counts)
     difference = motion[:, 0] * (1 - weights[..., :1]) - batch["target"]
     error = difference.square().sum(-1).add(1e-4).sqrt()
-    moving = (torch.log1p(error) * counts).sum() / total
+    moving = weighed_mean(torch.log1p(error), counts)
     patches = (difference * known[..., None]).unflatten(1, (WINDOWS, WINDOW, WINDOW))
     torn = patches.diff(dim=2).abs().clamp_max(8).mean() + patches.diff(dim=3).abs().clamp_max(8).mean()
     in_front = F.binary_cross_entropy_with_logits(front, (layers > 0).float())
@@ -193,8 +203,8 @@ def motion_loss(prior: MotionPrior, batch: dict[str, Tensor], world: World) -> d
         "loss": moving + 2 * chosen + 0.3 * in_front + 0.7 * torn + 2 * missed,
         "missed": missed.detach(),
         "torn": torn.detach(),
-        "epe": (error * known).sum().detach() / known.sum(),
-        "still_epe": (still * known).sum() / known.sum(),
+        "epe": weighed_mean(error, known.float()).detach(),
+        "still_epe": weighed_mean(still, known.float()),
         "chosen": chosen.detach(),
         "in_front": in_front.detach(),
     }

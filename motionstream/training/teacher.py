@@ -110,10 +110,13 @@ def sample_teacher(network: Network, batch: ClipBatch, recipe: Recipe, weights: 
 def clip_sheet(
     vae: torch.nn.Module, batch: ClipBatch, samplers: dict[str, Sampler], world: World
 ) -> np.ndarray:
-    """What samplers make of a batch's images, tracks and prompts, beside the clips; middle and last frame of each."""
+    """What samplers make of a batch's images, tracks and prompts, beside the clips, and what the teacher made where the
+    clips tell; middle and last frame of each."""
     videos = {"clip": batch.latents}
     if batch.prior is not None:
         videos["motion prior"] = batch.prior
+    if batch.endpoint is not None:
+        videos["teacher"] = batch.endpoint
     videos |= {name: make(batch) for name, make in samplers.items()}
     with world.autocast():
         frames = {name: to_frames(vae, latents) for name, latents in videos.items()}

@@ -32,6 +32,7 @@ from motionstream.training.trainer import Samples, optimisers_for
 
 LATENT_NOISE = 0.04
 LPIPS_FRAMES = 4  # of each clip, an update
+FLAT = 0.01  # deviation along a principal component that is no more than rounding; those of pictures have 0.3 and more
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ def start_from_pca(vae: EmbeddedVAE, clips: Tensor) -> None:
     rows = F.pixel_unshuffle(blocks, STRIDE).movedim(1, -1).flatten(0, 2)
     mean = rows.mean(0)
     _, sizes, directions = torch.pca_lowrank(rows - mean, q=vae.config.latent_channels, niter=4)
-    deviation = sizes / len(rows) ** 0.5
+    deviation = (sizes / len(rows) ** 0.5).clamp_min(FLAT)
     with torch.no_grad():
         encode = directions.T / deviation[:, None]
         vae.encoder.shortcut.weight.copy_(encode[..., None, None])

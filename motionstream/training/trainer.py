@@ -19,9 +19,11 @@ import copy
 import functools
 import json
 import math
+import multiprocessing
 import os
 import pickle
 import shutil
+import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -33,7 +35,7 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from motionstream.errors import InputError, one_line, writing
 from motionstream.evaluation.plot import line_plot
@@ -249,7 +251,7 @@ def made_samples(
                 batch_sampler=numbers,
                 num_workers=workers,
                 prefetch_factor=4 if workers else None,
-                worker_init_fn=single_thread,
+                worker_init_fn=start_worker,
             )
         )
         step = start
@@ -264,6 +266,14 @@ def made_samples(
     return data
 
 
+def first_made(
+    make: Callable[[np.random.Generator], dict[str, Tensor]], count: int, seed: int, world: World
+) -> dict[str, Tensor]:
+    """The first samples of `made_samples`, the same on every process and however a batch is split."""
+    rows = _Rows(make, seed)
+    return {name: value.to(world.device) for name, value in default_collate([rows[n] for n in range(count)]).items()}
+
+
 def next_made(loader: Iterator[Any]) -> Any:
     """What a `DataLoader` gives next; of a worker's `InputError` the sentence, without PyTorch's traceback."""
     try:
@@ -272,8 +282,20 @@ def next_made(loader: Iterator[Any]) -> Any:
         raise InputError(str(error).rpartition("InputError: ")[2].strip()) from error
 
 
-def single_thread(worker: int) -> None:
+def start_worker(worker: int) -> None:
+    """For a `DataLoader`: one thread to compute with, and no life after a training that is killed.
+
+    PyTorch's own workers look for their parent between samples only, and then wait for ever with what nobody reads any
+    more: the end of the pipe that would tell them is held open by their brothers.
+    """
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with, args=(multiprocessing.parent_process().pid,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 class FilterMuon(torch.optim.Optimizer):

@@ -14,7 +14,7 @@ const RECONNECT_MS = 1500;
 const DOUBLE_CLICK_MS = 500;             // between its two halves, at most
 const HIDDEN_MS = 15000;                 // a page out of sight for so long makes room for others
 const SHRUNK_SIDE = 2048;               // pixels of a photo that is larger than the server takes
-const KEPT = 'motionstream';             // in the session storage: the newest page's token, for the one after it
+const KEPT = 'motionstream';             // in the session storage: what a page that has gone leaves to the one after it
 const STALE_PAGE = 4401;                 // WebSocket close code: the server does not know this page's token
 const HINTS = {
   offline: '',
@@ -121,7 +121,20 @@ const panel = {
 
 /* ---- state ---- */
 
-let state = 'offline', tool = 'drag', release = 'hold', nextId = 1, runs = 0, token = null;
+function stored(action) {                // null where the browser allows no storage, as in some embedded pages
+  try { return action(sessionStorage); } catch { return null; }
+}
+
+function inherited(storage) {
+  const text = storage.getItem(KEPT);
+  storage.removeItem(KEPT);              // a copy of this page must not take the seats of a page in use
+  return JSON.parse(text);
+}
+
+const kept = window.motionstreamKept ??= stored(inherited) ?? {};   // {token, SEAT: {...}}, one for all canvases
+const past = kept[props.seat] ?? {};     // what this canvas was like on the page before
+
+let state = 'offline', tool = 'drag', release = 'hold', nextId = 1, runs = past.runs ?? 0, token = null;
 let controls = [];                       // pins, paths and held drags, oldest first
 let initial = [];                        // those that were there at Start: Stop brings them back
 let afterStop = null;                    // what to do once the running stream has ended
@@ -503,13 +516,6 @@ function paintArrow(points, colour, unit, alpha) {
 
 /* ---- Link: the WebSocket ---- */
 
-function stored(action) {                // null where the browser allows no storage, as in some embedded pages
-  try { return action(sessionStorage); } catch { return null; }
-}
-
-window.motionstreamBefore ??= [stored(storage => storage.getItem(KEPT))].filter(Boolean);   // once for all canvases
-const before = window.motionstreamBefore;
-
 const link = {
   socket: null,
   held: null,                            // messages made before the server has opened the stream's mailbox
@@ -517,8 +523,8 @@ const link = {
   connect() {
     const base = window.gradio_config?.root ?? location.origin + location.pathname;
     const url = `${base.replace(/^http/, 'ws').replace(/\/$/, '')}/motionstream/live/${props.seat}`;
-    const shown = ['motionstream', token, ...before];   // in a header: URLs end up in logs
-    const socket = this.socket = new WebSocket(url, shown);
+    const shown = ['motionstream', token, kept.token].filter(Boolean);   // in a header: URLs end up in logs
+    const socket = this.socket = new WebSocket(url, [...new Set(shown)]);
     socket.binaryType = 'arraybuffer';
     let last = Promise.resolve();        // one message after the other, though a picture takes time to decode
     socket.onmessage = ({ data }) => {
@@ -570,6 +576,7 @@ function see(data) {
 
 function welcome(message) {
   facts = message;
+  kept.token = token;                    // the seats of the page before are this page's now
   if (runs && state === 'offline') link.send({ kind: 'stop', run: runs });   // its start may come after a lost connection
   part('chips').replaceChildren(...message.vocabulary.map(chip));
   setPrompt(part('prompt').value);       // a lost connection has left the prompt
@@ -799,9 +806,17 @@ function listen() {
   }, { signal });
   document.addEventListener('visibilitychange', () => {
     clearTimeout(leaving);
-    if (document.hidden) leaving = setTimeout(stop, HIDDEN_MS);
+    if (!document.hidden) return stored(storage => storage.removeItem(KEPT));
+    leaving = setTimeout(stop, HIDDEN_MS);
+    keep();                              // phones drop pages out of sight without a word
   }, { signal });
+  window.addEventListener('pagehide', keep, { signal });
   new ResizeObserver(() => { dirty = true; }).observe(picture);
+}
+
+function keep() {                        // for the page after this one
+  kept[props.seat] = { runs };
+  stored(storage => storage.setItem(KEPT, JSON.stringify(kept)));
 }
 
 function everyFrame() {
@@ -821,7 +836,6 @@ function valueChanged() {
   const value = props.value ?? {};
   if (value.token && value.token !== token) {
     token = value.token;
-    stored(storage => storage.setItem(KEPT, token));
     link.connect();
   }
   offerClip(value.clip);

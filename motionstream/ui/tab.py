@@ -126,7 +126,7 @@ class CanvasTab:
         return self.canvas
 
     def welcome(self, seat: Seat) -> None:
-        """What the page needs to know, and the seat's picture: at first the page before's or an example."""
+        """What the page needs to know, and the seat's picture: at first an example."""
         vocabulary = getattr(self.engine.model.text_encoder, "vocabulary", ())
         shown = [{"name": e.name, "title": e.title, "thumbnail": _thumbnail(e.picture)} for e in self.examples.values()]
         facts = {"text": self.engine.describe(), "fps": self.engine.model.preset.fps}
@@ -134,9 +134,8 @@ class CanvasTab:
         seat.send({"kind": "welcome", "vocabulary": list(vocabulary), "examples": shown, **facts})
         if seat.shown is not None:
             return seat.send(*seat.shown)
-        header, poster = seat.before or ({"name": next(iter(self.examples))}, b"")
-        example = self.examples.get(header.get("name"))
-        self.show(seat, example.picture if example else read_image(poster), example)
+        example = next(iter(self.examples.values()))
+        self.show(seat, example.picture, example)
 
     def receive(self, seat: Seat, message: dict | bytes) -> None:
         """{"kind": "read", "text": prompt}, {"kind": "example", "name": ...}, or what `command` takes."""

@@ -144,7 +144,7 @@ def build(engine: Engine, examples: Sequence[Example], limit: int) -> tuple[gr.B
     with gr.Blocks(title="MotionStream", fill_width=True, analytics_enabled=False, delete_cache=CLIP_LIFETIME) as demo:
         gr.HTML(HEADER)
         for tab in tabs:
-            with gr.Tab(tab.title):
+            with gr.Tab(tab.title, id=tab.seat):  # the canvas opens it again by that
                 canvases.append(tab.build(live))
         demo.load(admit, outputs=canvases, queue=False, show_progress="hidden", api_visibility="private")
         demo.unload(leave)  # comes when a page is left, and also when its connection breaks for a moment

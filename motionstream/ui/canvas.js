@@ -12,6 +12,7 @@ const JITTER_MS = 30;                    // first frame after a gap waits this l
 const TRAIL_MS = 900;                    // a drag's visible tail
 const RECONNECT_MS = 1500;
 const DOUBLE_CLICK_MS = 500;             // between its two halves, at most
+const BROKEN_MS = 10000;                 // after a connection is lost, Gradio's script may load the page anew
 const HIDDEN_MS = 15000;                 // a page out of sight for so long makes room for others
 const SHRUNK_SIDE = 2048;               // pixels of a photo that is larger than the server takes
 const KEPT = 'motionstream';             // in the session storage: what a page that has gone leaves to the one after it
@@ -131,7 +132,7 @@ function inherited(storage) {
   return JSON.parse(text);
 }
 
-const kept = window.motionstreamKept ??= stored(inherited) ?? {};   // {token, SEAT: {...}}, one for all canvases
+const kept = window.motionstreamKept ??= stored(inherited) ?? {};   // {token, open: SEAT, broken, SEAT: {...}}, one for all
 const past = kept[props.seat] ?? {};     // what this canvas was like on the page before
 
 let state = 'offline', tool = 'drag', release = 'hold', nextId = 1, runs = past.runs ?? 0, token = null;
@@ -139,7 +140,8 @@ let controls = [];                       // pins, paths and held drags, oldest f
 let initial = [];                        // those that were there at Start: Stop brings them back
 let afterStop = null;                    // what to do once the running stream has ended
 let asked = 0;                           // pictures that the server was asked for: no start before they are here
-let onCanvas = null, leaving = null;     // number of the picture that is shown; timer of a page out of sight
+let onCanvas = past.number ?? null;      // number of the picture that is shown, or that `controls` are for
+let leaving = null, lostAt = -Infinity;  // timer of a page out of sight; when the connection broke last
 let playPressed = -Infinity;             // when the button over the picture was pressed
 let hover = null, dirty = true, facts = { fps: 16, vocabulary: [] };
 let latencies = [], speeds = [], lastInput = -Infinity;
@@ -532,6 +534,7 @@ const link = {
     };
     socket.onclose = event => {
       if (socket !== this.socket || closing.signal.aborted) return;
+      lostAt = performance.now();
       const wasRunning = running() || state === 'stopping';
       if (wasRunning) ended('', false);
       asked = 0;
@@ -608,6 +611,13 @@ async function showPicture(header, blob) {
   if (state !== 'stopping') enter('idle');
   panel.shown(header);
   if (controls.length && !again) say('Press Start to play the blue paths, or drag it your own way');
+  if (kept.broken && element.offsetParent !== null) sayAnew(again);
+}
+
+function sayAnew(again) {
+  kept.broken = false;
+  const rest = again ? 'all is as it was before the stream' : 'the picture could not be kept';
+  say(`The connection broke and the page was loaded anew: ${rest}`);
 }
 
 function setControls(header) {           // those that come with a picture
@@ -814,9 +824,30 @@ function listen() {
   new ResizeObserver(() => { dirty = true; }).observe(picture);
 }
 
-function keep() {                        // for the page after this one
-  kept[props.seat] = { runs };
+/* ---- what a page leaves to the one after it ---- */
+
+function keep() {
+  const still = running() || state === 'stopping' ? initial.filter(control => controls.includes(control)) : controls;
+  kept[props.seat] = {
+    runs, number: onCanvas, prompt: part('prompt').value, grid: grid(), release,
+    controls: still.map(({ kind, x, y, points, seconds, grid }) => ({ kind, x, y, points, seconds, grid })),
+  };
+  if (element.offsetParent !== null)
+    Object.assign(kept, { open: props.seat, broken: performance.now() - lostAt < BROKEN_MS });
   stored(storage => storage.setItem(KEPT, JSON.stringify(kept)));
+}
+
+function restore() {                     // before the picture comes: another one takes the controls away again
+  if (!past.grid) return;
+  setPrompt(past.prompt);
+  setGrid(past.grid);
+  setRelease(past.release);
+  past.controls.forEach(add);
+}
+
+function openAgain() {                   // the tab that the page before was left at
+  document.querySelector(`[role=tab][data-tab-id="${kept.open}"]`)?.click();
+  delete kept.open;
 }
 
 function everyFrame() {
@@ -837,6 +868,7 @@ function valueChanged() {
   if (value.token && value.token !== token) {
     token = value.token;
     link.connect();
+    openAgain();
   }
   offerClip(value.clip);
 }
@@ -846,6 +878,7 @@ listen();
 setTool(tool);
 setRelease(release);
 showGrid();
+restore();
 enter('offline');
 say('Connecting …');
 watch('value', valueChanged);

@@ -86,7 +86,8 @@ class CanvasTab:
     def __init__(self, engine: Engine, examples: list[Example]):
         self.engine = engine
         self.examples = {example.name: example for example in examples}
-        self._numbers = itertools.count()  # of shown pictures: a canvas that connects again knows its own
+        # Of shown pictures: a canvas that connects again knows its own, and a server started anew gives others.
+        self._numbers = itertools.count(round(1000 * time.time()))
 
     # --- what a subclass may override
 

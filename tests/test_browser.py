@@ -755,8 +755,11 @@ def test_a_page_that_is_loaded_anew_for_the_network_says_so_at_the_tab_where_it_
     expect(here.locator("[data-ms=message]")).to_contain_text("The connection broke and the page was loaded anew")
     expect(here.locator("[data-ms=message]")).to_contain_text(sentence)
     expect(page.get_by_role("tab", name="Camera")).to_have_attribute("aria-selected", "true")
+    clip = here.locator("[data-ms=download]")
+    expect(clip).to_have_attribute("aria-disabled", str(forgotten).lower())
     if not forgotten:
         expect(here.locator("[data-ms=prompt]")).to_have_value("snow")
+        assert page.request.get(clip.get_attribute("href")).body()[4:8] == b"ftyp"
 
 
 @pytest.mark.parametrize("tab, reloads", [("Drag", 1), ("Camera", 2)])

@@ -1,6 +1,6 @@
 /* The live canvas in the browser. Gradio runs this once, with `element`, `trigger`, `props` and `watch` in scope.
 
-   Gradio's own channel carries two things: the value {token, clip} (watch) and the 'start' event (trigger), whose
+   Gradio's own channel carries two things: the value {token} (watch) and the 'start' event (trigger), whose
    pending request is the visitor's place on the machine. All else runs over one WebSocket: control messages up
    (JSON), pictures down (binary: uint32 little endian header length, JSON header, JPEG). Coordinates are pixels of the
    generated frame (`extent`); frames and the picture canvas may be larger than that. Parts: Player, panel, gestures,
@@ -273,8 +273,8 @@ function offerClip(clip) {
   const button = part('download');
   button.setAttribute('aria-disabled', String(!clip));
   if (!clip) return button.removeAttribute('href');
-  button.href = clip.url;
-  button.download = clip.orig_name;
+  button.href = home() + clip.url;
+  button.download = clip.name;
   sayReady();
 }
 
@@ -518,13 +518,14 @@ function paintArrow(points, colour, unit, alpha) {
 
 /* ---- Link: the WebSocket ---- */
 
+const home = () => (window.gradio_config?.root ?? location.origin + location.pathname).replace(/\/$/, '');
+
 const link = {
   socket: null,
   held: null,                            // messages made before the server has opened the stream's mailbox
 
   connect() {
-    const base = window.gradio_config?.root ?? location.origin + location.pathname;
-    const url = `${base.replace(/^http/, 'ws').replace(/\/$/, '')}/motionstream/live/${props.seat}`;
+    const url = `${home().replace(/^http/, 'ws')}/motionstream/live/${props.seat}`;
     const shown = ['motionstream', token, kept.token].filter(Boolean);   // in a header: URLs end up in logs
     const socket = this.socket = new WebSocket(url, [...new Set(shown)]);
     socket.binaryType = 'arraybuffer';
@@ -562,6 +563,7 @@ function hear(message) {
   if (message.kind === 'welcome') welcome(message);
   if (message.kind === 'error') { answered(); say(message.text, 'error'); }
   if (message.kind === 'note') say(message.text);
+  if (message.kind === 'download') offerClip(message);
   if (message.kind === 'begun' && message.run === runs) link.begun();
   if (message.kind === 'ended' && (message.run ?? runs) === runs && (running() || state === 'stopping'))
     ended(message.text, message.failed);   // not again, where both a stop and its start answer
@@ -870,7 +872,6 @@ function valueChanged() {
     link.connect();
     openAgain();
   }
-  offerClip(value.clip);
 }
 
 /* panel */

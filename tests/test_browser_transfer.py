@@ -89,6 +89,17 @@ def test_a_clip_moves_its_first_frame_and_drags_lie_on_top(page, site, clip):
     in_state(page, "idle")
 
 
+def test_reverse_and_loop_stay_as_they_are_where_the_prompt_changes(page, site):
+    open_tab(page, site)
+    for name in ("reverse", "loop"):
+        part(page, name).click()
+    part(page, "prompt").fill("snow")
+    part(page, "prompt").press("Enter")
+    expect(page.locator(".ms:visible .ms-chips .ms-chip", has_text="snow")).to_have_attribute("aria-pressed", "true")
+    for name in ("reverse", "loop"):
+        expect(part(page, name)).to_have_attribute("aria-pressed", "true")
+
+
 def test_two_points_are_aligned_by_their_handles(page, site, clip):
     open_tab(page, site)
     upload(page, clip)

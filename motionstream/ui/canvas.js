@@ -659,7 +659,7 @@ const promptWords = () => part('prompt').value.split(',').map(word => word.trim(
 function setPrompt(text) {
   part('prompt').value = text;
   const words = promptWords();
-  mark('.ms-chip', 'aria-pressed', button => words.includes(button.textContent));
+  mark('.ms-chips .ms-chip', 'aria-pressed', button => words.includes(button.textContent));
 }
 
 function sendPrompt() {

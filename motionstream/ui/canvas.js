@@ -117,6 +117,7 @@ const panel = {
   key: (event, down) => false,           // key down or up while nothing is typed; true takes the key over
   released: () => {},                    // all keys count as up: the page has lost the focus
   tick: now => {},                       // every animation frame
+  keep: () => ({}),                      // JSON for `past.panel` on the page after this one
   file: (file, chosen) => false,         // dropped, pasted or, if chosen, a photo; true takes it over, else a picture
 };
 
@@ -831,7 +832,7 @@ function listen() {
 function keep() {
   const still = running() || state === 'stopping' ? initial.filter(control => controls.includes(control)) : controls;
   kept[props.seat] = {
-    runs, number: onCanvas, prompt: part('prompt').value, grid: grid(), release,
+    runs, number: onCanvas, prompt: part('prompt').value, grid: grid(), release, panel: panel.keep(),
     controls: still.map(({ kind, x, y, points, seconds, grid }) => ({ kind, x, y, points, seconds, grid })),
   };
   if (element.offsetParent !== null)

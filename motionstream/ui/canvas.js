@@ -133,7 +133,7 @@ function inherited(storage) {
   return JSON.parse(text);
 }
 
-const kept = window.motionstreamKept ??= stored(inherited) ?? {};   // {token, open: SEAT, broken, SEAT: {...}}, one for all
+const kept = window.motionstreamKept ??= stored(inherited) ?? {};   // {token, open: SEAT, broken, SEAT: {...}}
 const past = kept[props.seat] ?? {};     // what this canvas was like on the page before
 
 let state = 'offline', tool = 'drag', release = 'hold', nextId = 1, runs = past.runs ?? 0, token = null;

@@ -50,7 +50,6 @@ from motionstream.ui.tab import Example, read_examples
 from motionstream.ui.transfer import TransferTab
 
 EXAMPLES = Path(__file__).parent / "examples"
-CLIP_LIFETIME = (600, 3_600)  # Gradio looks every 10 minutes for clips older than an hour, and deletes them
 PING_SECONDS = 120.0  # that a browser may take to answer a ping: the largest photo goes up at 1 Mbit/s meanwhile
 STREAMS_ON_ZERO_GPU = 16  # it queues them itself
 HEADER = """
@@ -141,10 +140,10 @@ def build(engine: Engine, examples: Sequence[Example], limit: int) -> tuple[gr.B
     def leave(request: gr.Request) -> None:
         live.leave(request.session_hash)
 
-    with gr.Blocks(title="MotionStream", fill_width=True, analytics_enabled=False, delete_cache=CLIP_LIFETIME) as demo:
+    with gr.Blocks(title="MotionStream", fill_width=True, analytics_enabled=False) as demo:
         gr.HTML(HEADER)
         for tab in tabs:
-            with gr.Tab(tab.title):
+            with gr.Tab(tab.title, id=tab.seat):  # the canvas opens it again by that
                 canvases.append(tab.build(live))
         demo.load(admit, outputs=canvases, queue=False, show_progress="hidden", api_visibility="private")
         demo.unload(leave)  # comes when a page is left, and also when its connection breaks for a moment

@@ -813,14 +813,86 @@ def test_a_pause_is_no_latency(page, site):
     expect(part(page, "latency")).to_have_text("–")
 
 
-def test_a_page_that_is_loaded_anew_keeps_its_photo(page, site, tmp_path):
+def test_a_page_that_is_loaded_anew_is_as_it_was(page, site):
     open_page(page, site)
-    part(page, "file").set_input_files(photo(tmp_path / "disc.png"))
-    wait_for(lambda: page.wait_for_timeout(50) or "name" not in newest_seat(site).shown[0], "the photo", 20)
-    old = newest_seat(site)
+    part(page, "clear").click()
+    page.locator("[data-tool=pin]").click()
+    page.mouse.click(*at(page, 0.25, 0.3))
+    page.locator("[data-tool=path]").click()
+    drag(page, (0.3, 0.6), (0.6, 0.6))
+    part(page, "prompt").fill("fog, and more")
+    part(page, "size").fill("2")
+    page.locator("[data-release=let_go]").click()
+    start(page)
+    page.locator("[data-tool=pin]").click()
+    page.mouse.click(*at(page, 0.8, 0.8))  # belongs to the stream
+    reach_frame(page, 30)
     page.reload()
     in_state(page, "idle")
-    wait_for(lambda: page.wait_for_timeout(50) or newest_seat(site) is not old, "the page", 20)
-    wait_for(lambda: page.wait_for_timeout(50) or newest_seat(site).shown, "its picture", 20)
-    assert "name" not in newest_seat(site).shown[0]
-    assert np.abs(newest_seat(site).picture.astype(int) - old.picture).mean() < 4
+    wait_for_colours(page, "red", "blue")
+    expect(part(page, "message")).to_contain_text("Press Start")  # by the visitor: nothing to explain
+    expect(page.locator(".ms-chip", has_text="fog")).to_have_attribute("aria-pressed", "true")
+    expect(page.locator("[data-release=let_go]")).to_have_attribute("aria-pressed", "true")
+    expect(part(page, "size-value")).to_have_text("2 × 2")
+    before = track_counts(site)[0]
+    site.paste.__init__()
+    start(page)
+    assert site.paste.prompts[0] == "fog, and more" and track_counts(site)[0] == before == 18
+    page.locator(".ms-example").nth(1).click()
+    expect(page.locator(".ms-example").nth(1)).to_have_attribute("aria-pressed", "true")
+    site.live.forget(list(site.live._visitors)[-1])
+    page.reload()  # the server has forgotten the picture: what was drawn on it is for no other
+    in_state(page, "idle")
+    expect(page.locator(".ms-example").first).to_have_attribute("aria-pressed", "true")
+    expect(part(page, "prompt")).not_to_have_value("fog, and more")
+
+
+@pytest.mark.parametrize("forgotten", [False, True])
+def test_a_page_that_is_loaded_anew_for_the_network_says_so_at_the_tab_where_it_was(page, site, forgotten):
+    here = page.locator(".ms:visible")
+    page.goto(site.url)
+    page.get_by_role("tab", name="Camera").click()
+    expect(here).to_have_attribute("data-state", "idle")
+    here.locator("[data-ms=prompt]").fill("snow")
+    session, visitor = list(site.live._visitors.items())[-1]
+    page.evaluate("window.before = true")
+    here.locator("[data-ms=start]").click()
+    expect(here).to_have_attribute("data-state", "live")
+    visitor.seats["camera"].close()
+    expect(here.locator("[data-ms=message]")).to_contain_text("reconnecting")
+    if forgotten:
+        site.live.forget(session)
+    page.evaluate("location.reload()")  # as Gradio's script does
+    page.wait_for_function("!window.before")
+    sentence = "the picture could not be kept" if forgotten else "all is as it was"
+    expect(here.locator("[data-ms=message]")).to_contain_text("The connection broke and the page was loaded anew")
+    expect(here.locator("[data-ms=message]")).to_contain_text(sentence)
+    expect(page.get_by_role("tab", name="Camera")).to_have_attribute("aria-selected", "true")
+    clip = here.locator("[data-ms=download]")
+    expect(clip).to_have_attribute("aria-disabled", str(forgotten).lower())
+    if not forgotten:
+        expect(here.locator("[data-ms=prompt]")).to_have_value("snow")
+        assert page.request.get(clip.get_attribute("href")).body()[4:8] == b"ftyp"
+
+
+@pytest.mark.parametrize("tab, reloads", [("Drag", 1), ("Camera", 2)])
+def test_a_page_that_is_loaded_anew_keeps_its_photo(page, site, tmp_path, tab, reloads):
+    here = page.locator(".ms:visible")
+    page.goto(site.url)
+    page.get_by_role("tab", name=tab).click()
+    here.locator("[data-ms=file]").set_input_files(photo(tmp_path / "disc.png"))
+    expect(here.locator(".ms-example")).not_to_have_count(0)
+    expect(here.locator(".ms-example[aria-pressed=true]")).to_have_count(0)
+    if tab == "Drag":
+        start(page)  # the next page's starts must not be taken for those of before
+        part(page, "start").click()
+    page.get_by_role("tab", name="Drag").click()
+    for _ in range(reloads):  # without a look at the tab
+        page.reload()
+        expect(here).to_have_attribute("data-state", "idle")
+    page.get_by_role("tab", name=tab).click()
+    expect(here).to_have_attribute("data-state", "idle")
+    expect(here.locator(".ms-example[aria-pressed=true]")).to_have_count(0)
+    here.locator("[data-ms=start]").click()
+    expect(here).to_have_attribute("data-state", "live")
+    assert disc_at(site.paste.chunks[-1].frames[0]) == pytest.approx((0.4, 0.5), abs=0.1)

@@ -456,6 +456,24 @@ def test_the_path_outlives_a_lost_connection(page, site, tmp_path, chosen):
     expect(part(page, "route").locator("[value=keyframes]")).to_have_text("Camera file, 2 keyframes")
 
 
+@pytest.mark.parametrize("chosen", ["keyframes", "dolly"])
+def test_a_page_that_is_loaded_anew_has_the_path_and_its_settings(page, site, tmp_path, chosen):
+    open_camera(page, site)
+    cameras = tmp_path / "cameras.json"
+    cameras.write_text(CAMERAS)
+    part(page, "cameras-file").set_input_files(cameras)
+    expect(part(page, "route")).to_have_value("keyframes")
+    part(page, "route").select_option(chosen)
+    part(page, "speed").fill("0.5")
+    page.locator(".ms:visible [data-ends=once]").click()
+    page.reload()
+    in_state(page, "idle")
+    expect(part(page, "route").locator("[value=keyframes]")).to_have_text("Camera file, 2 keyframes")
+    expect(part(page, "route")).to_have_value(chosen)
+    expect(part(page, "speed-value")).to_have_text("0.50 ×")
+    expect(page.locator(".ms:visible [data-ends=once]")).to_have_attribute("aria-pressed", "true")
+
+
 def test_latency_is_of_what_a_visitor_does(page, site):
     open_camera(page, site)
     part(page, "start").click()

@@ -89,6 +89,57 @@ def test_a_clip_moves_its_first_frame_and_drags_lie_on_top(page, site, clip):
     in_state(page, "idle")
 
 
+def test_reverse_and_loop_stay_as_they_are_where_the_prompt_changes(page, site):
+    open_tab(page, site)
+    for name in ("reverse", "loop"):
+        part(page, name).click()
+    part(page, "prompt").fill("snow")
+    part(page, "prompt").press("Enter")
+    expect(page.locator(".ms:visible .ms-chips .ms-chip", has_text="snow")).to_have_attribute("aria-pressed", "true")
+    for name in ("reverse", "loop"):
+        expect(part(page, name)).to_have_attribute("aria-pressed", "true")
+
+
+@pytest.mark.parametrize("image", ["clip", "own"])
+def test_a_page_that_is_loaded_anew_still_has_the_clip_and_its_settings(page, site, clip, tmp_path, image):
+    def drawn() -> float:
+        return part(page, "clip").evaluate("c => c.getContext('2d').getImageData(0, 0, c.width, c.height).data[0]")
+
+    open_tab(page, site)
+    upload(page, clip)
+    expect(part(page, "message")).to_contain_text("the clip moves the picture")
+    for name, value in (("clip-start", "0.5"), ("clip-seconds", "1.2"), ("amplify", "1.5"), ("clip-grid", "14")):
+        part(page, name).fill(value)
+    part(page, "loop").click()
+    page.locator("[data-fit=stretch]").click()
+    if image == "own":
+        page.locator("[data-image=own]").click()
+    draw(page, "clip", (0.2, 0.2), (0.8, 0.2), (0.8, 0.8), (0.2, 0.8), (0.25, 0.3))
+    expect(part(page, "region-clear")).to_be_visible()
+    expect(part(page, "progress")).to_be_hidden()
+    seat = list(site.live._visitors.values())[-1].seats["transfer"]
+    wait_for(lambda: seat.own.tracked and seat.own.tracked[0][0] == 0.5 and not seat.own.thread, "the tracks")
+    blocks, number = seat.own.tracked[1], seat.shown[0]["number"]
+    part(page, "start").click()
+    in_state(page, "live")
+    assert site.paste.chunks[0].tracks.N > 5
+    page.reload()
+    in_state(page, "idle")  # of the tab that was open
+    wait_for(lambda: page.wait_for_timeout(50) or drawn() > 0, "a preview")
+    wait_for(lambda: seat.own.tracked[1] is not blocks and not seat.own.thread, "the tracks anew")
+    texts = {"clip-start": "0.5 s", "clip-seconds": "1.2 s", "amplify": "1.50 ×", "clip-grid": "14 wide"}
+    for name, text in texts.items():
+        expect(part(page, f"{name}-value")).to_have_text(text)
+    for chosen in ("[data-ms=loop]", "[data-fit=stretch]", f"[data-image={image}]"):
+        expect(page.locator(f".ms-motion {chosen}")).to_have_attribute("aria-pressed", "true")
+    expect(part(page, "region-clear")).to_be_visible()
+    assert seat.shown[0]["number"] == number
+    before, site.paste.chunks = site.paste.chunks[0].tracks.N, []
+    part(page, "start").click()
+    in_state(page, "live")
+    assert site.paste.chunks[0].tracks.N == before
+
+
 def test_two_points_are_aligned_by_their_handles(page, site, clip):
     open_tab(page, site)
     upload(page, clip)

@@ -4,8 +4,9 @@ import socket
 
 import pytest
 from conftest import wait_for
+from websockets.exceptions import ConnectionClosed
 
-from motionstream.ui.live import MAX_WAITING, MAX_WAITING_BYTES
+from motionstream.ui.live import MAX_WAITING, MAX_WAITING_BYTES, SUBPROTOCOL, UNKNOWN_VISITOR
 
 
 @pytest.fixture
@@ -52,3 +53,33 @@ def test_shown_pictures_are_numbered(visitor):
     visitor.socket.close()
     visitor.socket = visitor.connect()
     assert visitor.expect("picture")["number"] == again["number"]
+
+
+def test_a_page_has_the_seats_of_the_one_before_and_that_one_has_none(site, visitor):
+    first, second = site.visit(), site.visit()
+    seat = site.live.seat(first.session, "camera")
+    first.start()
+    first.chunk(ack=False)
+    offered = [SUBPROTOCOL, visitor.token, first.token]
+    wrong = visitor.connect("camera", subprotocols=[*offered[:2], "guessed"])  # does nothing
+    wrong.recv(5)
+    assert site.live.seat(visitor.session, "camera") is not seat
+    for one in (wrong, visitor.socket):
+        one.close()
+    wait_for(lambda: not site.live._visitors[visitor.session].connected, "the end of the page's sockets")
+    visitor.socket = visitor.connect(subprotocols=offered)
+    visitor.expect("picture")
+    assert site.live.seat(visitor.session, "camera") is seat
+    wait_for(lambda: not site.paste.live, "the end of the other page's stream")
+    with pytest.raises(ConnectionClosed):
+        while True:
+            first.socket.recv(5)
+    with pytest.raises(ConnectionClosed) as closed:
+        first.connect().recv(5)
+    assert closed.value.rcvd.code == UNKNOWN_VISITOR
+    second.connect("transfer", subprotocols=[SUBPROTOCOL, second.token, visitor.token]).recv(5)
+    assert site.live.seat(second.session, "camera") is not seat  # it has seats of its own that are in use
+    visitor.start(run=2)
+    visitor.chunk()
+    for other in (first, second):
+        other.close()

@@ -27,6 +27,7 @@ const sticks = { move: [0, 0], look: [0, 0] };
 let ends = 'swing', method = 'planes', planes = null, vanishing = [0.5, 0.5], bright = false, lines = [];
 let steered = '', settling = null, depthUrl = null;
 let chosen = false, offered = null;      // whether the visitor chose the depth; a better one that has come meanwhile
+let routeBefore = 'orbit';               // of the page before; a camera file's is there once that is
 
 const number = name => Number(part(name).value);
 const plan = () => ({ route: part('route').value, ends, speed: number('speed'), focal: number('focal') });
@@ -78,7 +79,8 @@ function showDepth(header, blob) {
 
 function showKeyframes({ count, uploaded }) {
   calm();
-  const route = part('route'), chosen = uploaded || route.value === KEYFRAMES;
+  const route = part('route'), chosen = uploaded || [route.value, routeBefore].includes(KEYFRAMES);
+  routeBefore = null;
   route.querySelector(`[value="${KEYFRAMES}"]`)?.remove();
   if (!count) return;
   route.append(option(KEYFRAMES, `Camera file, ${count} keyframes`));
@@ -220,8 +222,14 @@ function addStick(name) {
   for (const kind of ['pointerup', 'pointercancel']) stick.addEventListener(kind, () => letGo(name));
 }
 
+function setAgain(before) {              // as on the page before
+  for (const name of ['speed', 'focal']) part(name).value = before[name];
+  ({ ends, chosen, route: routeBefore } = before);
+}
+
 /* ---- coming to life ---- */
 
+if (past.panel) setAgain(past.panel);
 addStick('move');
 addStick('look');
 part('route').onchange = changed;
@@ -236,10 +244,11 @@ for (const [name, what] of [['depth', 'depth'], ['cameras', 'cameras']]) {
 part('cameras-save').onclick = () => link.send({ kind: 'save', plan: plan() });
 
 panel.welcomed = ({ paths, methods }) => {
-  const route = part('route'), before = route.value || 'orbit', file = route.querySelector(`[value="${KEYFRAMES}"]`);
+  const route = part('route'), file = route.querySelector(`[value="${KEYFRAMES}"]`);
+  const before = route.value || routeBefore;
   route.replaceChildren(...paths.map(name => option(name, name[0].toUpperCase() + name.slice(1))));
   if (file) route.append(file);
-  route.value = before;
+  route.value = [...route.options].some(({ value }) => value === before) ? before : 'orbit';
   part('method').replaceChildren(...Object.entries(methods).map(([name, label]) => option(name, label)));
   showPlan();
 };
@@ -256,6 +265,7 @@ panel.entered = now => {
   if (now === 'starting') steered = REST;
   if (now === 'idle') { release(); askFan(); takeOffer(); }
 };
+panel.keep = () => ({ ...plan(), chosen });
 panel.idle = () => 'Press Start: the camera moves along its path, and you can still drag';
 panel.starting = plan;
 panel.file = file => {

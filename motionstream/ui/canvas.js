@@ -1,6 +1,6 @@
 /* The live canvas in the browser. Gradio runs this once, with `element`, `trigger`, `props` and `watch` in scope.
 
-   Gradio's own channel carries two things: the value {token, clip} (watch) and the 'start' event (trigger), whose
+   Gradio's own channel carries two things: the value {token} (watch) and the 'start' event (trigger), whose
    pending request is the visitor's place on the machine. All else runs over one WebSocket: control messages up
    (JSON), pictures down (binary: uint32 little endian header length, JSON header, JPEG). Coordinates are pixels of the
    generated frame (`extent`); frames and the picture canvas may be larger than that. Parts: Player, panel, gestures,
@@ -12,10 +12,11 @@ const JITTER_MS = 30;                    // first frame after a gap waits this l
 const TRAIL_MS = 900;                    // a drag's visible tail
 const RECONNECT_MS = 1500;
 const DOUBLE_CLICK_MS = 500;             // between its two halves, at most
+const BROKEN_MS = 10000;                 // after a connection is lost, Gradio's script may load the page anew
 const HIDDEN_MS = 15000;                 // a page out of sight for so long makes room for others
 const SHRUNK_SIDE = 2048;               // pixels of a photo that is larger than the server takes
 const WORD = /\p{L}+/gu;                 // of a prompt, as the server finds them
-const KEPT = 'motionstream';             // in the session storage: the newest page's token, for the one after it
+const KEPT = 'motionstream';             // in the session storage: what a page that has gone leaves to the one after it
 const STALE_PAGE = 4401;                 // WebSocket close code: the server does not know this page's token
 const HINTS = {
   offline: '',
@@ -117,18 +118,33 @@ const panel = {
   key: (event, down) => false,           // key down or up while nothing is typed; true takes the key over
   released: () => {},                    // all keys count as up: the page has lost the focus
   tick: now => {},                       // every animation frame
+  keep: () => ({}),                      // JSON for `past.panel` on the page after this one
   file: (file, chosen) => false,         // dropped, pasted or, if chosen, a photo; true takes it over, else a picture
 };
 
 /* ---- state ---- */
 
-let state = 'offline', tool = 'drag', release = 'hold', nextId = 1, runs = 0, token = null;
+function stored(action) {                // null where the browser allows no storage, as in some embedded pages
+  try { return action(sessionStorage); } catch { return null; }
+}
+
+function inherited(storage) {
+  const text = storage.getItem(KEPT);
+  storage.removeItem(KEPT);              // a copy of this page must not take the seats of a page in use
+  return JSON.parse(text);
+}
+
+const kept = window.motionstreamKept ??= stored(inherited) ?? {};   // {token, open: SEAT, broken, SEAT: {...}}
+const past = kept[props.seat] ?? {};     // what this canvas was like on the page before
+
+let state = 'offline', tool = 'drag', release = 'hold', nextId = 1, runs = past.runs ?? 0, token = null;
 let controls = [];                       // pins, paths and held drags, oldest first
 let initial = [];                        // those that were there at Start: Stop brings them back
 let afterStop = null;                    // what to do once the running stream has ended
 let asked = 0;                           // pictures that the server was asked for: no start before they are here
 let choices = 0;                         // pictures chosen so far: of two the newer counts, whichever is ready first
-let onCanvas = null, leaving = null;     // number of the picture that is shown; timer of a page out of sight
+let onCanvas = past.number ?? null;      // number of the picture that is shown, or that `controls` are for
+let leaving = null, lostAt = -Infinity;  // timer of a page out of sight; when the connection broke last
 let playPressed = -Infinity;             // when the button over the picture was pressed
 let hover = null, dirty = true, facts = { fps: 16, vocabulary: {} };
 let latencies = [], speeds = [], lastInput = -Infinity;
@@ -260,8 +276,8 @@ function offerClip(clip) {
   const button = part('download');
   button.setAttribute('aria-disabled', String(!clip));
   if (!clip) return button.removeAttribute('href');
-  button.href = clip.url;
-  button.download = clip.orig_name;
+  button.href = home() + clip.url;
+  button.download = clip.name;
   sayReady();
 }
 
@@ -516,22 +532,16 @@ function paintArrow(points, colour, unit, alpha) {
 
 /* ---- Link: the WebSocket ---- */
 
-function stored(action) {                // null where the browser allows no storage, as in some embedded pages
-  try { return action(sessionStorage); } catch { return null; }
-}
-
-window.motionstreamBefore ??= [stored(storage => storage.getItem(KEPT))].filter(Boolean);   // once for all canvases
-const before = window.motionstreamBefore;
+const home = () => (window.gradio_config?.root ?? location.origin + location.pathname).replace(/\/$/, '');
 
 const link = {
   socket: null,
   held: null,                            // messages made before the server has opened the stream's mailbox
 
   connect() {
-    const base = window.gradio_config?.root ?? location.origin + location.pathname;
-    const url = `${base.replace(/^http/, 'ws').replace(/\/$/, '')}/motionstream/live/${props.seat}`;
-    const shown = ['motionstream', token, ...before];   // in a header: URLs end up in logs
-    const socket = this.socket = new WebSocket(url, shown);
+    const url = `${home().replace(/^http/, 'ws')}/motionstream/live/${props.seat}`;
+    const shown = ['motionstream', token, kept.token].filter(Boolean);   // in a header: URLs end up in logs
+    const socket = this.socket = new WebSocket(url, [...new Set(shown)]);
     socket.binaryType = 'arraybuffer';
     let last = Promise.resolve();        // one message after the other, though a picture takes time to decode
     socket.onmessage = ({ data }) => {
@@ -539,6 +549,7 @@ const link = {
     };
     socket.onclose = event => {
       if (socket !== this.socket || closing.signal.aborted) return;
+      lostAt = performance.now();
       const wasRunning = running() || state === 'stopping';
       if (wasRunning) ended('', false);
       asked = 0;
@@ -568,6 +579,7 @@ function hear(message) {
   if (message.kind === 'note') say(message.text);
   if (message.kind === 'gone') gone(message.ids);
   if (message.kind === 'read') heed(message.text);
+  if (message.kind === 'download') offerClip(message);
   if (message.kind === 'begun' && message.run === runs) link.begun();
   if (message.kind === 'ended' && (message.run ?? runs) === runs && (running() || state === 'stopping'))
     ended(message.text, message.failed);   // not again, where both a stop and its start answer
@@ -590,6 +602,7 @@ function see(data) {
 
 function welcome(message) {
   facts = message;
+  kept.token = token;                    // the seats of the page before are this page's now
   if (runs && state === 'offline') link.send({ kind: 'stop', run: runs });   // its start may come after a lost connection
   part('chips').replaceChildren(...Object.keys(message.vocabulary).map(chip));
   setPrompt(part('prompt').value);       // a lost connection has left the prompt
@@ -621,6 +634,13 @@ async function showPicture(header, blob) {
   if (state !== 'stopping') enter('idle');
   panel.shown(header);
   if (controls.length && !again) say('Press Start to play the blue paths, or drag it your own way');
+  if (kept.broken && element.offsetParent !== null) sayAnew(again);
+}
+
+function sayAnew(again) {
+  kept.broken = false;
+  const rest = again ? 'all is as it was before the stream' : 'the picture could not be kept';
+  say(`The connection broke and the page was loaded anew: ${rest}`);
 }
 
 function setControls(header) {           // those that come with a picture
@@ -663,7 +683,7 @@ const tidy = text => text.split(/[,;]/).map(piece => piece.trim().replace(/\s+/g
 function setPrompt(text) {
   part('prompt').value = text;
   const words = text.match(WORD) ?? [];
-  mark('.ms-chip', 'aria-pressed', button => words.some(word => names(word, button.textContent)));
+  mark('.ms-chips .ms-chip', 'aria-pressed', button => words.some(word => names(word, button.textContent)));
 }
 
 function sendPrompt() {
@@ -832,9 +852,38 @@ function listen() {
   }, { signal });
   document.addEventListener('visibilitychange', () => {
     clearTimeout(leaving);
-    if (document.hidden) leaving = setTimeout(stop, HIDDEN_MS);
+    if (!document.hidden) return stored(storage => storage.removeItem(KEPT));
+    leaving = setTimeout(stop, HIDDEN_MS);
+    keep();                              // phones drop pages out of sight without a word
   }, { signal });
+  window.addEventListener('pagehide', keep, { signal });
   new ResizeObserver(() => { dirty = true; }).observe(picture);
+}
+
+/* ---- what a page leaves to the one after it ---- */
+
+function keep() {
+  const still = running() || state === 'stopping' ? initial.filter(control => controls.includes(control)) : controls;
+  kept[props.seat] = {
+    runs, number: onCanvas, prompt: part('prompt').value, grid: grid(), release, panel: panel.keep(),
+    controls: still.map(({ kind, x, y, points, seconds, grid }) => ({ kind, x, y, points, seconds, grid })),
+  };
+  if (element.offsetParent !== null)
+    Object.assign(kept, { open: props.seat, broken: performance.now() - lostAt < BROKEN_MS });
+  stored(storage => storage.setItem(KEPT, JSON.stringify(kept)));
+}
+
+function restore() {                     // before the picture comes: another one takes the controls away again
+  if (!past.grid) return;
+  setPrompt(past.prompt);
+  setGrid(past.grid);
+  setRelease(past.release);
+  past.controls.forEach(add);
+}
+
+function openAgain() {                   // the tab that the page before was left at
+  document.querySelector(`[role=tab][data-tab-id="${kept.open}"]`)?.click();
+  delete kept.open;
 }
 
 function everyFrame() {
@@ -854,10 +903,9 @@ function valueChanged() {
   const value = props.value ?? {};
   if (value.token && value.token !== token) {
     token = value.token;
-    stored(storage => storage.setItem(KEPT, token));
     link.connect();
+    openAgain();
   }
-  offerClip(value.clip);
 }
 
 /* panel */
@@ -866,6 +914,7 @@ measureScreen();
 setTool(tool);
 setRelease(release);
 showGrid();
+restore();
 enter('offline');
 say('Connecting …');
 watch('value', valueChanged);

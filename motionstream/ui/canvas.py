@@ -11,17 +11,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import gradio as gr
-from gradio.data_classes import FileData, GradioModel
+from gradio.data_classes import GradioModel
 
 FOLDER = Path(__file__).parent
 PANEL = "<!-- panel -->"  # where in canvas.html a tab's panel goes
 
 
 class CanvasValue(GradioModel):
-    """token: what the page's WebSocket proves itself with; clip: the finished MP4, offered for download."""
+    """token: what the page's WebSocket proves itself with."""
 
     token: str | None = None
-    clip: FileData | None = None
 
 
 class LiveCanvas(gr.HTML):

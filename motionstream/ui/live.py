@@ -2,10 +2,10 @@
 
 A page load is admitted by a Gradio event and gets a secret token (`Live.admit`). The page's canvases open
 /motionstream/live/SEAT with that token as second WebSocket subprotocol; who has none is turned away with code 4401.
-A third one may be the token of the page before, which keeps its picture when it is loaded anew: Gradio's script does
-that by itself where the network breaks during a stream.
+A third one may be the token of the page before, which has gone: its seats are then those of the new page. Gradio's
+script loads a page anew by itself where the network breaks during a stream.
 A `Seat` is one visitor's place at one canvas. Its socket's end is its stream's end: nothing is generated for nobody.
-Picture and clip outlive a connection that is lost; a visitor without any socket is forgotten after a while.
+What is on a seat outlives a connection that is lost; a visitor without any socket is forgotten after a while.
 
 Down: text messages are JSON; binary ones are a little-endian uint32, that many bytes of JSON header, then a JPEG.
 Up: text messages are control messages (see `motionstream.session`) or the tab's commands; binary ones are pictures.
@@ -23,6 +23,7 @@ from collections import OrderedDict, deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from tempfile import TemporaryDirectory
 from typing import Protocol
 
 import numpy as np
@@ -97,8 +98,8 @@ class Seat:
 
     picture: uint8 RGB [H, W, 3] at generation size, what the next stream starts from; sharp: a larger copy of it or
     None, see `stream`; shown: the message that showed it, for a canvas that connects again; own: whatever else the tab
-    remembers of this visitor; all set by the tab. before: `shown` of the page that this one has replaced, if any.
-    stopped_for: why the newest stream was stopped, if not by the visitor: a sentence or "".
+    remembers of this visitor; clip: folder of the newest stream's MP4, deleted with the last who knows it; all set by
+    the tab. stopped_for: why the newest stream was stopped, if not by the visitor: a sentence or "".
     """
 
     def __init__(self, tab: Tab, sessions: Sessions):
@@ -106,7 +107,7 @@ class Seat:
         self.sharp: np.ndarray | None = None
         self.shown: tuple[dict, bytes] | None = None
         self.own: object | None = None
-        self.before: tuple[dict, bytes] | None = None
+        self.clip: TemporaryDirectory | None = None
         self.stopped_for = ""
         self._tab, self._sessions = tab, sessions
         self._lock = threading.Lock()
@@ -330,7 +331,7 @@ class Live:
             visitor = self._visitors.pop(session, None)
         for seat in visitor.seats.values() if visitor else ():
             seat.close()
-            seat.own = None  # now, whoever still holds the seat: a tab may keep files there
+            seat.own = seat.clip = None  # now, whoever still holds the seat: there are files
 
     def seat(self, session: str | None, name: str) -> Seat:
         """A visitor's seat. `InputError` if the page was never admitted, or forgotten."""
@@ -362,8 +363,9 @@ class Live:
         seat = visitor.seats.get(socket.path_params["seat"]) if visitor else None
         if seat is None:
             return await socket.close(UNKNOWN_VISITOR, "the server does not know this page: reload it")
-        before = self._find(offered[2])[1] if len(offered) == 3 else None
-        seat.before = before and before.seats[socket.path_params["seat"]].shown
+        if len(offered) == 3:
+            self._take_over(visitor, offered[2])
+            seat = visitor.seats[socket.path_params["seat"]]
         if visitor.timer is not None:
             visitor.timer.cancel()
         try:
@@ -372,6 +374,17 @@ class Live:
             if not visitor.connected:
                 loop = asyncio.get_running_loop()
                 visitor.timer = loop.call_later(FORGET_SECONDS, self._forget_unless_connected, session)
+
+    def _take_over(self, visitor: _Visitor, offered: str) -> None:
+        """Gives a page that has just been opened the seats of the page before, if that one's token was offered. All
+        of them at once: a tab may not be opened again before the page after the next."""
+        session, before = self._find(offered)
+        with self._lock:  # a page's canvases connect together, and the first one does it for all
+            if before is None or before is visitor or visitor.connected or self._visitors.pop(session, None) is None:
+                return
+            visitor.seats = before.seats
+        for seat in visitor.seats.values():
+            seat.close()  # a network that broke may leave the server with sockets that nobody holds any more
 
     def _find(self, offered: str) -> tuple[str, _Visitor] | tuple[None, None]:
         """The visitor whose token was offered."""

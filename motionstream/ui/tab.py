@@ -10,16 +10,16 @@ from __future__ import annotations
 import base64
 import itertools
 import json
-import shutil
-import tempfile
 import time
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from urllib.parse import quote
 
 import gradio as gr
 import numpy as np
-from gradio.data_classes import FileData
+from gradio.route_utils import API_PREFIX
 
 from motionstream.controls.drag import MAX_CONTROLS
 from motionstream.controls.layers import SourceRecipe
@@ -27,7 +27,7 @@ from motionstream.errors import InputError
 from motionstream.machine import shown_size
 from motionstream.session import Mailbox, check_prompt, decode_message
 from motionstream.tracks import Tracks
-from motionstream.ui.canvas import CanvasValue, LiveCanvas
+from motionstream.ui.canvas import LiveCanvas
 from motionstream.ui.clip import ClipEncoder, jpeg
 from motionstream.ui.engine import Engine, News
 from motionstream.ui.live import Live, Seat
@@ -37,6 +37,7 @@ MAX_UPLOAD = 15 * 2**20  # bytes; the server closes a WebSocket that sends a mes
 MAX_STARTING = 1_000  # control messages that may come with a start
 POSTER_SIDE = 1_280  # pixels: before the stream the picture is as sharp as the visitor's photo allows
 THUMBNAIL = (176, 132)  # pixels
+CLIP = "motionstream.mp4"  # in a folder of its own
 FAILED = "The stream ended because of an error in the program: press Start to try again"
 
 
@@ -86,7 +87,8 @@ class CanvasTab:
     def __init__(self, engine: Engine, examples: list[Example]):
         self.engine = engine
         self.examples = {example.name: example for example in examples}
-        self._numbers = itertools.count()  # of shown pictures: a canvas that connects again knows its own
+        # Of shown pictures: a canvas that connects again knows its own, and a server started anew gives others.
+        self._numbers = itertools.count(round(1000 * time.time()))
 
     # --- what a subclass may override
 
@@ -117,7 +119,6 @@ class CanvasTab:
         self.canvas = LiveCanvas(self.seat, self.panel)
         self.canvas.start(
             self.start,
-            outputs=self.canvas,
             show_progress="hidden",
             concurrency_limit=None,  # `Live` limits the streams, and says so where the visitor looks
             trigger_mode="multiple",
@@ -126,18 +127,18 @@ class CanvasTab:
         return self.canvas
 
     def welcome(self, seat: Seat) -> None:
-        """What the page needs to know, and the seat's picture: at first the page before's or an example."""
+        """What the page needs to know, and the seat's picture: at first an example."""
         encoder = self.engine.model.text_encoder
         vocabulary = {effect: encoder.words(effect) for effect in getattr(encoder, "vocabulary", ())}
         shown = [{"name": e.name, "title": e.title, "thumbnail": _thumbnail(e.picture)} for e in self.examples.values()]
         facts = {"text": self.engine.describe(), "fps": self.engine.model.preset.fps}
         facts |= {"max_bytes": MAX_UPLOAD, "max_side": MAX_SIDE, "max_controls": MAX_CONTROLS} | self.facts()
         seat.send({"kind": "welcome", "vocabulary": vocabulary, "examples": shown, **facts})
+        self._offer_clip(seat)
         if seat.shown is not None:
             return seat.send(*seat.shown)
-        header, poster = seat.before or ({"name": next(iter(self.examples))}, b"")
-        example = self.examples.get(header.get("name"))
-        self.show(seat, example.picture if example else read_image(poster), example)
+        example = next(iter(self.examples.values()))
+        self.show(seat, example.picture, example)
 
     def receive(self, seat: Seat, message: dict | bytes) -> None:
         """{"kind": "read", "text": prompt}, {"kind": "example", "name": ...}, or what `command` takes."""
@@ -151,14 +152,14 @@ class CanvasTab:
             example = self.examples.get(name) if isinstance(name, str) else None
             self.change_picture(seat, example and example.picture, example)
 
-    def start(self, event: gr.EventData, request: gr.Request) -> CanvasValue | dict:
-        """The Start button's event: streams until the visitor stops or leaves, or it breaks, then returns the clip."""
+    def start(self, event: gr.EventData, request: gr.Request) -> None:
+        """The Start button's event: streams until the visitor stops or leaves, or it breaks."""
         try:
             seat = self.live.seat(request.session_hash, self.seat)
         except InputError as error:
             raise gr.Error(str(error), print_exception=False) from error
         run = event._data.get("run") if isinstance(event._data, dict) else None
-        path, text, failed = None, FAILED, True
+        text, failed = FAILED, True
         try:
             prompt, messages = _starting(event._data)
             self.live.end_others(request.session_hash, seat)
@@ -167,8 +168,7 @@ class CanvasTab:
                 for message in messages:
                     mailbox.send(message)
                 seat.send({"kind": "begun", "run": run})  # what the page has held back may come
-                path = self._new_path()
-                self._stream(seat, run, mailbox, prompt, base, path)
+                self._stream(seat, run, mailbox, prompt, base)
             text, failed = seat.stopped_for, False
         except InputError as error:
             text = str(error)
@@ -176,10 +176,6 @@ class CanvasTab:
             text = error.message
         finally:  # numbered: a second start is refused while the first one's stream goes on
             seat.send({"kind": "ended", "run": run, "text": text, "failed": failed})
-            wanted = path is not None and path.exists() and seat.connected and text != FAILED
-            if path is not None and not wanted:
-                shutil.rmtree(path.parent)
-        return CanvasValue(clip=FileData(path=str(path), orig_name=path.name)) if wanted else gr.skip()
 
     def change_picture(self, seat: Seat, picture: np.ndarray | None, example: Example | None = None) -> None:
         """`show`, unless a stream runs; None: an example was asked for that is not there."""
@@ -203,23 +199,32 @@ class CanvasTab:
         seat.shown = header | self.picture_facts(seat, example), jpeg(poster)
         seat.send(*seat.shown)
 
-    def _new_path(self) -> Path:
-        """For a stream's clip, in a folder of its own."""
+    def _stream(
+        self, seat: Seat, run: int | None, mailbox: Mailbox, prompt: str, base: SourceRecipe | None
+    ) -> None:
+        """Runs one stream to its end, or until it breaks; the clip of what was made is the seat's."""
         cache = Path(self.canvas.GRADIO_CACHE)  # the one folder that Gradio serves files from
         cache.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(dir=cache)) / "motionstream.mp4"
-
-    def _stream(
-        self, seat: Seat, run: int | None, mailbox: Mailbox, prompt: str, base: SourceRecipe | None, path: Path
-    ) -> None:
-        """Runs one stream to its end, or until it breaks; the clip of what was made is at `path`."""
+        folder = TemporaryDirectory(dir=cache)
         width, height = shown_size(seat.picture, seat.sharp)
-        with (
-            ClipEncoder(seat, run, path, width, height, self.engine.model.preset.fps) as encoder,
-            closing(self.engine.run(seat.picture, seat.sharp, mailbox.address, prompt, base)) as reports,
-        ):
-            for news in reports:
-                self._pass_on(news, seat, encoder)
+        path = Path(folder.name, CLIP)
+        try:
+            with (
+                ClipEncoder(seat, run, path, width, height, self.engine.model.preset.fps) as encoder,
+                closing(self.engine.run(seat.picture, seat.sharp, mailbox.address, prompt, base)) as reports,
+            ):
+                for news in reports:
+                    self._pass_on(news, seat, encoder)
+        finally:
+            if path.exists():
+                seat.clip = folder
+                self._offer_clip(seat)
+
+    def _offer_clip(self, seat: Seat) -> None:
+        """To whoever is there: a page that was loaded anew while the stream came to its end, maybe."""
+        if (folder := seat.clip) is not None:
+            url = f"{API_PREFIX}/file={quote(str(Path(folder.name, CLIP)))}"
+            seat.send({"kind": "download", "url": url, "name": CLIP})
 
     def _pass_on(self, news: News, seat: Seat, encoder: ClipEncoder) -> None:
         for text in news.errors:

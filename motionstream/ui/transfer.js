@@ -8,6 +8,9 @@ const PART = 2 ** 20;                    // bytes of a clip in one message
 const TRAIL = 8;                         // frames
 const HANDLES = ['#f59e0b', '#a855f7'];  // of the two points that "align" lays on each other
 const SETTLE_MS = 300;                   // settings rest so long before the clip is tracked anew
+const VALUES = {                         // part -> setting
+  'clip-start': 'start', 'clip-seconds': 'seconds', 'clip-grid': 'grid', amplify: 'amplify', tracker: 'tracker',
+};
 const WEBCAM_SIDE = 320;
 const MOST_BUFFERED = 2 ** 16;           // bytes that may wait to be sent
 
@@ -17,7 +20,7 @@ let source = 'clip', image = 'clip', fit = 'crop', loaded = null;   // loaded: w
 let ownPhoto = false;                    // whether the visitor has brought a photo, to be moved by clips
 let frames = [], playing = 0, played = 0;                           // previews; the one shown; when
 let sending = null;                      // the upload that goes on: {file, socket, begun}
-let job = { number: 0, state: 'done' };  // the newest "track": under way ('sent'), 'done' or 'cancelled'
+let job = { number: past.panel?.job ?? 0, state: 'done' };  // the newest "track": under way ('sent'), 'done' or 'cancelled'
 let again = false;                       // whether to do it again where a start or a lost connection cancels it
 let region = null, drawing = null, settling = null;
 const held = new Map();                  // pointerId -> [number of a pair, 0: its point on the clip, 1: on the picture]
@@ -87,8 +90,26 @@ function opened(message) {
   part('clip-seconds').value = Math.min(seconds, 10);
   image = ownPhoto ? 'own' : 'clip';
   part('clip-other').hidden = false;
+  if (message.again) openedAgain();
   showSettings();
   track();
+}
+
+function openedAgain() {                 // the page before has uploaded it; the picture that it moves is still to come
+  if (past.panel) ({ image, region } = past.panel);
+  setAgain();
+  showRegion();
+  job.state = 'cancelled';
+  again = true;
+}
+
+function setAgain() {                    // as on the page before
+  if (!past.panel) return;
+  for (const [name, key] of Object.entries(VALUES)) part(name).value = past.panel[key];
+  for (const name of ['reverse', 'loop']) part(name).setAttribute('aria-pressed', String(past.panel[name]));
+  choose('fit', past.panel.fit, value => { fit = value; });
+  pairs = past.panel.pairs.map(([x, y, u, v]) => [[x, y], [u, v]]);
+  ownPhoto = past.panel.ownPhoto;
 }
 
 function track() {                       // also shows the picture that is to be animated
@@ -97,7 +118,8 @@ function track() {                       // also shows the picture that is to be
   if (!loaded || source !== 'clip' || state !== 'idle') return;
   job = { number: job.number + 1, state: 'sent', quiet: again };   // what is said at a stream's end is to be read
   again = false;
-  const send = () => link.send({ kind: 'track', settings: settings(), image, number: job.number });
+  const wanted = { settings: settings(), image, previews: !frames.length };
+  const send = () => link.send({ kind: 'track', ...wanted, number: job.number });
   if (image === 'clip' && pressed('reverse')) send(); else ask(send);   // in reverse the frame comes once it is tracked
 }
 
@@ -384,6 +406,7 @@ panel.file = (file, chosen) => {
   whenStopped(() => sendClip(file));
   return true;
 };
+panel.keep = () => ({ ...settings(), image, ownPhoto, job: job.number });
 panel.idle = () => source === 'clip' && !loaded ? 'Choose a video: its motion moves the picture' : '';
 panel.entered = now => {
   const settings = 'input[type=range], select, [data-source], [data-fit], [data-image], [data-ms=reverse], '
@@ -396,7 +419,7 @@ panel.hear = message => {
     forget();
     if (sending) sendParts(sending); else link.send({ kind: 'cancel' });
   }
-  if (message.kind === 'clip') opened(message);
+  if (message.kind === 'clip' && !(message.again && loaded)) opened(message);
   if (message.kind === 'unchanged') answered();
   if (message.kind === 'tracking') tracking(message);
   if (message.kind === 'tracked') tracked(message);
@@ -450,4 +473,5 @@ panel.move = ({ x, y }, event) => {
 panel.lift = (sample, event) => { held.delete(event.pointerId); };
 setSource('clip');
 choose('fit', fit, () => {});
+setAgain();
 showSettings();

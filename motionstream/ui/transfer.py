@@ -5,9 +5,10 @@ The visitor's thread tracks the piece that was chosen last and sends its frames 
 start meanwhile, then the stream's own source goes on. Commands of the panel:
 
     {"kind": "clip", "bytes": N}       once that is answered by "send", the next N bytes of binary messages are a clip
-    {"kind": "track", "settings": {...}, "image": "clip" | "own", "number": N}    see `Settings`; what is animated: the
-                                       clip's first frame, or the picture that was there before; N comes back with
-                                       "tracked", when the job is over
+    {"kind": "track", "settings": {...}, "image": "clip" | "own", "previews": true, "number": N}    see `Settings`; what
+                                       is animated: the clip's first frame, or the picture that was there before;
+                                       whether the page has no previews yet; N comes back with "tracked", when the job
+                                       is over
     {"kind": "cancel"}                 stop tracking; drop an upload that is not complete
 """
 
@@ -95,8 +96,9 @@ class Desk:
 class Job:
     """A piece of a clip to be tracked.
 
-    show: whether the visitor wants its first frame for the picture; before: `Seat.shown` when that was said; number:
-    the panel's own of this job.
+    show: whether the visitor wants its first frame for the picture; previews: whether the page has none yet, though the
+    piece may have been tracked for the page before; before: `Seat.shown` when that was said; number: the panel's own of
+    this job.
     """
 
     seat: Seat
@@ -104,6 +106,7 @@ class Job:
     clip: Clip
     settings: Settings
     show: bool
+    previews: bool
     before: tuple[dict, bytes] | None
     number: object
     cancelled: threading.Event
@@ -144,6 +147,8 @@ class TransferTab(CanvasTab):
         desk = self._desk(seat)
         if desk.missing:  # the rest was for the connection that was lost
             desk.drop()
+        if desk.clip is not None:
+            _describe(seat, desk.clip, again=True)
         super().welcome(seat)
 
     def picture_facts(self, seat: Seat, example: Example | None) -> dict:
@@ -170,17 +175,14 @@ class TransferTab(CanvasTab):
             raise InputError("a stream is running: stop it before you change the clip or the picture")
         elif isinstance(message, bytes) and desk.missing:
             if desk.take(message):
-                clip = desk.open()
-                facts = {"width": clip.width, "height": clip.height, "seconds": clip.seconds, "fps": clip.fps}
-                seat.send({"kind": "clip", **facts})
+                _describe(seat, desk.open())
         elif isinstance(message, bytes):
             super().command(seat, message)
         elif message["kind"] == "clip":
             self._expect(desk, message.get("bytes"))
             seat.send({"kind": "send"})
         else:
-            settings, show = Settings.from_json(message.get("settings")), message.get("image") == "clip"
-            self._track(seat, desk, settings, show, message.get("number"))
+            self._track(seat, desk, message)
 
     def base(self, seat: Seat, data: object) -> SourceRecipe:
         """data: {"source": "clip" | "webcam", "settings": {...}}."""
@@ -218,14 +220,16 @@ class TransferTab(CanvasTab):
                 )
             desk.expect(size)
 
-    def _track(self, seat: Seat, desk: Desk, settings: Settings, show: bool, number: object) -> None:
+    def _track(self, seat: Seat, desk: Desk, message: dict) -> None:
         """Leaves a job to the desk's thread, in the place of the one before."""
+        settings, number = Settings.from_json(message.get("settings")), message.get("number")
+        show, previews = message.get("image") == "clip", message.get("previews") is True
         if desk.clip is None:
             raise InputError("there is no clip yet: upload one")
         with desk.lock:
             desk.cancelled.set()
             desk.cancelled = threading.Event()
-            job = Job(seat, desk, desk.clip, settings, show, seat.shown, number, desk.cancelled)
+            job = Job(seat, desk, desk.clip, settings, show, previews, seat.shown, number, desk.cancelled)
             before, desk.waiting = desk.waiting, job
             if desk.thread is None or not desk.thread.is_alive():
                 desk.thread = threading.Thread(target=self._work, args=(desk,), name="tracking", daemon=True)
@@ -252,7 +256,7 @@ class TransferTab(CanvasTab):
             if not last and not (self._show_frame(job, settings.start) if job.show else self._show_own(job)):
                 seat.send({"kind": "unchanged"})  # the canvas waits for an answer
             tracked = desk.tracked
-            if tracked is None or tracked[0] != settings.tracking:
+            if job.previews or tracked is None or tracked[0] != settings.tracking:
                 with _turn(self._tracking, job) as had:
                     blocks = self._preview(job, fps) if had else None
                 if blocks is None:
@@ -315,6 +319,12 @@ class TransferTab(CanvasTab):
             seat.send({"kind": "tracking", "done": index, "total": max(total, index), "left": round(left, 1)})
             _await_previews(job)
         return None if job.over() else tuple(blocks)
+
+
+def _describe(seat: Seat, clip: Clip, **more: bool) -> None:
+    """Says that the clip is here, with again=True if it has been for a while: a page that was loaded anew lacks it."""
+    facts = {"width": clip.width, "height": clip.height, "seconds": clip.seconds, "fps": clip.fps}
+    seat.send({"kind": "clip", **facts, **more})
 
 
 @contextmanager

@@ -712,6 +712,7 @@ def test_wrong_shards_are_named(record, tmp_path):
 
 def train_for_ever(updates, ready):
     os.setpgid(0, 0)
+    torch.set_num_threads(1)  # a process has no other threads after a fork, and would wait for them
     next(updates)
     time.sleep(1)  # the workers read ahead
     ready.set()

@@ -190,8 +190,8 @@ def whole(motion: Tensor, going: Tensor, solid: Tensor) -> Tensor:
     solid: bool [P], what is no speck, wherever it goes.
     """
     parts = torch.tensor([parting(frame) for frame in going.numpy()])[:, None]
-    lost = solid & (motion.norm(dim=2) < parts) & (going.norm(dim=2) > parts)
-    return torch.where(lost[..., None], going, motion)
+    far, farther = (torch.hypot(*of.unbind(2)) for of in (motion, going))  # `norm` over two takes ten times as long
+    return torch.where((solid & (far < parts) & (farther > parts))[..., None], going, motion)
 
 
 def meet(motion: Tensor, share: Tensor, anchors: Tensor, moved: Tensor, visible: Tensor, rows: int) -> Tensor:

@@ -192,6 +192,7 @@ def test_a_program_that_is_asked_to_end_leaves_nothing(folder, tmp_path, monkeyp
     while not list(tmp_path.iterdir()):
         assert program.is_alive()
         time.sleep(0.01)
+    time.sleep(0.5)  # it has begun to write: a fork that ends while it makes the folder runs no clean-up at exit
     program.terminate()
     program.join(60)
     assert program.exitcode == 130 and list(tmp_path.iterdir()) == []

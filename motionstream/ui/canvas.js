@@ -881,8 +881,10 @@ function restore() {                     // before the picture comes: another on
   past.controls.forEach(add);
 }
 
-function openAgain() {                   // the tab that the page before was left at
-  document.querySelector(`[role=tab][data-tab-id="${kept.open}"]`)?.click();
+function openAgain() {                   // the tab that the page before was left at, unless one was opened meanwhile
+  const first = document.querySelector('[role=tab][data-tab-id]');
+  if (first?.getAttribute('aria-selected') === 'true')
+    document.querySelector(`[role=tab][data-tab-id="${kept.open}"]`)?.click();
   delete kept.open;
 }
 

@@ -852,6 +852,7 @@ def test_a_page_that_is_loaded_anew_for_the_network_says_so_at_the_tab_where_it_
     here = page.locator(".ms:visible")
     page.goto(site.url)
     page.get_by_role("tab", name="Camera").click()
+    expect(here.locator("[data-ms=route]")).to_be_visible()  # else the other tab's state may be seen
     expect(here).to_have_attribute("data-state", "idle")
     here.locator("[data-ms=prompt]").fill("snow")
     session, visitor = list(site.live._visitors.items())[-1]

@@ -857,7 +857,6 @@ def test_a_page_that_is_loaded_anew_for_the_network_says_so_at_the_tab_where_it_
     here.locator("[data-ms=prompt]").fill("snow")
     session, visitor = list(site.live._visitors.items())[-1]
     page.evaluate("window.before = true")
-    page.wait_for_timeout(1000)  # the tab has more to hear: its depth and its path
     here.locator("[data-ms=start]").click()
     expect(here).to_have_attribute("data-state", "live", timeout=15_000)
     visitor.seats["camera"].close()

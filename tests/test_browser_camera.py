@@ -172,18 +172,32 @@ def test_the_fan_shows_where_the_tracks_will_go(guest):
     assert (moved[:, 0] < -1).all() and np.abs(moved[:, 1]).max() < 0.2  # a truck to the right
 
 
-def test_a_start_does_not_take_the_depth_of_the_picture_before(site, guest, monkeypatch):
+def test_a_start_waits_for_the_depth_of_its_picture(site, guest, monkeypatch):
     guest.depth()
-    there = threading.Event()
-    monkeypatch.setattr(ScenePlanes, "estimate", lambda *args: there.wait(10) and np.ones((4, 4), np.float32))
+    there, made = threading.Event(), np.full((4, 4), 3, np.float32)
+    monkeypatch.setattr(ScenePlanes, "estimate", lambda *args: there.wait(10) and made)
     guest.say(png(np.zeros((70, 50, 3), np.uint8)))
     guest.expect("picture")
     guest.start(panel=PLAN)
-    assert "still being made" in guest.expect("ended")["text"] and not site.paste.chunks
+    wait_for(lambda: len(site.live.sessions), "the start")
+    assert not site.paste.chunks
     there.set()
-    guest.depth()
-    guest.start(panel=PLAN, run=2)
     guest.chunk()
+    assert site.live._visitors[guest.session].seats["camera"].own.recipe.first is made
+
+
+def test_a_start_without_a_depth_is_refused(site, guest, monkeypatch):
+    def fails(*args):
+        raise InputError("nothing is seen in it")
+
+    guest.depth()
+    guest.say({"kind": "depth", "method": "planes", "bright_is_near": False})
+    guest.depth()
+    monkeypatch.setattr(ScenePlanes, "estimate", fails)
+    guest.say(png(np.zeros((70, 50, 3), np.uint8)))
+    assert guest.expect("error")["text"] == "nothing is seen in it"
+    guest.start(panel=PLAN)
+    assert "no depth of this picture" in guest.expect("ended")["text"] and not site.paste.chunks
 
 
 def test_camera_files_in_and_out(guest):

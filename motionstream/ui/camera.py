@@ -66,6 +66,7 @@ class View:
     recipe: CameraRecipe | None = None  # of the newest stream
     lengths: list[int] = field(default_factory=list)  # of its chunks, frames
     taken: Keyframes | None = None
+    making: threading.Lock = field(default_factory=threading.Lock)  # held while a new picture gets its depth
 
 
 class CameraTab(CanvasTab):
@@ -97,12 +98,13 @@ class CameraTab(CanvasTab):
 
     def show(self, seat: Seat, *args) -> None:
         view = self._view(seat)
-        view.uploaded = view.taken = None
-        view.method = "" if view.method == UPLOAD else view.method
-        view.depth = view.map = None  # a start that comes meanwhile must not take the last picture's
-        super().show(seat, *args)
-        view.planes = guess_planes(seat.picture)
-        self._estimate(seat)
+        with view.making:
+            view.uploaded = view.taken = None
+            view.method = "" if view.method == UPLOAD else view.method
+            view.depth = view.map = None
+            super().show(seat, *args)
+            view.planes = guess_planes(seat.picture)
+            self._estimate(seat)
 
     def command(self, seat: Seat, message: dict | bytes) -> None:
         view = self._view(seat)
@@ -126,7 +128,8 @@ class CameraTab(CanvasTab):
     def base(self, seat: Seat, data: object) -> CameraRecipe:
         """data: the plan."""
         view = self._view(seat)
-        view.recipe = self._recipe(view, _plan(data))
+        with view.making:  # the picture is seen before its depth is there
+            view.recipe = self._recipe(view, _plan(data))
         view.lengths, view.taken = [], None
         return view.recipe
 
@@ -265,7 +268,7 @@ class CameraTab(CanvasTab):
 
     def _recipe(self, view: View, plan: Plan, count: int = POINTS) -> CameraRecipe:
         if view.map is None:
-            raise InputError("the depth is still being made: try again in a moment, or choose another depth")
+            raise InputError("there is no depth of this picture yet: try again in a moment, or choose another depth")
         return CameraRecipe(plan, view.depth, view.map, view.keyframes, count)  # whose file may be chosen on the way
 
 

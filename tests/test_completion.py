@@ -206,6 +206,17 @@ def test_ground_that_goes_along_does_not_make_a_thing_cover_its_place():
     assert found.uncover(picture, front, moved) and found.filled[box(right=42)].all()
 
 
+def test_background_that_goes_uncovers_what_lies_behind_a_thing_that_stays():
+    front, moved = np.where(box(), 0.9, 0.1).astype(np.float32), np.zeros((2, H, W, 2), np.float32)
+    picture = cv2.resize(stripes(), None, fx=2, fy=2).astype(np.uint8)
+    moved[1, ..., 0] = 2.0 * 8 * (1 - front.round())
+    found = Completion.empty(H, W)
+    assert found.uncover(picture, front, moved)
+    assert np.array_equal(found.things, box()) and found.filled[box(left=42)].all()
+    moved[1] = 80.0  # a camera that pans uncovers nothing
+    assert not Completion.empty(H, W).uncover(picture, front, moved)
+
+
 def test_where_nothing_fits_nothing_is_filled():
     found, made = filled(stripes(), box(), np.zeros((H, W), bool))
     assert not found.filled.any() and (made[box()] == (255, 0, 0)).all()

@@ -142,6 +142,32 @@ def test_a_balloon_under_one_grid_comes_with_its_basket_however_often_it_is_grab
     assert source.take_given_up() == [0]
 
 
+@pytest.mark.parametrize("budget", [100, 240])
+@pytest.mark.parametrize("path", [[(500, 60), (420, 60)], [(500, 60), (560, 85)], [(620, 300), (680, 260)]])
+def test_sky_and_hills_that_are_dragged_do_not_tear_the_balloon_nor_what_is_around_them(student, budget, path):
+    image, sharp = fit_pictures(student.preset, Choice(budget), read_image(EXAMPLES / "balloon.jpg"))
+    (height, width), scale = image.shape[:2], image.shape[1] / 800
+    source = DragSource()
+    source.apply({"kind": "grid", "spacing": 20 * scale, "size": 2})
+    points = [[x * scale, y * scale] for x, y in path]
+    source.apply({"kind": "path", "id": 0, "points": points, "frame": 0, "seconds": 1.2})
+    with torch.no_grad():
+        state = student.motion_prior.start(*(torch.tensor(p).permute(2, 0, 1) / 127.5 - 1 for p in (image, sharp)))
+        request = ChunkRequest(0, 0, 21, width, height, 16.0, {0: image})
+        moved = student.motion_prior.motion(state, source.tracks_for(request))[-1]
+    cells = moved.view(height // CELL, width // CELL, 2).numpy()
+    far = np.linalg.norm(np.subtract(*path)) * scale
+
+    def at(x, y):
+        return cells[int(y * scale / CELL), int(x * scale / CELL)]
+
+    parts = (300, 60), (220, 160), (385, 160), (300, 280), (300, 358)
+    assert max(np.linalg.norm(at(*part) - at(300, 160)) for part in parts) < 2
+    assert np.linalg.norm(at(*path[0]) - np.subtract(*path[::-1]) * scale) < 0.1 * far
+    hills = cells[int(390 * scale / CELL) :]  # below the balloon, up to the lower edge
+    assert np.abs(np.diff(hills, axis=1)).max() < 0.5 * far and np.abs(np.diff(hills, axis=0)).max() < 0.5 * far
+
+
 class Across:
     """A grid of nine points on the ball, dragged right."""
 

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from motionstream.model import motion_prior
 from motionstream.model.checkpoint import assemble
+from motionstream.model.elastic import pulled
 from motionstream.model.grids import ALIKE, GRID, idling, straddling
 from motionstream.model.limbs import borne, limbs, with_rims
 from motionstream.model.motion_prior import Cells, Grips, MotionPrior, as_seen
-from motionstream.model.pieces import connect, pieces
+from motionstream.model.pieces import connect, numbered, pieces, undivided
 from motionstream.model.presets import PRESETS
 from motionstream.model.warping import (
     BEHIND,
@@ -779,6 +780,82 @@ def test_ropes_follow_as_what_they_join_does():
     assert np.array_equal(given[0].view(rows, columns, 2).numpy(), weights)
 
 
+def test_a_thing_that_nobody_holds_goes_as_a_whole_or_stays():
+    size = rows, columns = HEIGHT // 2, WIDTH // 2
+    one, other, held = (np.zeros(size, bool) for _ in range(3))
+    one[2:10, 2:10], other[2:10, 17:25], held[16:22, 4:16] = True, True, True
+    follows = np.full(size, 0.7, np.float32)
+    follows[one], follows[other], follows[held] = 0.1, 0.8, 0.9
+    follows[2, 2:10] = 0.95  # a rim of the one that goes with the sky
+    follows[5:7, 17:25] = 0.2  # a stripe of the other that does not
+    follows[18:, 4:16] = 0.3
+    front = np.where(one | other | held, np.float32(0.9), np.float32(0.2))
+    front[10, 2:10], follows[10, 2:10] = 0.6, 0.95  # a soft edge
+    weights = torch.from_numpy(np.stack([1 - follows, follows], 2)).flatten(0, 1)
+    number = numbered(torch.from_numpy(front))
+    assert np.array_equal(number > 0, one | other | held | (front == np.float32(0.6))) and number.max() == 3
+    found = undivided(weights, number, torch.tensor([[20.0, 34.0]])).view(*size, 2)[..., 1].numpy()
+    assert not found[one].any() and not found[10, 2:10].any()
+    assert found[other] == pytest.approx(follows[other].mean(), abs=1e-5)
+    assert np.array_equal(found[held], follows[held]) and np.array_equal(found[number == 0], follows[number == 0])
+    closer = numbered(torch.from_numpy(front), torch.from_numpy(np.where(front > 0.5, front, np.float32(0))))
+    assert np.array_equal(closer, number)
+
+
+def dragged_ground(reach: int, pins: tuple = ()) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Motion [h, w, 2] and share [h, w] of cells of which only a square goes, to the right by 12 pixels, before and
+    after it has pulled what is around it; things: bool [h, w], two of `reach` cells beside it."""
+    size = 40, 80
+    motion, things = np.zeros((*size, 2), np.float32), np.zeros(size, bool)
+    motion[16:24, 20:30, 0] = 12
+    things[4 : 4 + reach, 22:28] = things[16:24, 33 : 33 + reach] = True
+    anchors, moved = [[50.0, 40.0], *pins], [[12.0, 0.0]] + [[0.0, 0.0]] * len(pins)
+    given = torch.from_numpy(motion).flatten(0, 1)[None], torch.from_numpy(motion[..., 0] / 12).flatten()[None]
+    found, share = pulled(*given, ~things, torch.tensor(anchors), torch.tensor([moved]))
+    return motion, found.view(*size, 2).numpy(), share.view(size).numpy(), things
+
+
+def test_background_that_is_dragged_stretches_what_is_around_it():
+    before, after, share, _ = dragged_ground(0)
+    assert np.array_equal(after[16:24, 20:30], before[16:24, 20:30]) and not after[..., 1].any()
+    went = after[..., 0]
+    assert np.abs(np.diff(went, axis=1)).max() < 1.1 * CELL  # or it would fold
+    assert went.min() == 0 and not went[:, 60:].any() and (went[20, 30:36] > 1).all()
+    assert share == pytest.approx(went / 12, abs=0.2) and share[20, 25] == 1
+    assert went[20, 10:20] == pytest.approx(went[20, 39:29:-1], abs=0.5)
+
+
+def test_what_stays_is_not_pulled_along():
+    _, after, _, things = dragged_ground(6)
+    assert not after[things].any() and (after[things.any(1), 31][:, 0] > 0).any()
+    free, pinned = (dragged_ground(0, pins)[1][..., 0] for pins in ((), ((68.0, 40.0),)))
+    assert pinned[20, 34] < 0.5 * free[20, 34] and (pinned <= free + 1e-4).all()
+    assert pinned[20, 16] > 0.7 * free[20, 16]  # on the other side
+
+
+def test_a_thing_that_is_dragged_pulls_no_background_along():
+    motion = torch.zeros(1, 40, 80, 2)
+    motion[0, 16:24, 20:30] = torch.tensor([12.0, 0.0])
+    background = ~(motion[0, ..., 0] > 0).numpy()
+    given = motion.flatten(1, 2), (motion[..., 0] / 12).flatten(1)
+    anchors, moved = torch.tensor([[50.0, 40.0], [140.0, 70.0]]), torch.tensor([[[12.0, 0.0], [0.0, 0.0]]])
+    for one, other in zip(pulled(*given, background, anchors, moved), given, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_what_is_pulled_goes_along_steadily():
+    """While the drag goes on, nothing jumps when it has come a certain way."""
+    generator = torch.Generator().manual_seed(0)
+    share = F.avg_pool2d(torch.rand(1, 1, 44, 84, generator=generator), 5, 1) ** 2 * 4
+    share = share.clamp(0, 1).flatten()
+    way = torch.linspace(0, 30, 61)[:, None, None] * torch.tensor([1.0, 0.0])
+    motion = share[None, :, None] * way
+    anchor = torch.tensor([[2.0 * (share.argmax() % 80) + 1, 2.0 * (share.argmax() // 80) + 1]])
+    found, _ = pulled(motion, share.expand(61, -1), np.ones((40, 80), bool), anchor, way)
+    assert found[..., 0].diff(dim=0).abs().max() < 3 * 0.5
+    assert found[-1].norm(dim=1).mean() > motion[-1].norm(dim=1).mean()
+
+
 def test_medians_do_not_eat_what_lies_in_front():
     size = rows, columns = 24, 32
     going = torch.zeros(1, *size, 2)
@@ -910,7 +987,7 @@ def thing_on_waves(prior):
     there[16:28, 16:28] = 1
     prior.motion(state, tracks(np.full((1, 1, 2), 44.0)))
     state.front, state.weights = there.flatten(), torch.stack([1 - there.flatten(), there.flatten()], 1)
-    state.outlines = outlines(there)
+    state.outlines, state.background = outlines(there), (there == 0).numpy()
     return state, there, wave
 
 

@@ -7,6 +7,7 @@ same height: a horizon goes on. What is copied keeps its detail, and takes on th
 is. What the thing still covers waits until it does not: filling all at once would take longer than a chunk's denoising.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import cv2
@@ -62,14 +63,14 @@ class Completion:
         picture: uint8 [H, W, 3]; front: how far in front cells lie, [h, w] in [0, 1]; moved: how far they have, in each
         frame of a chunk, pixels [T, h, w, 2].
         """
-        things, far = things_in_front(front), np.linalg.norm(moved, axis=-1).max(0)
-        leaving = [(thing, leaving_part(thing, far)) for thing in things]
-        new = [(thing, gone) for thing, gone in leaving if gone.any() and self.things[gone].mean() < WHOLE]
+        things = things_in_front(front)
+        apart = [(thing, far := far_from_behind(thing, moved), leaving_part(thing, far)) for thing in things]
+        new = [leaves for leaves in apart if leaves[2].any() and self.things[leaves[2]].mean() < WHOLE]
         if new:
             cells = cv2.resize(picture, front.shape[::-1], interpolation=cv2.INTER_AREA).astype(np.float32)
             source = ground(things, front.shape)
             np.logical_or(self.source, source, out=self.source)
-        for thing, gone in new:
+        for thing, far, gone in new:
             seen = seen_behind(gone, thing & (far < np.median(far[gone]) / 2))
             self.holes.append(Hole.behind(cells, gone, seen, source))
             self.things[gone] = True
@@ -155,8 +156,28 @@ def ground(things: list[np.ndarray], size: tuple[int, int]) -> np.ndarray:
     return ~with_rim(np.any([np.zeros(size, bool), *things], axis=0))
 
 
+def past_what_is_behind(thing: np.ndarray, moved: np.ndarray) -> Iterator[np.ndarray]:
+    """How a thing's cells, bool [h, w], move against what lies behind it, pixels [cells, 2] in each frame; moved: of
+    all cells, pixels [T, h, w, 2].
+
+    What lies behind moves as the cells around the thing do, those that do not go along with it.
+    """
+    around = with_rim(with_rim(thing)) & ~with_rim(thing)
+    for frame in moved:
+        own, others = np.median(frame[thing], axis=0), frame[around]
+        others = others[np.linalg.norm(others - own, axis=-1) > LEAVES]
+        yield frame[thing] - (np.median(others, axis=0) if len(others) else own)
+
+
+def far_from_behind(thing: np.ndarray, moved: np.ndarray) -> np.ndarray:
+    """The most that a thing's cells move against what lies behind it, pixels [h, w]; 0 elsewhere."""
+    far = np.zeros(thing.shape, np.float32)
+    far[thing] = np.max([np.linalg.norm(apart, axis=-1) for apart in past_what_is_behind(thing, moved)], axis=0)
+    return far
+
+
 def leaving_part(thing: np.ndarray, far: np.ndarray) -> np.ndarray:
-    """What of a thing, bool [h, w], has left its place: all, a part, or none; far: pixels moved, [h, w]."""
+    """What of a thing, bool [h, w], has left its place: all, a part, or none; far: see `far_from_behind`."""
     moved = thing & (far > LEAVES)
     if moved.sum() > WHOLE * thing.sum():
         return thing
@@ -180,16 +201,10 @@ def seen_behind(thing: np.ndarray, stays: np.ndarray) -> np.ndarray:
 
 
 def covered(thing: np.ndarray, moved: np.ndarray) -> np.ndarray:
-    """What a thing hides of what lies behind it in every frame, less its rim, bool [h, w]; moved: pixels [T, h, w, 2].
-
-    What lies behind moves as the cells around the thing do, those that do not go along with it.
+    """What a thing hides in every frame of what lies behind it, less its rim, bool [h, w]; moved: [T, h, w, 2], pixels.
     """
     hidden, (rows, columns) = np.ones_like(thing), np.nonzero(thing)
-    around = with_rim(with_rim(thing)) & ~with_rim(thing)
-    for frame in moved:
-        own, others = np.median(frame[thing], axis=0), frame[around]
-        others = others[np.linalg.norm(others - own, axis=-1) > LEAVES]
-        beside = frame[thing] - (np.median(others, axis=0) if len(others) else own)
+    for beside in past_what_is_behind(thing, moved):
         at = np.rint(beside / CELL).astype(int) + np.stack([columns, rows], axis=1)
         column, row = at[((at >= 0) & (at < thing.shape[::-1])).all(1)].T
         landed = np.zeros_like(thing)

@@ -10,7 +10,7 @@ already nearly right. The prior makes it, in three steps:
 2. Each pixel's motion is the moving-least-squares affine map (Schaefer et al. 2006) of the tracks under these weights,
    mostly of those that move as most of its weight does, and of a grid across the edge of a thing those on it alone; cut
    where the U-Net sees one thing in front of another, the same for a thing and what hangs on it (`limbs`), and
-   corrected by what it misses at the tracks.
+   corrected by what it misses at the tracks. Background that is dragged stretches what is around it (`elastic`).
 3. The moved pixels are splatted, nearer ones over farther ones, what visible tracks show above them; the first frame is
    sampled through the resulting backward motion, so it stays sharp however long the stream. What no pixel reached has
    confidence 0. Where a thing in front has moved away, it shows what may lie behind (`completion`), elsewhere a blur of
@@ -34,9 +34,10 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from motionstream.model.completion import Completion, ground, things_in_front
+from motionstream.model.elastic import pulled
 from motionstream.model.grids import idling, straddling
 from motionstream.model.limbs import borne, limbs, with_rims
-from motionstream.model.pieces import connect
+from motionstream.model.pieces import SURE, connect, numbered, undivided
 from motionstream.model.unet import UNet
 from motionstream.model.warping import (
     BEHIND,
@@ -82,7 +83,6 @@ from motionstream.tracks import Tracks
 CERTAIN = 3.0  # log-odds with which a track moves the place it is attached to, at the least
 MOST, FADES = 0.8, 0.2  # of the cells: if fewer have moved, the ground stays; from how many fewer on all of it
 LEAST = 0.01  # of a frame that shows the picture, from which on it tells how the picture moves as a whole
-SURE = 0.8  # how far in front, in [0, 1], cells lie that are surely of one thing with those beside them
 LOOK = 320 * 192  # pixels, at the least, of the picture that the U-Net sees: in smaller ones it cuts off what is thin
 CLOSE = 480 * 288  # the same, for a closer look at what is thin
 
@@ -277,6 +277,7 @@ class PriorState:
     outlines: tuple[Tensor, Tensor, Tensor] | None = None  # see `outlines`
     thin: Tensor | None = None  # [h, w], see `MotionPrior.closely`
     bearer: Tensor | None = None  # [P], see `limbs`, with their rims
+    background: np.ndarray | None = None  # bool [h, w]: what neither lies in front nor goes with what does
     solid: Tensor | None = None  # bool [P]: what lies in front, ropes and feet as well
     cells: np.ndarray | None = None  # [2, h, w] in [0, 1]: see `as_seen`
     behind: Completion | None = None  # what lies behind things of the first frame that have left
@@ -461,6 +462,8 @@ class MotionPrior(ModelMixin, ConfigMixin):
         going = motion * share[..., None]
         motion, share = borne(settle(going, *state.outlines), share, state.bearer, rows)
         motion = whole(motion, going, state.solid)
+        if not state.dense:
+            motion, share = pulled(motion, share, state.background, anchors, moved)
         return meet(motion, share, anchors, moved, counted, rows)
 
     def look(
@@ -516,10 +519,13 @@ class MotionPrior(ModelMixin, ConfigMixin):
         state.firsts = {track: state.firsts[track] for track in state.ids}
         anchors = torch.stack([*state.anchors.values(), torch.zeros(2)])[:-1]  # N may be 0
         weights, seen, bearer = self.look(state.sharp, anchors, state.size, state.thin)
-        state.weights = connect(weights, seen[0], anchors, state.thin)
+        number = numbered(seen[0], state.thin)
+        state.weights = connect(undivided(weights, number, anchors), seen[0], anchors, state.thin)
         state.solid = (seen[0] if state.thin is None else torch.maximum(seen[0], state.thin)).flatten() > IN_FRONT
         height, width = state.size
         state.cells, state.outlines = seen.numpy(), outlines(seen[0])
+        _, rim, foremost = (cells.numpy() for cells in state.outlines)
+        state.background = (number == 0) & ~(rim & (number.ravel()[foremost].reshape(rim.shape) > 0))
         state.pairs = straddling(anchors, torch.stack([*state.firsts.values(), torch.zeros(2)])[:-1], seen[0])
         state.bearer = with_rims(bearer, *state.outlines[1:])
         front = (seen[0] - BEHIND * state.outlines[1]).clamp_min(0)

@@ -3,12 +3,15 @@
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from motionstream.model.warping import CELL, IN_FRONT, nearest_cells
 
 FOLLOWS = 0.5  # share of a cell's motion that must come from tracks for the cell to be of a piece
 NECK = 2  # cells: what is no wider than twice these does not join a patch of background to a thing
+SURE = 0.8  # how far in front, in [0, 1], cells lie that are surely of one thing with those beside them
+EDGE = 3  # cells around these that are of the thing, too, if they lie in front
 GAP = 2  # cells: what lies in front is of one piece across gaps of up to twice these, as a basket that hangs on ropes
 
 
@@ -33,6 +36,36 @@ def connect(weights: Tensor, front: Tensor, anchors: Tensor, thin: Tensor | None
     total = kept.sum(1, keepdim=True)
     kept = torch.where(total > 0, kept / total.clamp_min(1e-12) * weights[:, 1:].sum(1, keepdim=True), 0.0)
     return torch.cat([(1 - kept.sum(1, keepdim=True)).clamp(0, 1), kept], 1)
+
+
+def numbered(front: Tensor, thin: Tensor | None = None) -> np.ndarray:
+    """The number of the thing that surely lies in front in each cell, with its soft edge, int [h, w]; 0 elsewhere.
+    front, thin: see `connect`."""
+    lies = ((front if thin is None else torch.maximum(front, thin)) > IN_FRONT).numpy()
+    number = cv2.connectedComponents(across_gaps((front > SURE).numpy()).view(np.uint8))[1]
+    number = np.where(lies, number, 0).astype(np.float32)
+    for _ in range(EDGE):
+        number = np.where(lies & (number == 0), cv2.dilate(number, np.ones((3, 3))), number)
+    return number.astype(int)
+
+
+def undivided(weights: Tensor, number: np.ndarray, anchors: Tensor) -> Tensor:
+    """Shares [P, 1 + N] of staying and of following each track, where a thing that has no track of its own goes as a
+    whole, as most of it does, or stays: the sky that is dragged does not tear the rim off a balloon.
+
+    number: see `numbered`; anchors [N, 2] of the tracks, pixels.
+    """
+    rows, columns = number.shape
+    column, row = (anchors / CELL).long().numpy().T
+    tracked = number[row.clip(0, rows - 1), column.clip(0, columns - 1)]
+    free = torch.from_numpy((number > 0) & ~np.isin(number, tracked)).flatten()
+    of = torch.from_numpy(number).flatten()[free]
+    sums = torch.zeros(number.max() + 1, weights.shape[1]).index_add_(0, of, weights[free])
+    shares = sums / sums.sum(1, keepdim=True).clamp_min(1e-12)
+    stays = F.one_hot(torch.zeros(len(sums)).long(), weights.shape[1]).to(shares)
+    weights = weights.clone()
+    weights[free] = torch.where(1 - shares[:, :1] > FOLLOWS, shares, stays)[of]
+    return weights
 
 
 def across_gaps(cells: np.ndarray) -> np.ndarray:

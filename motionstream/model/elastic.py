@@ -1,0 +1,61 @@
+"""The background gives way: where a track drags a part of it, what is around that part is stretched, not torn off."""
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from motionstream.model.warping import CELL, nearest_cells, on_all_cores, parting
+
+GOES = 0.5  # of how far a track goes: what goes farther does so by itself, and pulls
+REACH = 2.0  # times as far as it goes: how far around it the background gives way; less would fold it
+SOFT = 3.0  # cells, spread of the blur that makes neighbours give way alike
+
+
+def pulled(
+    motion: Tensor, share: Tensor, background: np.ndarray, anchors: Tensor, moved: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Motion [T, P, 2] of cells, pixels, and the share [T, P] of the tracks' motion in it, where background that stays
+    beside background that goes is pulled along, the less the farther away, and least beside a track that stays.
+
+    background: bool [h, w]; anchors [N, 2] and moved [T, N, 2] of the tracks, pixels. Nothing changes where no track
+    on the background goes, nor what is no background.
+    """
+    rows, columns = background.shape
+    column, row = (anchors / CELL).floor().long().numpy().T
+    inside = (column >= 0) & (column < columns) & (row >= 0) & (row < rows)
+    cell = np.where(inside, row * columns + column, 0)
+    on = inside & background.ravel()[cell]
+    if not on.any():
+        return motion, share
+
+    def frame(going: np.ndarray, share: np.ndarray, moved: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        far, parts = np.hypot(*moved.T), parting(going)
+        by_itself = np.hypot(*going.T) / max(far[on].max(), 1e-6) * background.ravel()
+        goes = by_itself > GOES
+        if far[on].max() <= parts or not (goes[cell] & on).any():
+            return going, share
+        stays = np.zeros_like(goes)
+        stays[cell[inside & (far <= parts)]] = True
+        away, nearest = (cells.ravel() for cells in nearest_cells(goes.reshape(rows, columns)))
+        strength = np.clip(1 - CELL * away / (REACH * np.hypot(*going[nearest].T)), 0, 1) * background.ravel()
+        if stays.any():
+            held = nearest_cells(stays.reshape(rows, columns))[0].ravel()
+            strength *= held / (held + away).clip(1e-6)
+        strength *= strength * (3 - 2 * strength)
+        pull = _blurred(going + strength[:, None] * (going[nearest] - going), background)
+        gives_way = np.clip(1.5 - by_itself / GOES, 0, 1) * background.ravel()
+        share = share + gives_way * strength * (share[nearest] - share)
+        return going + gives_way[:, None] * (pull - going), share
+
+    done = on_all_cores(frame, motion.numpy(), share.numpy(), moved.numpy())
+    motion, share = (torch.from_numpy(np.stack(part).astype(np.float32)) for part in zip(*done, strict=True))
+    return motion, share
+
+
+def _blurred(motion: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """Motion [P, 2] of cells, each the mean of those around it that are in `where`, bool [h, w]."""
+    counts = where.astype(np.float32)
+    planes = np.dstack([motion.reshape(*where.shape, 2) * counts[..., None], counts]).astype(np.float32)
+    sums = cv2.GaussianBlur(planes, (0, 0), SOFT)
+    return (sums[..., :2] / sums[..., 2:].clip(1e-6)).reshape(-1, 2)

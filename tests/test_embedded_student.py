@@ -142,30 +142,66 @@ def test_a_balloon_under_one_grid_comes_with_its_basket_however_often_it_is_grab
     assert source.take_given_up() == [0]
 
 
-@pytest.mark.parametrize("budget", [100, 240])
-@pytest.mark.parametrize("path", [[(500, 60), (420, 60)], [(500, 60), (560, 85)], [(620, 300), (680, 260)]])
-def test_sky_and_hills_that_are_dragged_do_not_tear_the_balloon_nor_what_is_around_them(student, budget, path):
-    image, sharp = fit_pictures(student.preset, Choice(budget), read_image(EXAMPLES / "balloon.jpg"))
-    (height, width), scale = image.shape[:2], image.shape[1] / 800
-    source = DragSource()
-    source.apply({"kind": "grid", "spacing": 20 * scale, "size": 2})
-    points = [[x * scale, y * scale] for x, y in path]
-    source.apply({"kind": "path", "id": 0, "points": points, "frame": 0, "seconds": 1.2})
+def under_paths(student, name, budget, paths):
+    """Displacement of cells, [h, w, 2], when all `paths` are over; both in shares of the picture's width and height."""
+    image, sharp = fit_pictures(student.preset, Choice(budget), read_image(EXAMPLES / f"{name}.jpg"))
+    (height, width), source = image.shape[:2], DragSource()
+    source.apply({"kind": "grid", "spacing": 16 * width / 320, "size": 2})
+    for number, path in enumerate(paths):
+        points = [[x * width, y * height] for x, y in path]
+        source.apply({"kind": "path", "id": number, "points": points, "frame": 0, "seconds": 1.2})
     with torch.no_grad():
         state = student.motion_prior.start(*(torch.tensor(p).permute(2, 0, 1) / 127.5 - 1 for p in (image, sharp)))
         request = ChunkRequest(0, 0, 21, width, height, 16.0, {0: image})
         moved = student.motion_prior.motion(state, source.tracks_for(request))[-1]
-    cells = moved.view(height // CELL, width // CELL, 2).numpy()
-    far = np.linalg.norm(np.subtract(*path)) * scale
+    return moved.view(height // CELL, width // CELL, 2).numpy() / (width, height)
+
+
+SKY, HILLS = ([(0.63, 0.13), (0.53, 0.13)], [(0.63, 0.13), (0.7, 0.19)]), ([(0.78, 0.67), (0.85, 0.58)],)
+
+
+@pytest.mark.parametrize("budget", [100, 240])
+@pytest.mark.parametrize("path", SKY + HILLS)
+def test_sky_and_hills_that_are_dragged_do_not_tear_the_balloon_nor_what_is_around_them(student, budget, path):
+    moved = under_paths(student, "balloon", budget, [path])
+    (rows, columns), went = moved.shape[:2], np.subtract(*path[::-1])
 
     def at(x, y):
-        return cells[int(y * scale / CELL), int(x * scale / CELL)]
+        return moved[int(y * rows), int(x * columns)]
 
-    parts = (300, 60), (220, 160), (385, 160), (300, 280), (300, 358)
-    assert max(np.linalg.norm(at(*part) - at(300, 160)) for part in parts) < 2
-    assert np.linalg.norm(at(*path[0]) - np.subtract(*path[::-1]) * scale) < 0.1 * far
-    hills = cells[int(390 * scale / CELL) :]  # below the balloon, up to the lower edge
-    assert np.abs(np.diff(hills, axis=1)).max() < 0.5 * far and np.abs(np.diff(hills, axis=0)).max() < 0.5 * far
+    parts = (0.375, 0.13), (0.275, 0.36), (0.48, 0.36), (0.375, 0.62), (0.375, 0.77)
+    assert max(np.abs(at(*part) - at(0.375, 0.36)).max() for part in parts) < 0.01
+    assert at(*path[0]) == pytest.approx(went, abs=0.01)
+    hills = moved[int(0.87 * rows) :]  # below the balloon, up to the lower edge
+    assert max(np.abs(np.diff(hills, axis=axis)).max() for axis in (0, 1)) < 0.5 * np.abs(went).max()
+
+
+@pytest.mark.parametrize("budget", [100, 240])
+@pytest.mark.parametrize(
+    "name, paths, part",
+    [
+        ("car", [[(0.35, 0.6), (0.35, 0.7)], [(0.6, 0.6), (0.6, 0.5)]], ((0.34, 0.61), (0.57, 0.63))),  # turned
+        ("planet", [[(0.64, 0.4), (0.57, 0.4)], [(0.76, 0.4), (0.83, 0.4)]], ((0.62, 0.78), (0.3, 0.5))),  # stretched
+        ("balloon", [[(0.375, 0.2), (0.375, 0.2)], [(0.375, 0.55), (0.45, 0.55)]], ((0.36, 0.39), (0.2, 0.55))),  # bent
+    ],
+)
+def test_what_is_held_at_two_places_turns_stretches_or_bends_in_one_piece(student, name, budget, paths, part):
+    moved = under_paths(student, name, budget, paths)
+    (rows, columns), (x, y) = moved.shape[:2], part
+    inside = moved[int(y[0] * rows) : int(y[1] * rows), int(x[0] * columns) : int(x[1] * columns)]
+    steps = max(np.abs(np.diff(inside, axis=axis)).max(axis=(0, 1)).max() for axis in (0, 1))
+    for begin, end in paths:
+        went = moved[int(begin[1] * rows), int(begin[0] * columns)]
+        assert went == pytest.approx(np.subtract(end, begin), abs=0.02)
+    assert steps < 0.6 * max(np.abs(np.subtract(*path)).max() for path in paths)
+
+
+def test_two_things_that_are_held_do_not_pull_at_each_other(student):
+    moved = under_paths(student, "planet", 180, [[(0.31, 0.35), (0.2, 0.6)], [(0.7, 0.45), (0.7, 0.45)]])
+    rows, columns = moved.shape[:2]
+    for went, places in (((-0.11, 0.25), ((0.28, 0.33), (0.34, 0.4))), ((0, 0), ((0.65, 0.4), (0.75, 0.6)))):
+        for x, y in places:
+            assert moved[int(y * rows), int(x * columns)] == pytest.approx(went, abs=0.01)
 
 
 class Across:

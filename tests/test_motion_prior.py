@@ -334,6 +334,30 @@ def test_where_tracks_part_a_cell_goes_with_the_motion_that_most_of_its_share_ha
     assert (motion[2] - torch.tensor([40.0, 0.0])).norm() < 2  # not 12 pixels, as the mean would
 
 
+def test_tracks_that_hold_one_body_turn_or_stretch_it_and_others_part():
+    anchors, moved = torch.tensor([[10.0, 20.0], [50.0, 20.0]]), torch.tensor([[[0.0, 20.0], [0.0, -20.0]]])
+    centres = F.pad(torch.arange(10.0, 51)[:, None], (0, 1), value=20.0)
+    near = 1 / (torch.cdist(centres, anchors).square() + 16)
+    weights = F.pad(0.98 * near / near.sum(1, keepdim=True), (1, 0), value=0.02)
+    given = weights, centres, anchors, moved, torch.ones(1, 2, dtype=torch.bool), torch.tensor(1e6)
+    turned, share = decided_motion(*given, torch.ones(2, 2, dtype=torch.bool))
+    along = turned[0, :, 1].diff()
+    assert along.max() < 0 and along.abs().max() < 3 and share.min() > 0.99 and turned[0, 20].abs().max() < 0.1
+    parted, _ = decided_motion(*given)
+    assert parted[0, :, 1].diff().abs().max() > 10
+    for one, other in zip(decided_motion(*given, torch.eye(2, dtype=torch.bool)), decided_motion(*given), strict=True):
+        assert torch.equal(one, other)
+    pinned = moved * torch.tensor([1.0, 0.0])[:, None]
+    bent, _ = decided_motion(*given[:3], pinned, *given[4:], torch.ones(2, 2, dtype=torch.bool))
+    assert bent[0, :, 1].diff().abs().max() < 2 and bent[0, 0, 1] > 19 and bent[0, -1, 1] < 1
+
+
+def test_tracks_hold_what_looks_alike_where_each_is_to_the_other_almost_as_itself(prior):
+    looks = torch.tensor([[3.0, 0, 0, 0], [2.8, 0.5, 0, 0], [0, 0, 3.0, 0]])[None]
+    found = prior.alike(Grips(20 * looks, *torch.zeros(2, 1, 3), looks))[0]
+    assert found.nonzero().tolist() == [[0, 0], [0, 1], [1, 0], [1, 1], [2, 2]]
+
+
 @given(seed=st.integers(0, 999), far=st.floats(6, 60))
 def test_decided_motion_changes_little_where_tracks_of_one_thing_do(seed, far):
     rng = torch.Generator().manual_seed(seed)
@@ -353,7 +377,7 @@ def test_the_background_does_not_follow_what_lies_in_front_of_it(prior):
     def odds(front, held):
         """Of following each of the two tracks, over staying, where features tell nothing but what lies in front."""
         told = Cells(torch.zeros(1, cells, 4), torch.zeros(1, cells), front[None])
-        grips = Grips(torch.zeros(1, 2, 4), torch.tensor([held]), torch.zeros(1, 2))
+        grips = Grips(torch.zeros(1, 2, 4), torch.tensor([held]), *torch.zeros(2, 1, 2))
         weights = prior.weigh(centres[None], told, anchors[None], grips, valid)[0]
         torch.testing.assert_close(weights.sum(1), torch.ones(cells))
         return weights[:, 1:] / weights[:, :1]
@@ -371,7 +395,8 @@ def seeing_a_thing(prior, monkeypatch, held):
     centres, cells = cell_centres(HEIGHT, WIDTH), HEIGHT * WIDTH // 4
     thing = (centres - 32).abs().amax(1) < 8
     stay, front = torch.where(thing, 0.0, 4.0)[None], torch.where(thing, 20.0, -20.0)[None]
-    grips = Grips(torch.zeros(1, len(held), 4), torch.tensor([held]), torch.full((1, len(held)), 5.0))
+    alike = torch.zeros(1, len(held), 4)
+    grips = Grips(alike, torch.tensor([held]), torch.full((1, len(held)), 5.0), alike)
     monkeypatch.setattr(motion_prior, "LOOK", HEIGHT * WIDTH)
     monkeypatch.setattr(prior, "features", lambda *given: (Cells(torch.zeros(1, cells, 4), stay, front), grips))
     return thing.view(HEIGHT // 2, WIDTH // 2)
@@ -421,7 +446,8 @@ def test_beside_what_moves_the_background_is_put_behind_and_not_brought_to_the_f
     centres, cells, seen = cell_centres(HEIGHT, WIDTH), HEIGHT * WIDTH // 4, []
     thing = (centres - 32).abs().amax(1) < 8
     told = Cells(torch.zeros(1, cells, 4), torch.zeros(1, cells), torch.where(thing, 20.0, 0.0)[None])
-    grips = Grips(torch.zeros(1, 2, 4), torch.tensor([[20.0, 0.0]]), torch.full((1, 2), 5.0))
+    alike = torch.zeros(1, 2, 4)
+    grips = Grips(alike, torch.tensor([[20.0, 0.0]]), torch.full((1, 2), 5.0), alike)
     monkeypatch.setattr("motionstream.model.motion_prior.LOOK", HEIGHT * WIDTH)
     monkeypatch.setattr(prior, "features", lambda *given: (told, grips))
     in_motion = motion_prior.in_motion
@@ -692,7 +718,7 @@ def test_nothing_jumps_when_something_is_grabbed_where_motion_is_cut(prior):
 def test_of_tracks_that_look_alike_the_nearer_is_followed(prior):
     centres, anchors = cell_centres(HEIGHT, WIDTH), torch.tensor([[10.0, 10.0], [50.0, 30.0], [30.0, 20.0]])
     told = Cells(torch.zeros(1, len(centres), 4), torch.zeros(1, len(centres)), torch.zeros(1, len(centres)))
-    grips = Grips(torch.zeros(1, 3, 4), torch.zeros(1, 3), torch.zeros(1, 3))
+    grips = Grips(torch.zeros(1, 3, 4), *torch.zeros(3, 1, 3))
     weights = prior.weigh(centres[None], told, anchors[None], grips, torch.tensor([[True, True, False]]))[0]
     squared = torch.cdist(centres, anchors[:2]).square() + prior.reach**2
     odds = (squared.amin(1, keepdim=True) / squared) ** torch.nn.functional.softplus(prior.nearness)
@@ -794,7 +820,7 @@ def test_a_thing_that_nobody_holds_goes_as_a_whole_or_stays():
     weights = torch.from_numpy(np.stack([1 - follows, follows], 2)).flatten(0, 1)
     number = numbered(torch.from_numpy(front))
     assert np.array_equal(number > 0, one | other | held | (front == np.float32(0.6))) and number.max() == 3
-    found = undivided(weights, number, torch.tensor([[20.0, 34.0]])).view(*size, 2)[..., 1].numpy()
+    found = undivided(weights, number, number[[17], [10]]).view(*size, 2)[..., 1].numpy()
     assert not found[one].any() and not found[10, 2:10].any()
     assert found[other] == pytest.approx(follows[other].mean(), abs=1e-5)
     assert np.array_equal(found[held], follows[held]) and np.array_equal(found[number == 0], follows[number == 0])
@@ -811,7 +837,7 @@ def dragged_ground(reach: int, pins: tuple = ()) -> tuple[np.ndarray, np.ndarray
     things[4 : 4 + reach, 22:28] = things[16:24, 33 : 33 + reach] = True
     anchors, moved = [[50.0, 40.0], *pins], [[12.0, 0.0]] + [[0.0, 0.0]] * len(pins)
     given = torch.from_numpy(motion).flatten(0, 1)[None], torch.from_numpy(motion[..., 0] / 12).flatten()[None]
-    found, share = pulled(*given, ~things, torch.tensor(anchors), torch.tensor([moved]))
+    found, share = pulled(*given, things, ~things, torch.tensor(anchors), torch.tensor([moved]))
     return motion, found.view(*size, 2).numpy(), share.view(size).numpy(), things
 
 
@@ -839,7 +865,7 @@ def test_a_thing_that_is_dragged_pulls_no_background_along():
     background = ~(motion[0, ..., 0] > 0).numpy()
     given = motion.flatten(1, 2), (motion[..., 0] / 12).flatten(1)
     anchors, moved = torch.tensor([[50.0, 40.0], [140.0, 70.0]]), torch.tensor([[[12.0, 0.0], [0.0, 0.0]]])
-    for one, other in zip(pulled(*given, background, anchors, moved), given, strict=True):
+    for one, other in zip(pulled(*given, ~background, background, anchors, moved), given, strict=True):
         assert torch.equal(one, other)
 
 
@@ -851,7 +877,7 @@ def test_what_is_pulled_goes_along_steadily():
     way = torch.linspace(0, 30, 61)[:, None, None] * torch.tensor([1.0, 0.0])
     motion = share[None, :, None] * way
     anchor = torch.tensor([[2.0 * (share.argmax() % 80) + 1, 2.0 * (share.argmax() // 80) + 1]])
-    found, _ = pulled(motion, share.expand(61, -1), np.ones((40, 80), bool), anchor, way)
+    found, _ = pulled(motion, share.expand(61, -1), *(np.full((40, 80), on) for on in (False, True)), anchor, way)
     assert found[..., 0].diff(dim=0).abs().max() < 3 * 0.5
     assert found[-1].norm(dim=1).mean() > motion[-1].norm(dim=1).mean()
 
@@ -987,7 +1013,7 @@ def thing_on_waves(prior):
     there[16:28, 16:28] = 1
     prior.motion(state, tracks(np.full((1, 1, 2), 44.0)))
     state.front, state.weights = there.flatten(), torch.stack([1 - there.flatten(), there.flatten()], 1)
-    state.outlines, state.background = outlines(there), (there == 0).numpy()
+    state.outlines, state.things, state.background = outlines(there), (there > 0).numpy(), (there == 0).numpy()
     return state, there, wave
 
 

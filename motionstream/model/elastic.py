@@ -13,19 +13,19 @@ SOFT = 3.0  # cells, spread of the blur that makes neighbours give way alike
 
 
 def pulled(
-    motion: Tensor, share: Tensor, background: np.ndarray, anchors: Tensor, moved: Tensor
+    motion: Tensor, share: Tensor, things: np.ndarray, background: np.ndarray, anchors: Tensor, moved: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Motion [T, P, 2] of cells, pixels, and the share [T, P] of the tracks' motion in it, where background that stays
     beside background that goes is pulled along, the less the farther away, and least beside a track that stays.
 
-    background: bool [h, w]; anchors [N, 2] and moved [T, N, 2] of the tracks, pixels. Nothing changes where no track
-    on the background goes, nor what is no background.
+    things and background: bool [h, w], less than all where things have rims; anchors [N, 2] and moved [T, N, 2] of the
+    tracks, pixels. Nothing changes where all tracks that go are on things, nor what is no background.
     """
     rows, columns = background.shape
     column, row = (anchors / CELL).floor().long().numpy().T
     inside = (column >= 0) & (column < columns) & (row >= 0) & (row < rows)
     cell = np.where(inside, row * columns + column, 0)
-    on = inside & background.ravel()[cell]
+    on = inside & ~things.ravel()[cell]
     if not on.any():
         return motion, share
 
@@ -33,7 +33,7 @@ def pulled(
         far, parts = np.hypot(*moved.T), parting(going)
         by_itself = np.hypot(*going.T) / max(far[on].max(), 1e-6) * background.ravel()
         goes = by_itself > GOES
-        if far[on].max() <= parts or not (goes[cell] & on).any():
+        if far[on].max() <= parts or not goes.any():
             return going, share
         stays = np.zeros_like(goes)
         stays[cell[inside & (far <= parts)]] = True

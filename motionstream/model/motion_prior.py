@@ -8,9 +8,10 @@ already nearly right. The prior makes it, in three steps:
    affinity and nearness, beside one learned choice more: to stay. These weights depend on the picture and the anchors
    alone, never on the motion.
 2. Each pixel's motion is the moving-least-squares affine map (Schaefer et al. 2006) of the tracks under these weights,
-   mostly of those that move as most of its weight does, and of a grid across the edge of a thing those on it alone; cut
-   where the U-Net sees one thing in front of another, the same for a thing and what hangs on it (`limbs`), and
-   corrected by what it misses at the tracks. Background that is dragged stretches what is around it (`elastic`).
+   mostly of those that move as most of its weight does, or hold the same body; of a grid across the edge of a thing
+   those on it alone; cut where the U-Net sees one thing in front of another, the same for a thing and what hangs on it
+   (`limbs`), and corrected by what it misses at the tracks. Background that is dragged stretches what is around it
+   (`elastic`).
 3. The moved pixels are splatted, nearer ones over farther ones, what visible tracks show above them; the first frame is
    sampled through the resulting backward motion, so it stays sharp however long the stream. What no pixel reached has
    confidence 0. Where a thing in front has moved away, it shows what may lie behind (`completion`), elsewhere a blur of
@@ -37,7 +38,7 @@ from motionstream.model.completion import Completion, ground, things_in_front
 from motionstream.model.elastic import pulled
 from motionstream.model.grids import idling, straddling
 from motionstream.model.limbs import borne, limbs, with_rims
-from motionstream.model.pieces import SURE, connect, numbered, undivided
+from motionstream.model.pieces import SURE, cells_of, connect, numbered, undivided
 from motionstream.model.unet import UNet
 from motionstream.model.warping import (
     BEHIND,
@@ -83,6 +84,7 @@ from motionstream.tracks import Tracks
 CERTAIN = 3.0  # log-odds with which a track moves the place it is attached to, at the least
 MOST, FADES = 0.8, 0.2  # of the cells: if fewer have moved, the ground stays; from how many fewer on all of it
 LEAST = 0.01  # of a frame that shows the picture, from which on it tells how the picture moves as a whole
+UNLIKE = 5.0  # log-odds by which tracks prefer their own places to each other's, at the least, if they hold two things
 LOOK = 320 * 192  # pixels, at the least, of the picture that the U-Net sees: in smaller ones it cuts off what is thin
 CLOSE = 480 * 288  # the same, for a closer look at what is thin
 
@@ -136,13 +138,14 @@ class Cells(NamedTuple):
 
 
 class Grips(NamedTuple):
-    """What each track holds: keys [B, N, C], logits [B, N] of lying in front, and a head start [B, N] in log-odds, so
-    large that a track surely moves the very place that it is attached to.
+    """What each track holds: keys [B, N, C], logits [B, N] of lying in front, a head start [B, N] in log-odds, so large
+    that a track surely moves the very place that it is attached to, and that place's own queries [B, N, C].
     """
 
     keys: Tensor
     front: Tensor
     head_start: Tensor
+    queries: Tensor
 
 
 @dataclass(frozen=True)
@@ -273,11 +276,13 @@ class PriorState:
     held: Tensor | None = None  # [N, 2] how far each track had come when the present set began
     newest: Tensor | None = None  # [N, 2] each track's newest known displacement on top of that
     weights: Tensor | None = None  # [P, 1 + N]
+    bodies: Tensor | None = None  # bool [N, N]: which tracks hold the same thing, at places that look alike
     front: Tensor | None = None  # [P]
     outlines: tuple[Tensor, Tensor, Tensor] | None = None  # see `outlines`
     thin: Tensor | None = None  # [h, w], see `MotionPrior.closely`
     bearer: Tensor | None = None  # [P], see `limbs`, with their rims
-    background: np.ndarray | None = None  # bool [h, w]: what neither lies in front nor goes with what does
+    things: np.ndarray | None = None  # bool [h, w]: what surely lies in front, see `numbered`
+    background: np.ndarray | None = None  # bool [h, w]: what neither does nor is a rim of it
     solid: Tensor | None = None  # bool [P]: what lies in front, ropes and feet as well
     cells: np.ndarray | None = None  # [2, h, w] in [0, 1]: see `as_seen`
     behind: Completion | None = None  # what lies behind things of the first frame that have left
@@ -334,10 +339,16 @@ class MotionPrior(ModelMixin, ConfigMixin):
         queries, _, stay, front = found.flatten(2).transpose(1, 2).split([channels, channels, 1, 1], dim=-1)
         own_query, keys, own_stay, own_front = at_points(found, anchors).split([channels, channels, 1, 1], dim=-1)
         head_start = F.relu(own_stay[..., 0] - self._match(own_query, keys) + CERTAIN)
-        return Cells(queries, stay[..., 0], front[..., 0]), Grips(keys, own_front[..., 0], head_start)
+        return Cells(queries, stay[..., 0], front[..., 0]), Grips(keys, own_front[..., 0], head_start, own_query)
 
     def _match(self, query: Tensor, key: Tensor) -> Tensor:
         return (query * key).sum(-1) * self.sharpness / self.config.features**0.5
+
+    def alike(self, grips: Grips) -> Tensor:
+        """Which tracks hold what looks alike, bool [B, N, N]: to each, the other's place is almost as its own."""
+        match = grips.queries @ grips.keys.transpose(1, 2) * self.sharpness / self.config.features**0.5
+        less = match.diagonal(dim1=1, dim2=2)[..., None] - match
+        return (less + less.transpose(1, 2)) / 2 < UNLIKE
 
     def weigh(self, centres: Tensor, cells: Cells, anchors: Tensor, grips: Grips, valid: Tensor) -> Tensor:
         """Shares [B, P, 1 + N] with which each cell stays (first) or follows each track; they sum to 1.
@@ -349,6 +360,7 @@ class MotionPrior(ModelMixin, ConfigMixin):
         match = cells.queries @ grips.keys.transpose(1, 2) * self.sharpness / self.config.features**0.5
         match = match + grips.head_start[:, None]
         near = torch.log((distance**2 + self.reach**2) / (nearest**2 + self.reach**2))
+        # The background does not follow what lies in front of it.
         # The background does not follow what lies in front of it.
         behind = F.relu(grips.front.sigmoid()[:, None] - cells.front.sigmoid()[..., None])
         follow = match - F.softplus(self.nearness) * near - F.softplus(self.layered) * behind
@@ -458,19 +470,21 @@ class MotionPrior(ModelMixin, ConfigMixin):
         if not leading.all():
             weights = weights[:, F.pad(leading, (1, 0), value=True)]
             weights = weights / weights.sum(1, keepdim=True).clamp_min(1e-12)
-        motion, share = decided_motion(weights, cell_centres(*state.size), anchors, moved, counted, self.ridge.exp())
+        bodies = None if state.dense else state.bodies[leading][:, leading]
+        centres = cell_centres(*state.size)
+        motion, share = decided_motion(weights, centres, anchors, moved, counted, self.ridge.exp(), bodies)
         going = motion * share[..., None]
         motion, share = borne(settle(going, *state.outlines), share, state.bearer, rows)
         motion = whole(motion, going, state.solid)
         if not state.dense:
-            motion, share = pulled(motion, share, state.background, anchors, moved)
+            motion, share = pulled(motion, share, state.things, state.background, anchors, moved)
         return meet(motion, share, anchors, moved, counted, rows)
 
     def look(
         self, image: Tensor, anchors: Tensor, size: tuple[int, int], thin: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Weights [P, 1 + N] of cells under tracks, see `weigh`; what is seen in the cells, and what bears them, see
-        `as_seen`.
+        `as_seen`; and which tracks hold what looks `alike`, bool [N, N].
 
         image: [3, kH, kW] in [-1, 1], the first frame; anchors [N, 2], pixels of frames of this size (height, width);
         thin: see `closely`. So that things are cut out of a small picture as well as of a large one, it is seen at
@@ -488,7 +502,7 @@ class MotionPrior(ModelMixin, ConfigMixin):
         with torch.autocast("cpu", enabled=False):
             weights = self.weigh(centres, cells, places, grips, valid[None])[0, :, :-1]
             front, held = cells.front[0].sigmoid().view(_cells(size)), grips.front[0, :-1].sigmoid()
-            return weights, *as_seen(weights, front, held, anchors, thin)
+            return weights, *as_seen(weights, front, held, anchors, thin), self.alike(grips)[0, :-1, :-1]
 
     def closely(self, image: Tensor, size: tuple[int, int]) -> Tensor:
         """How far in front what is in each cell lies, where it is thinner than a cell, too: [h, w] in [0, 1].
@@ -518,14 +532,17 @@ class MotionPrior(ModelMixin, ConfigMixin):
         state.anchors = {track: state.anchors[track] for track in state.ids}
         state.firsts = {track: state.firsts[track] for track in state.ids}
         anchors = torch.stack([*state.anchors.values(), torch.zeros(2)])[:-1]  # N may be 0
-        weights, seen, bearer = self.look(state.sharp, anchors, state.size, state.thin)
+        weights, seen, bearer, alike = self.look(state.sharp, anchors, state.size, state.thin)
         number = numbered(seen[0], state.thin)
-        state.weights = connect(undivided(weights, number, anchors), seen[0], anchors, state.thin)
+        held = number.ravel()[cells_of(anchors, *number.shape)]
+        state.bodies = alike & torch.from_numpy((held == held[:, None]) & (held > 0))
+        state.weights = connect(undivided(weights, number, held), seen[0], anchors, state.thin)
         state.solid = (seen[0] if state.thin is None else torch.maximum(seen[0], state.thin)).flatten() > IN_FRONT
         height, width = state.size
         state.cells, state.outlines = seen.numpy(), outlines(seen[0])
         _, rim, foremost = (cells.numpy() for cells in state.outlines)
-        state.background = (number == 0) & ~(rim & (number.ravel()[foremost].reshape(rim.shape) > 0))
+        state.things = number > 0
+        state.background = ~(state.things | rim & state.things.ravel()[foremost].reshape(rim.shape))
         state.pairs = straddling(anchors, torch.stack([*state.firsts.values(), torch.zeros(2)])[:-1], seen[0])
         state.bearer = with_rims(bearer, *state.outlines[1:])
         front = (seen[0] - BEHIND * state.outlines[1]).clamp_min(0)

@@ -30,8 +30,7 @@ def connect(weights: Tensor, front: Tensor, anchors: Tensor, thin: Tensor | None
         weights[ropes.ravel()] = weights[nearest_cells(follows.numpy())[1][ropes]]
         follows |= torch.from_numpy(ropes)
     of = torch.from_numpy(pieces(follows.numpy(), front.numpy())).flatten(1)
-    cells = (anchors / CELL).long().clamp(torch.zeros(2).long(), torch.tensor([columns, rows]) - 1)
-    attached = of[:, cells[:, 1] * columns + cells[:, 0]]
+    attached = of[:, cells_of(anchors, rows, columns)]
     kept = weights[:, 1:] * ((of[..., None] == attached[:, None]) & (attached[:, None] > 0)).any(0)
     total = kept.sum(1, keepdim=True)
     kept = torch.where(total > 0, kept / total.clamp_min(1e-12) * weights[:, 1:].sum(1, keepdim=True), 0.0)
@@ -49,16 +48,19 @@ def numbered(front: Tensor, thin: Tensor | None = None) -> np.ndarray:
     return number.astype(int)
 
 
-def undivided(weights: Tensor, number: np.ndarray, anchors: Tensor) -> Tensor:
+def cells_of(anchors: Tensor, rows: int, columns: int) -> np.ndarray:
+    """Numbers [N] of the cells, of rows x columns, that tracks are attached to, or come nearest to; anchors [N, 2]."""
+    column, row = (anchors / CELL).long().numpy().T
+    return row.clip(0, rows - 1) * columns + column.clip(0, columns - 1)
+
+
+def undivided(weights: Tensor, number: np.ndarray, held: np.ndarray) -> Tensor:
     """Shares [P, 1 + N] of staying and of following each track, where a thing that has no track of its own goes as a
     whole, as most of it does, or stays: the sky that is dragged does not tear the rim off a balloon.
 
-    number: see `numbered`; anchors [N, 2] of the tracks, pixels.
+    number: see `numbered`; held [N]: of the things that tracks hold.
     """
-    rows, columns = number.shape
-    column, row = (anchors / CELL).long().numpy().T
-    tracked = number[row.clip(0, rows - 1), column.clip(0, columns - 1)]
-    free = torch.from_numpy((number > 0) & ~np.isin(number, tracked)).flatten()
+    free = torch.from_numpy((number > 0) & ~np.isin(number, held)).flatten()
     of = torch.from_numpy(number).flatten()[free]
     sums = torch.zeros(number.max() + 1, weights.shape[1]).index_add_(0, of, weights[free])
     shares = sums / sums.sum(1, keepdim=True).clamp_min(1e-12)

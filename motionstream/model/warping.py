@@ -77,13 +77,20 @@ def least_squares_motion(
 
 
 def decided_motion(
-    weights: Tensor, centres: Tensor, anchors: Tensor, moved: Tensor, visible: Tensor, ridge: Tensor
+    weights: Tensor,
+    centres: Tensor,
+    anchors: Tensor,
+    moved: Tensor,
+    visible: Tensor,
+    ridge: Tensor,
+    bodies: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`least_squares_motion`, but a cell goes with one motion, not with the mean of several.
 
     Where tracks part, half of one motion and half of another is a smear. So each weight is multiplied by a power of
     what all that move alike have together: tracks of one thing do not compete. Of what moves, only what moves like that
-    which has most counts. And what goes with them more likely than not goes all the way.
+    which has most counts. And what goes with them more likely than not goes all the way. But tracks that hold one body,
+    bool [N, N], turn it, bend it or stretch it between them, however they part.
     weights [P, 1 + N] of staying and of following each track; the rest as there. Returns the motion [T, P, 2], pixels,
     of what follows tracks, and the share [T, P] with which each cell does.
     """
@@ -96,6 +103,9 @@ def decided_motion(
     # What stays is nothing like what moves, be it ever so little: together they would make motion between and beyond.
     spread = less.clamp(LITTLE, SAME) + TURNED * more + within[:, None] + within[:, :, None]
     alike = torch.exp(-torch.cdist(modes, modes).square() / (2 * spread**2))
+    if bodies is not None:
+        together = nearest[..., 1:].to(alike) @ bodies.to(alike) @ nearest[..., 1:].mT.to(alike) > 0
+        alike = torch.maximum(alike, together.to(alike))
     of_modes = torch.cat([torch.ones_like(moments[:1]), moments])[:, :, None] * nearest
     sums = (of_modes.flatten(0, 2) @ weights.T).unflatten(0, of_modes.shape[:3])  # [1 + moments, T, modes, P]
     together = alike @ sums[0]

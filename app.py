@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -194,5 +195,6 @@ if __name__ == "__main__":
     except InputError as error:
         print(f"app.py: {error}", file=sys.stderr)
         sys.exit(2)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # or visitors' clips would stay on the disk
     print(f"MotionStream runs on {address}", flush=True)
     demo.block_thread()

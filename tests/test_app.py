@@ -8,6 +8,7 @@ import json
 import math
 import os
 import pickle
+import signal
 import socket
 import subprocess
 import sys
@@ -24,7 +25,7 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from conftest import Paste, Site, fake_engine, open_site, wait_for
+from conftest import Paste, Site, Visitor, fake_engine, open_site, wait_for
 from PIL import Image
 from websockets.exceptions import ConnectionClosed
 
@@ -517,6 +518,33 @@ def test_sessions_leave_no_threads_files_or_folders(site, cache):
     gc.collect()
     wait_for(lambda: all(now <= then for now, then in zip(count(), before, strict=True)), f"{before} -> {count()}", 5)
     assert len(os.listdir(cache)) <= clips
+
+
+def test_an_app_that_is_asked_to_end_leaves_nothing_of_its_visitors(site, tmp_path):
+    environment = os.environ | {"TMPDIR": str(tmp_path), "GRADIO_TEMP_DIR": str(tmp_path)}
+    command = [sys.executable, app.__file__, "--resolution", "100"]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as program:
+        try:
+            address = next(line for line in program.stdout if "runs on" in line).split()[-1]
+            visitor, other = (Visitor(dataclasses.replace(site, url=address)) for _ in range(2))
+            visitor.start()
+            visitor.chunk()
+            visitor.say({"kind": "stop", "run": 1})
+            visitor.expect("download")
+            other.start()
+            other.chunk()
+            visitor.socket = visitor.connect(seat="transfer")
+            visitor.say({"kind": "clip", "bytes": 9})
+            visitor.expect("send")
+            visitor.say(b"a part")
+            wait_for(lambda: [*tmp_path.rglob("upload")] and [*tmp_path.rglob("encoded.mp4")], "files of both")
+            program.send_signal(signal.SIGTERM)
+            assert program.wait(20) == 0
+        finally:
+            program.kill()
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    visitor.close()
+    other.close()
 
 
 # --- machine and engine ----------------------------------------------------------------------------------------------

@@ -299,6 +299,7 @@ def test_untouched_stream_makes_room(visitor, monkeypatch):
         (RuntimeError("boom"), "error in the program"),
         (InputError("no webcam"), "no webcam"),
         (gr.Error("GPU task aborted"), "task aborted"),
+        (gr.Error('No quota. <a style="x: y" href="https://h/join">Join</a> &amp; win.'), "No quota. Join & win."),
     ],
 )
 def test_what_breaks_a_stream_is_told_and_the_clip_until_then_is_there(site, visitor, tmp_path, error, sentence):

@@ -677,6 +677,17 @@ def test_port_of_the_environment_that_is_none_is_named(port):
     ]
 
 
+def test_a_folder_that_clips_cannot_be_put_into_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    folder = tmp_path / "file" / "cache"  # whoever runs the tests may write into any that is there
+    environment = os.environ | {"GRADIO_TEMP_DIR": str(folder)}
+    done = subprocess.run([sys.executable, app.__file__], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        f"app.py: cannot write {folder}: Not a directory; set GRADIO_TEMP_DIR to a folder that can be written to"
+    ]
+
+
 def test_engine_runs_on_zero_gpu_only_where_it_is_on(monkeypatch):
     wrapped = []
 

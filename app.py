@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 if __name__ == "__main__" and not (
     (port := os.environ.get("GRADIO_SERVER_PORT", "7860")).isdecimal() and int(port) < 2**16
@@ -24,8 +26,9 @@ if __name__ == "__main__" and not (
 
 import gradio as gr
 import numpy as np
+from gradio.utils import get_upload_folder
 
-from motionstream.errors import InputError
+from motionstream.errors import InputError, writing
 from motionstream.machine import (
     PROBE_ASPECT,
     Choice,
@@ -81,6 +84,14 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--port", type=int, help="default: $GRADIO_SERVER_PORT, or the first free port from 7860")
     parser.add_argument("--share", action="store_true", help="make a temporary public address")
     return parser.parse_args(argv)
+
+
+def check_cache() -> None:
+    """`InputError` if clips cannot be put where Gradio serves files from: the folder may be another user's."""
+    folder = Path(get_upload_folder())
+    with writing(folder, "set GRADIO_TEMP_DIR to a folder that can be written to"):
+        folder.mkdir(parents=True, exist_ok=True)
+        TemporaryDirectory(dir=folder).cleanup()
 
 
 def load_engine(arguments: argparse.Namespace) -> Engine:
@@ -187,6 +198,7 @@ def serve(demo: gr.Blocks, live: Live, port: int | None = None, share: bool = Fa
 if __name__ == "__main__":
     arguments = parse_arguments()
     try:
+        check_cache()
         engine = loaded(arguments)
         print(engine.describe(), flush=True)
         demo, live = build(engine, read_examples(EXAMPLES), stream_limit(engine))
@@ -194,5 +206,6 @@ if __name__ == "__main__":
     except InputError as error:
         print(f"app.py: {error}", file=sys.stderr)
         sys.exit(2)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # or visitors' clips would stay on the disk
     print(f"MotionStream runs on {address}", flush=True)
     demo.block_thread()

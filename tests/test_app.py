@@ -8,6 +8,7 @@ import json
 import math
 import os
 import pickle
+import signal
 import socket
 import subprocess
 import sys
@@ -24,7 +25,7 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from conftest import Paste, Site, fake_engine, open_site, wait_for
+from conftest import Paste, Site, Visitor, fake_engine, open_site, wait_for
 from PIL import Image
 from websockets.exceptions import ConnectionClosed
 
@@ -298,6 +299,7 @@ def test_untouched_stream_makes_room(visitor, monkeypatch):
         (RuntimeError("boom"), "error in the program"),
         (InputError("no webcam"), "no webcam"),
         (gr.Error("GPU task aborted"), "task aborted"),
+        (gr.Error('No quota. <a style="x: y" href="https://h/join">Join</a> &amp; win.'), "No quota. Join & win."),
     ],
 )
 def test_what_breaks_a_stream_is_told_and_the_clip_until_then_is_there(site, visitor, tmp_path, error, sentence):
@@ -519,6 +521,33 @@ def test_sessions_leave_no_threads_files_or_folders(site, cache):
     assert len(os.listdir(cache)) <= clips
 
 
+def test_an_app_that_is_asked_to_end_leaves_nothing_of_its_visitors(site, tmp_path):
+    environment = os.environ | {"TMPDIR": str(tmp_path), "GRADIO_TEMP_DIR": str(tmp_path)}
+    command = [sys.executable, app.__file__, "--resolution", "100"]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as program:
+        try:
+            address = next(line for line in program.stdout if "runs on" in line).split()[-1]
+            visitor, other = (Visitor(dataclasses.replace(site, url=address)) for _ in range(2))
+            visitor.start()
+            visitor.chunk()
+            visitor.say({"kind": "stop", "run": 1})
+            visitor.expect("download")
+            other.start()
+            other.chunk()
+            visitor.socket = visitor.connect(seat="transfer")
+            visitor.say({"kind": "clip", "bytes": 9})
+            visitor.expect("send")
+            visitor.say(b"a part")
+            wait_for(lambda: [*tmp_path.rglob("upload")] and [*tmp_path.rglob("encoded.mp4")], "files of both")
+            program.send_signal(signal.SIGTERM)
+            assert program.wait(20) == 0
+        finally:
+            program.kill()
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    visitor.close()
+    other.close()
+
+
 # --- machine and engine ----------------------------------------------------------------------------------------------
 
 
@@ -645,6 +674,17 @@ def test_port_of_the_environment_that_is_none_is_named(port):
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
         f"app.py: GRADIO_SERVER_PORT is {port!r}, no port: set it to a free one from 1024 to 65535, or unset it"
+    ]
+
+
+def test_a_folder_that_clips_cannot_be_put_into_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    folder = tmp_path / "file" / "cache"  # whoever runs the tests may write into any that is there
+    environment = os.environ | {"GRADIO_TEMP_DIR": str(folder)}
+    done = subprocess.run([sys.executable, app.__file__], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        f"app.py: cannot write {folder}: Not a directory; set GRADIO_TEMP_DIR to a folder that can be written to"
     ]
 
 

@@ -598,6 +598,17 @@ def test_long_prompt_is_explained_on_the_canvas(page, site):
     in_state(page, "idle")
 
 
+@pytest.mark.parametrize("claim", [{"X-Forwarded-Host": "127.0.0.1"}, {"X-Forwarded-Proto": "https"}])
+def test_a_proxy_that_hides_port_or_scheme_from_the_server_does_no_harm(page, site, claim):
+    """Gradio's own script goes by the page's address then, and so must the canvas."""
+    page.set_extra_http_headers(claim)
+    open_page(page, site)
+    start(page)
+    page.keyboard.press("Enter")
+    expect(part(page, "download")).to_have_attribute("aria-disabled", "false")
+    assert part(page, "download").get_attribute("href").startswith(f"{site.url}gradio_api/file=/")
+
+
 @pytest.mark.parametrize("leave", ["reload", "close"])
 def test_leaving_the_page_ends_the_session(profile, site, leave):
     page = profile.new_page()

@@ -532,7 +532,11 @@ function paintArrow(points, colour, unit, alpha) {
 
 /* ---- Link: the WebSocket ---- */
 
-const home = () => (window.gradio_config?.root ?? location.origin + location.pathname).replace(/\/$/, '');
+function home() {                        // where the server is, found as Gradio's own script does it
+  const root = new URL(window.gradio_config?.root ?? location.pathname, location.href);
+  const origin = root.hostname === location.hostname ? location.origin : root.origin;   // proxies hide port and TLS
+  return (origin + root.pathname).replace(/\/$/, '');
+}
 
 const link = {
   socket: null,

@@ -10,9 +10,11 @@ from __future__ import annotations
 import base64
 import itertools
 import json
+import re
 import time
 from contextlib import closing
 from dataclasses import dataclass
+from html import unescape
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from urllib.parse import quote
@@ -38,6 +40,7 @@ MAX_STARTING = 1_000  # control messages that may come with a start
 POSTER_SIDE = 1_280  # pixels: before the stream the picture is as sharp as the visitor's photo allows
 THUMBNAIL = (176, 132)  # pixels
 CLIP = "motionstream.mp4"  # in a folder of its own
+TAG = re.compile("<[^>]*>")  # of HTML, which the canvas does not read
 FAILED = "The stream ended because of an error in the program: press Start to try again"
 
 
@@ -173,7 +176,7 @@ class CanvasTab:
         except InputError as error:
             text = str(error)
         except gr.Error as error:  # ZeroGPU's way of saying that the visitor's quota is used up, and the like
-            text = error.message
+            text = unescape(TAG.sub("", error.message))  # it links to where more quota can be had
         finally:  # numbered: a second start is refused while the first one's stream goes on
             seat.send({"kind": "ended", "run": run, "text": text, "failed": failed})
 

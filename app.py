@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 if __name__ == "__main__" and not (
-    (port := os.environ.get("GRADIO_SERVER_PORT", "7860")).isdecimal() and int(port) < 2**16
+    (port := os.environ.get("GRADIO_SERVER_PORT", "7860")).isdecimal() and 0 < int(port) < 2**16
 ):
     # Here already: Gradio reads it when it is imported, and breaks.
     print(f"app.py: GRADIO_SERVER_PORT is {port!r}, no port: set it to a free one from 1024 to 65535, or unset it",
@@ -173,6 +173,8 @@ def serve(demo: gr.Blocks, live: Live, port: int | None = None, share: bool = Fa
     theme = gr.themes.Base(primary_hue="emerald", neutral_hue="slate", font=font, font_mono=mono).set(**shades)
     theme.color_accent_dark = "*primary_600"  # `set` knows none, but the page heeds it
     try:
+        if port == 0:
+            raise OverflowError("whichever is free: Gradio does not learn which one it got")
         _, local, public = demo.launch(
             server_port=port,
             share=share,

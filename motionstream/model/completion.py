@@ -57,14 +57,15 @@ class Completion:
         seen = zeros[..., 0].copy()
         return cls(seen > 0, zeros[..., :2].astype(int), zeros, seen, seen > 0, seen > 0, [])
 
-    def uncover(self, picture: np.ndarray, front: np.ndarray, moved: np.ndarray) -> bool:
+    def uncover(self, picture: np.ndarray, front: np.ndarray, moved: np.ndarray, past: bool = True) -> bool:
         """Fills what one sees behind things that have left, each cell once; whether there was anything to fill.
 
         picture: uint8 [H, W, 3]; front: how far in front cells lie, [h, w] in [0, 1]; moved: how far they have, in each
-        frame of a chunk, pixels [T, h, w, 2].
+        frame of a chunk, pixels [T, h, w, 2]; past: whether a thing has also left where what lies behind goes past it.
         """
-        things = things_in_front(front)
-        apart = [(thing, far := far_from_behind(thing, moved), leaving_part(thing, far)) for thing in things]
+        things, far = things_in_front(front), np.linalg.norm(moved, axis=-1).max(0)
+        apart = [np.maximum(far, far_from_behind(thing, moved)) if past else far for thing in things]
+        apart = [(thing, far, leaving_part(thing, far)) for thing, far in zip(things, apart, strict=True)]
         new = [leaves for leaves in apart if leaves[2].any() and self.things[leaves[2]].mean() < WHOLE]
         if new:
             cells = cv2.resize(picture, front.shape[::-1], interpolation=cv2.INTER_AREA).astype(np.float32)
@@ -177,7 +178,7 @@ def far_from_behind(thing: np.ndarray, moved: np.ndarray) -> np.ndarray:
 
 
 def leaving_part(thing: np.ndarray, far: np.ndarray) -> np.ndarray:
-    """What of a thing, bool [h, w], has left its place: all, a part, or none; far: see `far_from_behind`."""
+    """What of a thing, bool [h, w], has left its place: all, a part, or none; far: pixels moved, [h, w]."""
     moved = thing & (far > LEAVES)
     if moved.sum() > WHOLE * thing.sum():
         return thing

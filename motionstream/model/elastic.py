@@ -36,7 +36,7 @@ def pulled(
         if far[on].max() <= parts or not goes.any():
             return going, share
         stays = np.zeros_like(goes)
-        stays[cell[inside & (far <= parts)]] = True
+        stays[cell[on & (far <= parts)]] = True
         away, nearest = (cells.ravel() for cells in nearest_cells(goes.reshape(rows, columns)))
         strength = np.clip(1 - CELL * away / (REACH * np.hypot(*going[nearest].T)), 0, 1) * background.ravel()
         if stays.any():

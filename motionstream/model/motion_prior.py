@@ -411,7 +411,9 @@ class MotionPrior(ModelMixin, ConfigMixin):
         front = state.front.view(state.size[0] // CELL, state.size[1] // CELL).numpy()
         picture = (127.5 * (state.image + 1)).round().byte().permute(1, 2, 0).numpy()
         state.behind = state.behind or Completion.empty(*front.shape)
-        filled = state.behind.uncover(picture, front, displacement.unflatten(1, front.shape).numpy())
+        moved = displacement.unflatten(1, front.shape).numpy()
+        # Where tracks are dense, what seems to go past a thing may be a part of it.
+        filled = state.behind.uncover(picture, front, moved, past=not state.dense)
         if filled or state.plate is None:
             seen = cv2.resize(state.behind.seen, picture.shape[1::-1])
             state.plate = between(np.dstack([state.behind.of(picture).astype(np.float32) / 127.5 - 1, seen]))
@@ -532,13 +534,31 @@ class MotionPrior(ModelMixin, ConfigMixin):
         state.anchors = {track: state.anchors[track] for track in state.ids}
         state.firsts = {track: state.firsts[track] for track in state.ids}
         anchors = torch.stack([*state.anchors.values(), torch.zeros(2)])[:-1]  # N may be 0
+        self._look_anew(state, anchors)
+        base = state.base.T.unflatten(1, _cells(state.size))[None]
+        state.held = at_points(base, anchors[None])[0]
+        # Exactly where it was grabbed, or has come to, so that nothing jumps, whatever the motion missed; but where
+        # tracks are dense, and come and go all the time, that is made up for.
+        for n, track in enumerate(state.ids):
+            if track in begun:
+                state.held[n] = begun[track]
+            elif not state.dense:
+                state.held[n] = reached[track]
+        state.newest = torch.zeros_like(state.held)
+
+    def _look_anew(self, state: PriorState, anchors: Tensor) -> None:
+        """What is seen, and goes along, under the tracks with these anchors [N, 2], pixels."""
         weights, seen, bearer, alike = self.look(state.sharp, anchors, state.size, state.thin)
+        rows, columns = seen[0].shape
+        tracked = tracked_cells(anchors.numpy(), rows, columns)
+        state.dense = bool(len(anchors)) and are_dense(nearest_cells(tracked)[0])
         number = numbered(seen[0], state.thin)
-        held = number.ravel()[cells_of(anchors, *number.shape)]
+        held = number.ravel()[cells_of(anchors, rows, columns)]
         state.bodies = alike & torch.from_numpy((held == held[:, None]) & (held > 0))
-        state.weights = connect(undivided(weights, number, held), seen[0], anchors, state.thin)
+        if not state.dense:
+            weights = undivided(weights, number, held)
+        state.weights = connect(weights, seen[0], anchors, state.thin)
         state.solid = (seen[0] if state.thin is None else torch.maximum(seen[0], state.thin)).flatten() > IN_FRONT
-        height, width = state.size
         state.cells, state.outlines = seen.numpy(), outlines(seen[0])
         _, rim, foremost = (cells.numpy() for cells in state.outlines)
         state.things = number > 0
@@ -546,17 +566,6 @@ class MotionPrior(ModelMixin, ConfigMixin):
         state.pairs = straddling(anchors, torch.stack([*state.firsts.values(), torch.zeros(2)])[:-1], seen[0])
         state.bearer = with_rims(bearer, *state.outlines[1:])
         front = (seen[0] - BEHIND * state.outlines[1]).clamp_min(0)
-        state.picture = None
-        state.front, bare = front.flatten(), ground(things_in_front(front.numpy()), front.shape)
-        state.ground = cv2.resize(bare.astype(np.float32), (width, height))
-        base = state.base.T.unflatten(1, (height // CELL, width // CELL))[None]
-        state.held = at_points(base, anchors[None])[0]
-        # Exactly where it was grabbed, or has come to, so that nothing jumps, whatever the motion missed; but where
-        # tracks are dense, and come and go all the time, that is made up for.
-        state.dense = bool(len(anchors)) and are_dense(nearest_cells(tracked_cells(anchors.numpy(), *seen[0].shape))[0])
-        for n, track in enumerate(state.ids):
-            if track in begun:
-                state.held[n] = begun[track]
-            elif not state.dense:
-                state.held[n] = reached[track]
-        state.newest = torch.zeros_like(state.held)
+        state.picture, state.front = None, front.flatten()
+        bare = ground(things_in_front(front.numpy()), front.shape)
+        state.ground = cv2.resize(bare.astype(np.float32), state.size[::-1])

@@ -5,9 +5,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from motionstream.model.warping import CELL, nearest_cells, on_all_cores, parting
+from motionstream.model.warping import CELL, LITTLE, nearest_cells, on_all_cores
 
 GOES = 0.5  # of how far a track goes: what goes farther does so by itself, and pulls
+STAYS = 0.1  # of how far the farthest goes: a track that goes no farther holds its place
 REACH = 2.0  # times as far as it goes: how far around it the background gives way; less would fold it
 SOFT = 3.0  # cells, spread of the blur that makes neighbours give way alike
 
@@ -18,8 +19,8 @@ def pulled(
     """Motion [T, P, 2] of cells, pixels, and the share [T, P] of the tracks' motion in it, where background that stays
     beside background that goes is pulled along, the less the farther away, and least beside a track that stays.
 
-    things and background: bool [h, w], less than all where things have rims; anchors [N, 2] and moved [T, N, 2] of the
-    tracks, pixels. Nothing changes where all tracks that go are on things, nor what is no background.
+    things, background: bool [h, w], neither are the rims of things; anchors [N, 2] and moved [T, N, 2] of the tracks,
+    pixels. Nothing changes where all tracks that go are on things, nor what is no background.
     """
     rows, columns = background.shape
     column, row = (anchors / CELL).floor().long().numpy().T
@@ -30,13 +31,13 @@ def pulled(
         return motion, share
 
     def frame(going: np.ndarray, share: np.ndarray, moved: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        far, parts = np.hypot(*moved.T), parting(going)
-        by_itself = np.hypot(*going.T) / max(far[on].max(), 1e-6) * background.ravel()
+        far = np.hypot(*moved.T)
+        most, stays = far[on].max(), np.zeros(rows * columns, bool)
+        by_itself = np.hypot(*going.T) / max(most, LITTLE) * background.ravel()
         goes = by_itself > GOES
-        if far[on].max() <= parts or not goes.any():
+        if most < LITTLE or not goes.any():
             return going, share
-        stays = np.zeros_like(goes)
-        stays[cell[on & (far <= parts)]] = True
+        stays[cell[on & (far < STAYS * most)]] = True
         away, nearest = (cells.ravel() for cells in nearest_cells(goes.reshape(rows, columns)))
         strength = np.clip(1 - CELL * away / (REACH * np.hypot(*going[nearest].T)), 0, 1) * background.ravel()
         if stays.any():

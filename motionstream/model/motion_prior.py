@@ -344,9 +344,13 @@ class MotionPrior(ModelMixin, ConfigMixin):
     def _match(self, query: Tensor, key: Tensor) -> Tensor:
         return (query * key).sum(-1) * self.sharpness / self.config.features**0.5
 
+    def _matches(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """`_match` of each with each, [B, P, N]."""
+        return queries @ keys.transpose(1, 2) * self.sharpness / self.config.features**0.5
+
     def alike(self, grips: Grips) -> Tensor:
         """Which tracks hold what looks alike, bool [B, N, N]: to each, the other's place is almost as its own."""
-        match = grips.queries @ grips.keys.transpose(1, 2) * self.sharpness / self.config.features**0.5
+        match = self._matches(grips.queries, grips.keys)
         less = match.diagonal(dim1=1, dim2=2)[..., None] - match
         return (less + less.transpose(1, 2)) / 2 < UNLIKE
 
@@ -357,10 +361,8 @@ class MotionPrior(ModelMixin, ConfigMixin):
         """
         distance = torch.cdist(centres, anchors)
         nearest = distance.detach().masked_fill(~valid[:, None], FAR).amin(-1, keepdim=True)
-        match = cells.queries @ grips.keys.transpose(1, 2) * self.sharpness / self.config.features**0.5
-        match = match + grips.head_start[:, None]
+        match = self._matches(cells.queries, grips.keys) + grips.head_start[:, None]
         near = torch.log((distance**2 + self.reach**2) / (nearest**2 + self.reach**2))
-        # The background does not follow what lies in front of it.
         # The background does not follow what lies in front of it.
         behind = F.relu(grips.front.sigmoid()[:, None] - cells.front.sigmoid()[..., None])
         follow = match - F.softplus(self.nearness) * near - F.softplus(self.layered) * behind

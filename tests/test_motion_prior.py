@@ -340,15 +340,17 @@ def test_tracks_that_hold_one_body_turn_or_stretch_it_and_others_part():
     near = 1 / (torch.cdist(centres, anchors).square() + 16)
     weights = F.pad(0.98 * near / near.sum(1, keepdim=True), (1, 0), value=0.02)
     given = weights, centres, anchors, moved, torch.ones(1, 2, dtype=torch.bool), torch.tensor(1e6)
-    turned, share = decided_motion(*given, torch.ones(2, 2, dtype=torch.bool))
+    both, everywhere = torch.ones(2, 2, dtype=torch.bool), torch.ones(len(centres), dtype=torch.bool)
+    turned, share = decided_motion(*given, (both, everywhere))
     along = turned[0, :, 1].diff()
     assert along.max() < 0 and along.abs().max() < 3 and share.min() > 0.99 and turned[0, 20].abs().max() < 0.1
     parted, _ = decided_motion(*given)
     assert parted[0, :, 1].diff().abs().max() > 10
-    for one, other in zip(decided_motion(*given, torch.eye(2, dtype=torch.bool)), decided_motion(*given), strict=True):
-        assert torch.equal(one, other)
+    for bodies in ((torch.eye(2, dtype=torch.bool), everywhere), (both, ~everywhere)):
+        for one, other in zip(decided_motion(*given, bodies), decided_motion(*given), strict=True):
+            assert torch.equal(one, other)
     pinned = moved * torch.tensor([1.0, 0.0])[:, None]
-    bent, _ = decided_motion(*given[:3], pinned, *given[4:], torch.ones(2, 2, dtype=torch.bool))
+    bent, _ = decided_motion(*given[:3], pinned, *given[4:], (both, everywhere))
     assert bent[0, :, 1].diff().abs().max() < 2 and bent[0, 0, 1] > 19 and bent[0, -1, 1] < 1
 
 

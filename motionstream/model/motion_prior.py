@@ -277,6 +277,7 @@ class PriorState:
     newest: Tensor | None = None  # [N, 2] each track's newest known displacement on top of that
     weights: Tensor | None = None  # [P, 1 + N]
     bodies: Tensor | None = None  # bool [N, N]: which tracks hold the same thing, at places that look alike
+    gripped: Tensor | None = None  # bool [P]: cells of things that tracks hold
     front: Tensor | None = None  # [P]
     outlines: tuple[Tensor, Tensor, Tensor] | None = None  # see `outlines`
     thin: Tensor | None = None  # [h, w], see `MotionPrior.closely`
@@ -474,7 +475,7 @@ class MotionPrior(ModelMixin, ConfigMixin):
         if not leading.all():
             weights = weights[:, F.pad(leading, (1, 0), value=True)]
             weights = weights / weights.sum(1, keepdim=True).clamp_min(1e-12)
-        bodies = None if state.dense else state.bodies[leading][:, leading]
+        bodies = None if state.dense else (state.bodies[leading][:, leading], state.gripped)
         centres = cell_centres(*state.size)
         motion, share = decided_motion(weights, centres, anchors, moved, counted, self.ridge.exp(), bodies)
         going = motion * share[..., None]
@@ -557,6 +558,7 @@ class MotionPrior(ModelMixin, ConfigMixin):
         number = numbered(seen[0], state.thin)
         held = number.ravel()[cells_of(anchors, rows, columns)]
         state.bodies = alike & torch.from_numpy((held == held[:, None]) & (held > 0))
+        state.gripped = torch.from_numpy(np.isin(number, held[held > 0])).flatten()
         if not state.dense:
             weights = undivided(weights, number, held)
         state.weights = connect(weights, seen[0], anchors, state.thin)

@@ -83,16 +83,17 @@ def decided_motion(
     moved: Tensor,
     visible: Tensor,
     ridge: Tensor,
-    bodies: Tensor | None = None,
+    bodies: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`least_squares_motion`, but a cell goes with one motion, not with the mean of several.
 
     Where tracks part, half of one motion and half of another is a smear. So each weight is multiplied by a power of
     what all that move alike have together: tracks of one thing do not compete. Of what moves, only what moves like that
-    which has most counts. And what goes with them more likely than not goes all the way. But tracks that hold one body,
-    bool [N, N], turn it, bend it or stretch it between them, however they part.
-    weights [P, 1 + N] of staying and of following each track; the rest as there. Returns the motion [T, P, 2], pixels,
-    of what follows tracks, and the share [T, P] with which each cell does.
+    which has most counts. And what goes with them more likely than not goes all the way. But tracks that hold one body
+    turn it, bend it or stretch it between them, however they part.
+    weights [P, 1 + N] of staying and of following each track; bodies: which tracks hold the same, bool [N, N], and
+    which cells are of what is held, bool [P]; the rest as there. Returns the motion [T, P, 2], pixels, of what follows
+    tracks, and the share [T, P] with which each cell does.
     """
     motions, moments = F.pad(moved, (0, 0, 1, 0)), F.pad(_moments(anchors, moved, visible), (1, 0))
     modes = _farthest(motions, MODES)
@@ -103,17 +104,24 @@ def decided_motion(
     # What stays is nothing like what moves, be it ever so little: together they would make motion between and beyond.
     spread = less.clamp(LITTLE, SAME) + TURNED * more + within[:, None] + within[:, :, None]
     alike = torch.exp(-torch.cdist(modes, modes).square() / (2 * spread**2))
+    bent, held = alike, None
     if bodies is not None:
-        together = nearest[..., 1:].to(alike) @ bodies.to(alike) @ nearest[..., 1:].mT.to(alike) > 0
-        alike = torch.maximum(alike, together.to(alike))
+        same, held = bodies
+        moving = nearest[..., 1:].float()
+        bent = torch.maximum(alike, (moving @ same.float() @ moving.mT > 0).float())
+
+    def by_cell(of: Callable[[Tensor], Tensor]) -> Tensor:
+        return of(alike) if torch.equal(bent, alike) else torch.where(held, of(bent), of(alike))
+
     of_modes = torch.cat([torch.ones_like(moments[:1]), moments])[:, :, None] * nearest
     sums = (of_modes.flatten(0, 2) @ weights.T).unflatten(0, of_modes.shape[:3])  # [1 + moments, T, modes, P]
-    together = alike @ sums[0]
+    together = by_cell(lambda alike: alike @ sums[0])
     odds = (together / together.amax(1, keepdim=True).clamp_min(1e-12)) ** (DECIDED - 1)
     sums *= odds
-    most = (alike @ sums[1]).max(1).indices  # `argmax` over anything but the last dimension takes ten times as long
+    # `argmax` over anything but the last dimension takes ten times as long.
+    most = by_cell(lambda alike: alike @ sums[1]).max(1).indices[:, None].mT.expand(-1, -1, MODES)
     stays = (odds[:, 0] * weights[:, 0] / sums[0].sum(1).clamp_min(1e-12)).clamp(0, 1)
-    sums = sums[1:] * alike.gather(1, most[:, None].mT.expand(-1, -1, MODES)).mT
+    sums = sums[1:] * by_cell(lambda alike: alike.gather(1, most).mT)
     goes = (1 - stays) ** GOES
     return _affine(sums.sum(2), centres - anchors.mean(0), ridge), goes / (goes + stays**GOES)
 

@@ -64,12 +64,13 @@ class Completion:
         frame of a chunk, pixels [T, h, w, 2]; past: whether a thing has also left where what lies behind goes past it.
         """
         things, far = things_in_front(front), np.linalg.norm(moved, axis=-1).max(0)
+        source = ground(things, front.shape)
+        past = past and (far[source] > LEAVES).any()
         apart = [np.maximum(far, far_from_behind(thing, moved)) if past else far for thing in things]
         apart = [(thing, far, leaving_part(thing, far)) for thing, far in zip(things, apart, strict=True)]
         new = [leaves for leaves in apart if leaves[2].any() and self.things[leaves[2]].mean() < WHOLE]
         if new:
             cells = cv2.resize(picture, front.shape[::-1], interpolation=cv2.INTER_AREA).astype(np.float32)
-            source = ground(things, front.shape)
             np.logical_or(self.source, source, out=self.source)
         for thing, far, gone in new:
             seen = seen_behind(gone, thing & (far < np.median(far[gone]) / 2))

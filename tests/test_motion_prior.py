@@ -892,9 +892,21 @@ def test_medians_do_not_eat_what_lies_in_front():
     solid[4:9, 6:11] = True
     going = going.flatten(1, 2)
     eaten = settle(going, near, rim, foremost)
-    kept = whole(eaten, going, solid.flatten()).view(*size, 2)
+    kept = whole(eaten, going, solid.flatten(), rim, foremost).view(*size, 2)
     assert not eaten.view(*size, 2)[4, 6].any()
     assert torch.equal(kept[4:9, 6:11, 0], torch.full((5, 5), 6.0)) and not kept[16, 20].any()
+
+
+def test_the_rim_of_a_thing_that_stays_does_not_go_with_what_is_behind_it():
+    """A closer look sees it in front, too."""
+    front = torch.zeros(24, 32)
+    front[8:16, 10:20] = 0.9
+    near, rim, foremost = outlines(front)
+    going = torch.tensor([6.0, 0.0]).expand(1, 24, 32, 2) * (front == 0)[None, ..., None]
+    going, solid = going.flatten(1, 2), (front > 0).flatten() | rim.flatten()
+    settled = settle(going, near, rim, foremost)
+    assert (settled[0].norm(dim=1) == 0)[rim.flatten()].float().mean() > 0.2
+    assert torch.equal(whole(settled, going, solid, rim, foremost), settled)
 
 
 def test_connecting_changes_nothing_where_everything_moves_together():

@@ -480,7 +480,7 @@ class MotionPrior(ModelMixin, ConfigMixin):
         motion, share = decided_motion(weights, centres, anchors, moved, counted, self.ridge.exp(), bodies)
         going = motion * share[..., None]
         motion, share = borne(settle(going, *state.outlines), share, state.bearer, rows)
-        motion = whole(motion, going, state.solid)
+        motion = whole(motion, going, state.solid, *state.outlines[1:])
         if not state.dense:
             motion, share = pulled(motion, share, state.things, state.background, anchors, moved)
         return meet(motion, share, anchors, moved, counted, rows)

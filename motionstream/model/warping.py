@@ -202,14 +202,17 @@ def medians(motion: np.ndarray, side: int = 5) -> np.ndarray:
     return np.stack(found)
 
 
-def whole(motion: Tensor, going: Tensor, solid: Tensor) -> Tensor:
+def whole(motion: Tensor, going: Tensor, solid: Tensor, rim: Tensor, foremost: Tensor) -> Tensor:
     """Motion [T, P, 2], pixels, as `going` where medians have made that stay: they eat small things from their corners.
 
-    solid: bool [P], what is no speck, wherever it goes.
+    solid: bool [P], what is no speck, wherever it goes; rim, foremost: see `outlines`. The rim of a thing that stays is
+    left to it.
     """
+    of = torch.where(rim.flatten(), foremost, torch.arange(len(foremost)))
     parts = torch.tensor([parting(frame) for frame in going.numpy()])[:, None]
     far, farther = (torch.hypot(*of.unbind(2)) for of in (motion, going))  # `norm` over two takes ten times as long
-    return torch.where((solid & (far < parts) & (farther > parts))[..., None], going, motion)
+    eaten = solid & (far < parts) & (farther > parts) & (farther[:, of] > parts)
+    return torch.where(eaten[..., None], going, motion)
 
 
 def meet(motion: Tensor, share: Tensor, anchors: Tensor, moved: Tensor, visible: Tensor, rows: int) -> Tensor:

@@ -830,9 +830,9 @@ def test_a_thing_that_nobody_holds_goes_as_a_whole_or_stays():
     assert np.array_equal(closer, number)
 
 
-def dragged_ground(reach: int, pins: tuple = ()) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Motion [h, w, 2] and share [h, w] of cells of which only a square goes, to the right by 12 pixels, before and
-    after it has pulled what is around it; things: bool [h, w], two of `reach` cells beside it."""
+def dragged_ground(reach: int, pins: tuple = ()) -> tuple[np.ndarray, ...]:
+    """Motion [h, w, 2] of cells of which only a square goes, to the right by 12 pixels, before and after it has pulled
+    what is around it; share [h, w] after it; things: bool [h, w], two of `reach` cells beside it."""
     size = 40, 80
     motion, things = np.zeros((*size, 2), np.float32), np.zeros(size, bool)
     motion[16:24, 20:30, 0] = 12

@@ -5,7 +5,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from motionstream.model.warping import CELL, LITTLE, nearest_cells, on_all_cores
+from motionstream.model.warping import CELL, LITTLE, cells_of, nearest_cells, on_all_cores
 
 GOES = 0.5  # of how far a track goes: what goes farther does so by itself, and pulls
 STAYS = 0.1  # of how far the farthest goes: a track that goes no farther holds its place
@@ -23,10 +23,8 @@ def pulled(
     pixels. Nothing changes where all tracks that go are on things, nor what is no background.
     """
     rows, columns = background.shape
-    column, row = (anchors / CELL).floor().long().numpy().T
-    inside = (column >= 0) & (column < columns) & (row >= 0) & (row < rows)
-    cell = np.where(inside, row * columns + column, 0)
-    on = inside & ~things.ravel()[cell]
+    cell, (x, y) = cells_of(anchors, rows, columns), anchors.numpy().T / CELL
+    on = (x >= 0) & (x < columns) & (y >= 0) & (y < rows) & ~things.ravel()[cell]
     if not on.any():
         return motion, share
 

@@ -38,7 +38,7 @@ from motionstream.model.completion import Completion, ground, things_in_front
 from motionstream.model.elastic import pulled
 from motionstream.model.grids import idling, straddling
 from motionstream.model.limbs import borne, limbs, with_rims
-from motionstream.model.pieces import SURE, cells_of, connect, numbered, undivided
+from motionstream.model.pieces import SURE, connect, numbered, undivided
 from motionstream.model.unet import UNet
 from motionstream.model.warping import (
     BEHIND,
@@ -55,6 +55,7 @@ from motionstream.model.warping import (
     between,
     cell_centres,
     cell_numbers,
+    cells_of,
     close_gaps,
     decided_motion,
     enlarged_motion,

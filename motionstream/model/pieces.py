@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from motionstream.model.warping import CELL, IN_FRONT, nearest_cells
+from motionstream.model.warping import IN_FRONT, cells_of, nearest_cells
 
 FOLLOWS = 0.5  # share of a cell's motion that must come from tracks for the cell to be of a piece
 NECK = 2  # cells: what is no wider than twice these does not join a patch of background to a thing
@@ -46,12 +46,6 @@ def numbered(front: Tensor, thin: Tensor | None = None) -> np.ndarray:
     for _ in range(EDGE):
         number = np.where(lies & (number == 0), cv2.dilate(number, np.ones((3, 3))), number)
     return number.astype(int)
-
-
-def cells_of(anchors: Tensor, rows: int, columns: int) -> np.ndarray:
-    """Numbers [N] of the cells, of rows x columns, that tracks are attached to, or come nearest to; anchors [N, 2]."""
-    column, row = (anchors / CELL).long().numpy().T
-    return row.clip(0, rows - 1) * columns + column.clip(0, columns - 1)
 
 
 def undivided(weights: Tensor, number: np.ndarray, held: np.ndarray) -> Tensor:

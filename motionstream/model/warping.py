@@ -57,6 +57,12 @@ def cell_centres(height: int, width: int) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray((CELL * (numbers + np.float32(0.5))).T))
 
 
+def cells_of(anchors: Tensor, rows: int, columns: int) -> np.ndarray:
+    """Numbers [N] of the cells, of rows x columns, that tracks are attached to, or come nearest to; anchors [N, 2]."""
+    column, row = (anchors / CELL).long().numpy().T
+    return row.clip(0, rows - 1) * columns + column.clip(0, columns - 1)
+
+
 def at_points(cells: Tensor, points: Tensor) -> Tensor:
     """What cells [B, C, h, w] are at points [B, N, 2], pixels: [B, N, C], bilinear."""
     size = CELL * torch.tensor(cells.shape[:1:-1])
@@ -224,8 +230,7 @@ def meet(motion: Tensor, share: Tensor, anchors: Tensor, moved: Tensor, visible:
     """
     grid = motion.unflatten(1, (rows, -1)).movedim(3, 1)
     size = grid.shape[2:]
-    column, row = (anchors / CELL).long().unbind(1)
-    cell = row.clamp(0, size[0] - 1) * size[1] + column.clamp(0, size[1] - 1)
+    cell = torch.from_numpy(cells_of(anchors, *size))
     missed = moved - at_points(grid, anchors.expand(len(motion), -1, -1))
     missed = missed * (MISSED / missed.norm(dim=2, keepdim=True).clamp_min(MISSED))
     counts = visible | ~visible.any(1, keepdim=True)

@@ -1,227 +1,37 @@
-"""Shared fixtures: the app on a free port of this process, a visitor without a browser, and Chromium.
+"""Shared fixtures: the app, a visitor without a browser, and Chromium.
 
-The app runs a stand-in for the model (`paste`): it cuts a patch out of the picture for every track and pastes it where
-the track goes, in a few milliseconds. `student_site` is the same app with the model that comes with the repository.
+`site` runs a stand-in for the model (`app_kit.Paste`), `student_site` the model that comes with the repository. What
+they need is imported in them: pytest's own process reads this file too, before it starts those that run the tests.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import sys
-import time
-import traceback
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import motionstream  # noqa: F401  before PyTorch is loaded: how its threads wait
 
 # isort: split
-import cv2
-import gradio as gr
-import httpx
-import numpy as np
 import pytest
-import torch
-from websockets.sync.client import ClientConnection, connect
 
-import app
-from motionstream.controls.depth import Learned
-from motionstream.machine import Choice
-from motionstream.model.checkpoint import load_model
-from motionstream.model.presets import PRESETS
-from motionstream.model.text import EffectTextEncoder
-from motionstream.session import run_session
-from motionstream.streaming import Chunk
-from motionstream.tracks import ChunkRequest
-from motionstream.ui.engine import Engine
-from motionstream.ui.live import SUBPROTOCOL, Live
+if TYPE_CHECKING:
+    from app_kit import Site, Visitor
 
-FPS = PRESETS["embedded"].fps
 CHROMIUM_FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync --use-fake-device-for-media-stream --use-fake-ui-for-media-stream"
 ).split()
-PATCH = 12  # half the side of what `paste` moves with a track, pixels
-
-
-@dataclass
-class Paste:
-    """A stand-in for `streaming.stream`.
-
-    seconds: that a chunk takes, and claims to take; fail: raised instead of the second chunk; chunks: all that were
-    generated; prompts: one for each; live: how many streams are open; things: see `ChunkRequest`.
-    """
-
-    seconds: float = 0.01
-    fail: Exception | None = None
-    chunks: list[Chunk] = field(default_factory=list)
-    prompts: list[str] = field(default_factory=list)
-    live: int = 0
-    things: Callable[[np.ndarray], np.ndarray] = lambda points: np.zeros(len(points), int)
-
-    def __call__(self, model, image, source, *, prompt, seed, sharp=None) -> Iterator[Chunk]:
-        frame, start = image, 0
-        self.live += 1
-        try:
-            while True:
-                index = (start + 3) // 12
-                if index and self.fail:
-                    raise self.fail
-                count, (height, width) = (12 if index else 9), image.shape[:2]
-                history = {max(start - 1, 0): frame}
-                request = ChunkRequest(index, start, count, width, height, FPS, history, self.things)
-                tracks = source.tracks_for(request)
-                frames = np.stack([moved(frame, tracks.points[0], points) for points in tracks.points])
-                time.sleep(self.seconds)
-                self.prompts.append(prompt())
-                size = (image if sharp is None else sharp).shape[1::-1]
-                shown = np.stack([cv2.resize(one, size) for one in frames])
-                self.chunks.append(Chunk(index, start, shown, tracks, {"total": self.seconds}))
-                yield self.chunks[-1]
-                frame, start = frames[-1], start + count
-        finally:
-            self.live -= 1
-
-
-def moved(frame: np.ndarray, sources: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """`frame` with a patch around every source point cut out and pasted around its target, where both are inside."""
-    result, limit = frame.copy(), np.array(frame.shape[1::-1]) - PATCH
-    pairs = np.stack([sources, targets], axis=1).round().astype(int)
-    pairs = pairs[((pairs >= PATCH) & (pairs < limit)).all(axis=(1, 2))]
-    windows = [[tuple(slice(v - PATCH, v + PATCH) for v in point[::-1]) for point in pair] for pair in pairs]
-    blank = frame.mean(axis=(0, 1))
-    for source, _ in windows:
-        result[source] = blank
-    for source, target in windows:
-        result[target] = frame[source]
-    return result
-
-
-def fake_engine(paste: Paste, budget: int = 240) -> Engine:
-    """The app's engine with `paste` in the model's place."""
-    model = SimpleNamespace(
-        preset=PRESETS["embedded"], device=torch.device("cpu"), dtype=torch.float32, text_encoder=EffectTextEncoder()
-    )
-    return Engine(model, Choice(budget, fps=40.0), partial(run_session, stream=paste))
-
-
-@dataclass
-class Site:
-    """A running app."""
-
-    url: str
-    demo: gr.Blocks
-    live: Live
-    paste: Paste | None
-
-    def visit(self) -> Visitor:
-        return Visitor(self)
-
-    def function(self, name: str, seat: str) -> int:
-        """Number of the Gradio event whose handler is called `name`, of that seat's tab if every tab has one."""
-        numbers = [number for number, fn in self.demo.fns.items() if fn.name == name]
-        return numbers[list(self.live._tabs).index(seat) if len(numbers) > 1 else 0]
-
-
-class Visitor:
-    """A page without a browser: admitted by the load event, connected to one tab's seat."""
-
-    seat = "drag"
-
-    def __init__(self, site: Site):
-        self.site, self.session, self.open = site, uuid.uuid4().hex, ExitStack()
-        self.http = httpx.Client(base_url=site.url + "gradio_api/", timeout=20)
-        self.token = self.event("run/predict", "admit", {})["data"][0]["token"]
-        self.socket = self.connect()
-        self.welcome = self.expect("welcome")
-        self.picture, self.poster = self.expect("picture", binary=True)
-
-    def event(self, route: str, handler: str, data: dict) -> dict:
-        body = {"data": [], "event_data": data, "session_hash": self.session}
-        body["fn_index"] = self.site.function(handler, self.seat)
-        return self.http.post(route, json=body).raise_for_status().json()
-
-    def connect(self, seat: str | None = None, **settings) -> ClientConnection:
-        url = self.site.url.replace("http", "ws") + f"motionstream/live/{seat or self.seat}"
-        settings = {"subprotocols": [SUBPROTOCOL, self.token], "max_size": None} | settings
-        return self.open.enter_context(connect(url, **settings))
-
-    def start(self, messages: tuple[dict, ...] = (), **data) -> None:
-        """Presses Start: the event is queued; what comes of it comes over the socket."""
-        self.event("queue/join", "start", {"run": 1, "prompt": "", "messages": list(messages)} | data)
-
-    def say(self, message: dict | bytes | str) -> None:
-        self.socket.send(json.dumps(message) if isinstance(message, dict) else message)
-
-    def hear(self, timeout: float = 10) -> tuple[dict, bytes]:
-        """The next message: header and, of a binary one, the JPEG."""
-        message = self.socket.recv(timeout)
-        if isinstance(message, str):
-            return json.loads(message), b""
-        length = 4 + int.from_bytes(message[:4], "little")
-        return json.loads(message[4:length]), message[length:]
-
-    def expect(self, kind: str, binary: bool = False, timeout: float = 10):
-        """Passes over messages until one of `kind`."""
-        deadline = time.monotonic() + timeout
-        while True:
-            try:
-                header, body = self.hear(deadline - time.monotonic())
-            except TimeoutError as error:
-                raise TimeoutError(f"no {kind} within {timeout} s; {at_work()}") from error
-            if header["kind"] == kind:
-                return (header, body) if binary else header
-
-    def chunk(self, ack: bool = True) -> dict:
-        """Waits for a whole chunk -> header of its last frame; `ack`: as shown."""
-        while (frame := self.expect("frame"))["index"] < frame["count"] - 1:
-            pass
-        if ack:
-            self.say({"kind": "ack", "chunk": frame["chunk"]})
-        return frame
-
-    def quiet(self, seconds: float) -> bool:
-        """Whether nothing comes for a while."""
-        try:
-            self.hear(seconds)
-        except TimeoutError:
-            return True
-        return False
-
-    def close(self) -> None:
-        self.open.close()
-        self.http.close()
-
-
-def wait_for(condition: Callable[[], object], what: str, seconds: float = 10) -> None:
-    """Until `condition` holds; fails with `what` otherwise."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {seconds} s in vain: {what}; {at_work()}"
-        time.sleep(0.01)
-
-
-def at_work() -> str:
-    """Where each thread is, for a test that has waited in vain."""
-    stacks = ("".join(traceback.format_stack(frame)[-3:]) for frame in sys._current_frames().values())
-    return "\n---\n".join(["the threads are at", *stacks])
-
-
-def open_site(engine: Engine, paste: Paste | None = None, limit: int = 2) -> Site:
-    demo, live = app.build(engine, app.read_examples(app.EXAMPLES), limit)
-    return Site(app.serve(demo, live), demo, live, paste)
 
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory) -> Iterator[Path]:
     """Gradio's folder for files to serve."""
+    from motionstream.controls.depth import Learned
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("cache")))
         patch.delenv("GRADIO_SERVER_PORT", raising=False)
@@ -231,6 +41,8 @@ def cache(tmp_path_factory) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def shared_site(cache) -> Iterator[Site]:
+    from app_kit import Paste, fake_engine, open_site
+
     paste = Paste()
     site = open_site(fake_engine(paste), paste)
     yield site
@@ -240,9 +52,7 @@ def shared_site(cache) -> Iterator[Site]:
 @pytest.fixture
 def site(shared_site) -> Site:
     """The app with the stand-in model, without a running stream."""
-    live, paste = shared_site.live, shared_site.paste
-    wait_for(lambda: not len(live.sessions) and not paste.live, "the end of the last test's streams")
-    paste.__init__()
+    shared_site.make_ready()
     return shared_site
 
 
@@ -256,7 +66,9 @@ def visitor(site) -> Iterator[Visitor]:
 @pytest.fixture(scope="session")
 def student_site(cache) -> Iterator[Site]:
     """The app with the embedded student, at its smaller size."""
-    site = open_site(Engine(load_model("embedded"), Choice(min(PRESETS["embedded"].budgets))))
+    from app_kit import open_site, student_engine
+
+    site = open_site(student_engine())
     yield site
     site.demo.close()
 
@@ -281,8 +93,8 @@ def profile(chromium) -> Iterator:
         yield context
 
 
-@pytest.fixture
-def page(profile) -> Iterator:
+@contextmanager
+def watched(profile) -> Iterator:
     """A fresh page; what goes wrong in its scripts fails the test."""
     page, errors = profile.new_page(), []
     page.on("pageerror", lambda error: errors.append(str(error)))
@@ -290,3 +102,10 @@ def page(profile) -> Iterator:
     yield page
     page.close()
     assert not errors, errors
+
+
+@pytest.fixture
+def page(profile) -> Iterator:
+    """See `watched`."""
+    with watched(profile) as page:
+        yield page

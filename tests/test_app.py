@@ -25,7 +25,7 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from conftest import Paste, Site, Visitor, fake_engine, open_site, wait_for
+from app_kit import Paste, Site, Visitor, fake_engine, open_site, wait_for
 from PIL import Image
 from websockets.exceptions import ConnectionClosed
 
@@ -269,6 +269,19 @@ def test_start_after_a_lost_connection_waits_for_the_old_stream(site, visitor):
     while (frame := visitor.expect("frame"))["run"] != 2:
         pass  # the old stream's last chunk
     assert frame["frame"] == 0
+
+
+def test_what_a_page_that_comes_back_asks_for_waits_for_the_old_stream(site, visitor):
+    site.paste.seconds = 1.0
+    visitor.start()
+    visitor.chunk()
+    visitor.socket.close()
+    visitor.socket = visitor.connect()
+    assert "name" in visitor.expect("picture")
+    visitor.say(picture_file())
+    while (header := visitor.hear()[0])["kind"] != "picture":
+        assert header["kind"] != "error", header
+    assert "name" not in header and not site.paste.live
 
 
 def test_left_page_ends_a_paused_session(site, visitor):

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
-from conftest import Site, Visitor, wait_for
+from app_kit import Site, Visitor, wait_for
 from PIL import Image
 from playwright.sync_api import Page, expect
 from websockets.sync.client import connect
@@ -453,30 +453,30 @@ def test_files_in_and_out(page, site, tmp_path):
     expect(part(page, "message")).to_contain_text("no camera file")
 
 
-@pytest.mark.parametrize("chosen", ["keyframes", "dolly"])
-def test_the_path_outlives_a_lost_connection(page, site, tmp_path, chosen):
+def open_with_cameras(page: Page, site: Site, folder: Path) -> None:
+    """The tab, with a camera file chosen."""
     open_camera(page, site)
-    cameras = tmp_path / "cameras.json"
+    cameras = folder / "cameras.json"
     cameras.write_text(CAMERAS)
     part(page, "cameras-file").set_input_files(cameras)
     expect(part(page, "route")).to_have_value("keyframes")
-    part(page, "route").select_option(chosen)
-    seat = list(site.live._visitors.values())[-1].seats["camera"]
-    seat.close()
-    expect(part(page, "message")).to_contain_text("reconnecting")
-    in_state(page, "idle")
-    page.wait_for_timeout(500)
-    expect(part(page, "route")).to_have_value(chosen)
-    expect(part(page, "route").locator("[value=keyframes]")).to_have_text("Camera file, 2 keyframes")
+
+
+def test_the_path_outlives_a_lost_connection(page, site, tmp_path):
+    open_with_cameras(page, site, tmp_path)
+    for chosen in ("keyframes", "dolly"):
+        part(page, "route").select_option(chosen)
+        list(site.live._visitors.values())[-1].seats["camera"].close()
+        expect(part(page, "message")).to_contain_text("reconnecting")
+        in_state(page, "idle")
+        page.wait_for_timeout(500)
+        expect(part(page, "route")).to_have_value(chosen)
+        expect(part(page, "route").locator("[value=keyframes]")).to_have_text("Camera file, 2 keyframes")
 
 
 @pytest.mark.parametrize("chosen", ["keyframes", "dolly"])
 def test_a_page_that_is_loaded_anew_has_the_path_and_its_settings(page, site, tmp_path, chosen):
-    open_camera(page, site)
-    cameras = tmp_path / "cameras.json"
-    cameras.write_text(CAMERAS)
-    part(page, "cameras-file").set_input_files(cameras)
-    expect(part(page, "route")).to_have_value("keyframes")
+    open_with_cameras(page, site, tmp_path)
     part(page, "route").select_option(chosen)
     part(page, "speed").fill("0.5")
     page.locator(".ms:visible [data-ends=once]").click()
@@ -513,11 +513,14 @@ def test_keys_steer_after_the_path_was_chosen_with_the_pointer(page, site):
     expect(part(page, "route")).to_have_value("dolly")
 
 
-def test_two_fingers_have_a_handle_each(chromium, site):
+def test_two_fingers_have_a_handle_each_on_a_phone_that_stays_as_it_is(chromium, site):
     with chromium.new_context(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True) as context:
         page = context.new_page()
         open_camera(page, site)
         part(page, "picture").scroll_into_view_if_needed()
+        for name in ("prompt", "route", "method"):
+            size = part(page, name).evaluate("element => parseFloat(getComputedStyle(element).fontSize)")
+            assert size >= 16  # pixels; below, iPhones zoom in on what is typed or chosen
         view, touch = list(site.live._visitors.values())[-1].seats["camera"].own, context.new_cdp_session(page)
         planes = view.planes
         assert (planes.left, planes.top, planes.right) == (0, 0, 1)  # so the handles are at the picture's edge
@@ -578,12 +581,3 @@ def test_the_sticks_keep_clear_of_each_other_on_a_narrow_picture(chromium, site,
         for name in ("stick-move", "stick-look"):  # within reach all over, also beside the picture
             part(page, name).tap()
         page.close()
-
-
-def test_a_phone_does_not_zoom_in_on_what_is_typed_or_chosen(chromium, site):
-    with chromium.new_context(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True) as context:
-        page = context.new_page()
-        open_camera(page, site)
-        for name in ("prompt", "route", "method"):
-            size = part(page, name).evaluate("element => parseFloat(getComputedStyle(element).fontSize)")
-            assert size >= 16  # pixels; below, iPhones do

@@ -3,7 +3,7 @@
 import socket
 
 import pytest
-from conftest import wait_for
+from app_kit import wait_for
 from websockets.exceptions import ConnectionClosed
 
 from motionstream.ui.live import MAX_WAITING, MAX_WAITING_BYTES, SUBPROTOCOL, UNKNOWN_VISITOR

@@ -174,8 +174,7 @@ class Seat:
         """Stops the running stream, if any, and waits for its end."""
         if self.streaming:
             self.stop(reason)
-            if self._place.acquire(timeout=ENDING_SECONDS):
-                self._place.release()
+            self._await_end()
 
     def close(self) -> None:
         """The visitor has left: ends the stream and the socket."""
@@ -232,11 +231,23 @@ class Seat:
         with self._answering():
             data = message["bytes"] if message.get("bytes") is not None else decode_message(message["text"])
             if isinstance(data, bytes) or data.get("kind") in self._tab.commands:
-                await run_in_threadpool(self._tab.receive, self, data)
+                await run_in_threadpool(self._receive, data)
             else:
                 self._note(data)
                 if not self._is_late(data):
                     self._sessions.send(self, data)
+
+    def _receive(self, message: dict | bytes) -> None:
+        """One of the tab's messages. Where the last stream was told to stop, as by a page that is loaded anew, its end
+        is waited for: this page knows of no stream."""
+        if self._stopping:
+            self._await_end()
+        self._tab.receive(self, message)
+
+    def _await_end(self) -> None:
+        """Waits for the end of a stream that was told to stop, if there is one."""
+        if self._place.acquire(timeout=ENDING_SECONDS):
+            self._place.release()
 
     @contextmanager
     def _answering(self) -> Iterator[None]:

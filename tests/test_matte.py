@@ -50,7 +50,7 @@ def moved(photo):
         np.zeros((1, 2, ROWS, COLUMNS), np.float32),
         np.ones((1, ROWS, COLUMNS), np.float32),
         cells=np.stack([THING, THING]).astype(np.float32),
-        things=THING,
+        things=THING[None],
         anchors=np.zeros((0, 2), np.float32),
     )
 
@@ -245,6 +245,16 @@ def test_what_is_open_to_a_side_is_no_hole():
     at_the_edge[:20, :20] = 0
     np.testing.assert_array_equal(whole(at_the_edge, np.ones((24, 40), np.float32)), at_the_edge)
     assert (whole(np.ones((8, 8), np.float32), np.ones((2, 2), np.float32)) == 1).all()
+
+
+def test_specks_that_are_no_part_of_a_thing_are_clear():
+    opaque, front = np.zeros((96, 160), np.float32), np.zeros((24, 40), np.float32)
+    opaque[16:80, 20:100], front[4:20, 5:20] = 1, 1  # to the right of what the prior sees, it goes on
+    opaque[30:36, 103:110] = opaque[50:60, 130:150] = 1  # beside it, and far away
+    found = whole(cv2.GaussianBlur(opaque, (0, 0), 0.8), front)
+    opaque[:, 101:] = 0
+    assert np.abs(found - opaque)[:, 106:].max() == 0
+    np.testing.assert_array_equal(found[:, :99], cv2.GaussianBlur(opaque, (0, 0), 0.8)[:, :99])
 
 
 def test_the_matte_fills_holes(photo):

@@ -16,13 +16,14 @@ from motionstream.model.elastic import pulled
 from motionstream.model.grids import ALIKE, GRID, idling, straddling
 from motionstream.model.limbs import borne, limbs, with_rims
 from motionstream.model.motion_prior import Cells, Grips, MotionPrior, as_seen
-from motionstream.model.pieces import connect, numbered, pieces, undivided
+from motionstream.model.pieces import attached, connect, numbered, pieces, together, undivided
 from motionstream.model.presets import PRESETS
 from motionstream.model.warping import (
     BEHIND,
     BESIDE,
     CELL,
     GOES,
+    HEM,
     MISSED,
     PARTS,
     SEEN,
@@ -44,6 +45,7 @@ from motionstream.model.warping import (
     splat,
     surely,
     whole,
+    with_hem,
     without_seams,
 )
 from motionstream.tracks import Tracks
@@ -485,6 +487,22 @@ def test_what_is_filled_behind_a_thing_stays_right_up_to_it():
     assert partly.any() and np.abs(shown[0] - ramp)[partly].max() < 0.25
 
 
+def test_what_a_thing_takes_along_does_not_tell_how_the_ground_behind_it_moves(prior, monkeypatch):
+    """The ground stays, also in what one sees through the thing's edges."""
+    size = rows, columns = HEIGHT // 2, WIDTH // 2
+    thing, motion = torch.zeros(size), torch.zeros(9, rows * columns, 2)
+    thing[8:16, 6:14] = 1
+    goes = F.max_pool2d(thing[None], 5, 1, 2)[0].flatten() > 0
+    motion[:, goes, 0] = torch.linspace(0, 16, 9)[:, None]
+    state = prior.start(image())
+    prior.motion(state, tracks(np.full((9, 1, 2), 20.0)))
+    state.front, state.outlines = thing.flatten(), outlines(torch.zeros(size))
+    monkeypatch.setattr(prior, "motion", lambda *given: motion)
+    moved = prior.step(state, tracks(np.full((9, 1, 2), 20.0)))
+    assert np.abs(moved.under[-1]).max() < 1 and moved.backward[-1][0].min() < -15
+    assert np.array_equal(moved.things[-1].flatten(), goes.numpy()) and moved.things[0].sum() == 64
+
+
 @pytest.mark.parametrize("taken, shows", [(12, 1), (22, 0.5625), (29, 0)])
 def test_ground_that_goes_along_leaves_itself_behind_unless_nearly_all_of_it_does(taken, shows):
     """Of a picture without any thing, of 32 columns of cells, the last ones go to the right: as many as are `taken`."""
@@ -830,6 +848,52 @@ def test_a_thing_that_nobody_holds_goes_as_a_whole_or_stays():
     assert np.array_equal(closer, number)
 
 
+def test_what_is_of_a_thing_goes_with_it_if_it_is_not_sure_to_stay():
+    size = HEIGHT // 2, WIDTH // 2
+    number, follows = np.zeros(size, int), np.full(size, 0.05, np.float32)
+    number[4:16, 4:16], number[4:16, 20:30] = 1, 2  # one that mostly goes, and one that mostly stays
+    follows[4:16, 4:16], follows[4:8, 20:30] = 0.9, 0.8
+    follows[4:6, 4:16] = follows[14:16, 20:30] = follows[20, 4:16] = 0.2  # hair; a foot; some of the background
+    follows[6, 4] = 0.01
+    shares = np.stack([1 - follows, follows / 4, 3 * follows / 4], 2)  # the second track is on another thing
+    weights = torch.from_numpy(shares).flatten(0, 1)
+    connected = weights.clone()
+    connected[(weights[:, 0] > 0.5), 1:], connected[(weights[:, 0] > 0.5), 0] = 0, 1
+    found = together(connected, weights, number, np.array([1, 2])).view(*size, 3).numpy()
+    hair = np.zeros(size, bool)
+    hair[4:6, 4:16] = True
+    assert (found[hair, 1] > 0.6).all() and not found[hair, 2].any()
+    assert found.sum(2) == pytest.approx(1, abs=1e-6)
+    assert np.array_equal(found[~hair], connected.view(*size, 3).numpy()[~hair])
+
+
+def test_crumbs_that_no_track_is_attached_to_stay():
+    size = rows, columns = HEIGHT // 2, WIDTH // 2
+    motion = np.zeros((2, *size, 2), np.float32)
+    motion[:, 8:16, 8:16] = motion[:, 17:19, 10:14] = motion[1, 4:6, 25:28] = [9, 0]  # a basket under it; a crumb
+    motion[:, 8:16, 16] = [0.5, 0]  # what is stretched
+    given, anchors = torch.from_numpy(motion).flatten(1, 2), torch.tensor([[22.0, 22.0], [60.0, 40.0]])
+    found = attached(given, anchors, rows).view(2, *size, 2).numpy()
+    assert not found[1, 4:6, 25:28].any()
+    motion[1, 4:6, 25:28] = 0
+    assert np.array_equal(found, motion)
+    assert torch.equal(attached(given, anchors[1:], rows), given)  # its track has left what it was on
+
+
+def test_a_hem_is_narrow_lies_beside_a_thing_and_goes_as_that_does():
+    things = np.zeros((40, 60), bool)
+    things[10:20, 10:20] = things[30:36, 40:50] = True  # one that goes, one that stays
+    motion = np.zeros((40, 60, 2), np.float32)
+    motion[8:22, 8:23] = [9, 3]
+    assert np.array_equal(with_hem(things, motion.reshape(-1, 2)), things | (motion[..., 0] > 0))
+    motion[8:22, 23 : 23 + 4 * HEM] = [9, 3]  # to this side it is wide
+    found = with_hem(things, motion.reshape(-1, 2))
+    assert found[8:22, 8:10].all() and not (found & ~things)[10:20, 24:].any()
+    motion[:] = 0
+    motion[10:20, 10:20], motion[9:21, 20:22], motion[30:36, 50:52] = [9, 3], [-9, 0], [9, 3]
+    assert np.array_equal(with_hem(things, motion.reshape(-1, 2)), things)
+
+
 def dragged_ground(reach: int, pins: tuple = ()) -> tuple[np.ndarray, ...]:
     """Motion [h, w, 2] of cells of which only a square goes, to the right by 12 pixels, before and after it has pulled
     what is around it; share [h, w] after it; things: bool [h, w], two of `reach` cells beside it."""
@@ -868,6 +932,18 @@ def test_a_thing_that_is_dragged_pulls_no_background_along():
     given = motion.flatten(1, 2), (motion[..., 0] / 12).flatten(1)
     anchors, moved = torch.tensor([[50.0, 40.0], [140.0, 70.0]]), torch.tensor([[[12.0, 0.0], [0.0, 0.0]]])
     for one, other in zip(pulled(*given, ~background, background, anchors, moved), given, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_the_hem_of_a_thing_pulls_no_background_along():
+    """Also where some other track lies on the background."""
+    motion = torch.zeros(1, 40, 80, 2)
+    motion[0, 16:24, 20:30] = torch.tensor([12.0, 0.0])
+    things = np.zeros((40, 80), bool)
+    things[18:22, 22:28] = True
+    given = motion.flatten(1, 2), (motion[..., 0] / 12).flatten(1)
+    anchors, moved = torch.tensor([[50.0, 40.0], [140.0, 70.0]]), torch.tensor([[[12.0, 0.0], [12.0, 0.0]]])
+    for one, other in zip(pulled(*given, things, ~things, anchors, moved), given, strict=True):
         assert torch.equal(one, other)
 
 
@@ -942,11 +1018,11 @@ def test_what_hangs_in_front_across_a_small_gap_is_of_one_piece():
     follows[10:30, 20:40] = True  # a balloon,
     basket, across = np.s_[34:40, 27:33], np.s_[34:40, 50:56]
     follows[basket] = follows[across] = True  # its basket, and one of another
-    for lies, together in ((0.9, True), (0.1, False)):
+    for lies, joined in ((0.9, True), (0.1, False)):
         front = np.full(follows.shape, lies)
         found = pieces(follows, front)[0]
         assert found[10:30, 20:40].min() == found[10:30, 20:40].max() > 0
-        assert (found[20, 30] == found[36, 30]) == together and found[36, 53] not in (0, found[20, 30])
+        assert (found[20, 30] == found[36, 30]) == joined and found[36, 53] not in (0, found[20, 30])
         assert not found[~follows].any()
 
 

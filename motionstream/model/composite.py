@@ -159,7 +159,7 @@ class Sharp:
         if moved.cells is not None and moved.cells is not self._cells:
             self._cells, self._filled = moved.cells, 0
             self.thing = matte.of(self.picture, moved.cells)
-            self.opaque = np.maximum(self.thing, told(self.thing, moved.anchors, *moved.things.shape))
+            self.opaque = np.maximum(self.thing, told(self.thing, moved.anchors, *moved.things.shape[1:]))
 
     def fill(self, behind: Completion | None) -> None:
         """Takes over what has been filled since."""
@@ -179,7 +179,7 @@ def _thirds(picture: np.ndarray) -> np.ndarray:
 def parted(moved: Moved, t: int) -> np.ndarray:
     """The cells of frame t, bool [h, w], in which things move otherwise than what lies behind them."""
     apart = np.square(moved.backward[t] - moved.under[t]).sum(0) > PARTS**2
-    edge = apart & showing(moved.things, moved.backward[t])
+    edge = apart & showing(moved.things[t], moved.backward[t])
     # Enlarged, motion reaches into the next cell.
     return cv2.dilate(edge.view(np.uint8), np.ones((3, 3), np.uint8)).view(bool)
 

@@ -5,7 +5,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from motionstream.model.warping import CELL, LITTLE, cells_of, nearest_cells, on_all_cores
+from motionstream.model.warping import CELL, LITTLE, cells_of, nearest_cells, on_all_cores, with_hem
 
 GOES = 0.5  # of how far a track goes: what goes farther does so by itself, and pulls
 STAYS = 0.1  # of how far the farthest goes: a track that goes no farther holds its place
@@ -31,7 +31,7 @@ def pulled(
     def frame(going: np.ndarray, share: np.ndarray, moved: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         far = np.hypot(*moved.T)
         most, stays = far[on].max(), np.zeros(rows * columns, bool)
-        by_itself = np.hypot(*going.T) / max(most, LITTLE) * background.ravel()
+        by_itself = np.hypot(*going.T) / max(most, LITTLE) * (background & ~with_hem(things, going)).ravel()
         goes = by_itself > GOES
         if most < LITTLE or not goes.any():
             return going, share

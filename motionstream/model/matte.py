@@ -49,16 +49,21 @@ class Matte(ModelMixin, ConfigMixin):
 
 def whole(opaque: np.ndarray, front: np.ndarray) -> np.ndarray:
     """Opacities [H, W] without holes where the prior sees a thing: a part of it that looks like what is behind, as a
-    balloon's panels before the sky. front [h, w]: how far in front its cells lie; a ring's hole does not.
+    balloon's panels before the sky. And without specks beside it, of what is no thing: waves that look like a boat.
+    front [h, w]: how far in front its cells lie; a ring's hole does not, nor does a speck.
     """
+    around = np.ones((2 * RIM + 1, 2 * RIM + 1), np.uint8)
+    lies = (cv2.resize(front, opaque.shape[::-1], interpolation=cv2.INTER_LINEAR) > IN_FRONT).ravel()
     _, number, boxes, _ = cv2.connectedComponentsWithStats((opaque < 0.5).view(np.uint8), connectivity=4)
     left, top, width, height, area = boxes.T
     inside = (left > 0) & (top > 0) & (left + width < opaque.shape[1]) & (top + height < opaque.shape[0])
-    lies = cv2.resize(front, opaque.shape[::-1], interpolation=cv2.INTER_LINEAR) > IN_FRONT
-    hole = inside & (np.bincount(number.ravel(), lies.ravel(), len(area)) > area / 2)
+    hole = inside & (np.bincount(number.ravel(), lies, len(area)) > area / 2)
     hole[0] = False  # the number of what is opaque
-    filled = cv2.dilate(hole[number].view(np.uint8), np.ones((2 * RIM + 1, 2 * RIM + 1), np.uint8))
-    return np.where(filled > 0, np.float32(1), opaque)
+    filled = cv2.dilate(hole[number].view(np.uint8), around) > 0
+    number = cv2.connectedComponents((opaque >= 0.5).view(np.uint8))[1]
+    thing = np.bincount(number.ravel(), lies)[number] > 0
+    speck = cv2.dilate(((number > 0) & ~thing).view(np.uint8), around) > 0
+    return np.where(filled, np.float32(1), np.where(speck & ((number == 0) | ~thing), np.float32(0), opaque))
 
 
 def told(opaque: np.ndarray, anchors: np.ndarray, rows: int, columns: int) -> np.ndarray:

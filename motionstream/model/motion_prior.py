@@ -38,7 +38,7 @@ from motionstream.model.completion import Completion, ground, things_in_front
 from motionstream.model.elastic import pulled
 from motionstream.model.grids import idling, straddling
 from motionstream.model.limbs import borne, limbs, with_rims
-from motionstream.model.pieces import SURE, connect, numbered, undivided
+from motionstream.model.pieces import SURE, attached, connect, numbered, together, undivided
 from motionstream.model.unet import UNet
 from motionstream.model.warping import (
     BEHIND,
@@ -78,6 +78,7 @@ from motionstream.model.warping import (
     surely,
     tracked_cells,
     whole,
+    with_hem,
     without_seams,
 )
 from motionstream.tracks import Tracks
@@ -156,9 +157,9 @@ class Moved:
     picture: [1, 3, T, H, W] in [-1, 1]; confidence: [1, 1, T, H, W]; guessed: likewise, where it shows what may lie
     behind; beyond: likewise, where it is mirrored at the first frame's edges. backward: [T, 2, h, w], pixels, where the
     cells of each frame are to be found in the first one, and sure: [T, h, w], their confidence; under: as backward, of
-    what lies behind things; None where nothing has moved. behind, cells: see `PriorState`; things: bool [h, w], cells
-    of the first frame that go with a thing in front; anchors: [N, 2], pixels, where tracks start in it, but for those
-    beside a thing that are of a grid across its edge.
+    what lies behind things; None where nothing has moved. behind, cells: see `PriorState`; things: bool [T, h, w],
+    cells of the first frame that go with a thing in front, see `with_hem`; anchors: [N, 2], pixels, where tracks start
+    in it, but for those beside a thing that are of a grid across its edge.
     """
 
     picture: Tensor
@@ -192,8 +193,8 @@ def in_motion(
 ) -> tuple[np.ndarray, ...]:
     """One frame of the first frame in motion: picture, confidence, guessed, beyond, backward, under, sure of `Moved`.
 
-    picture, plate, ground: see `PriorState`; things: see `Moved`; displacement [P, 2] pixels and front [h, w] of its
-    cells in this frame.
+    picture, plate, ground: see `PriorState`; things [h, w]: of `Moved`; displacement [P, 2] pixels and front [h, w] of
+    its cells in this frame.
 
     Where much of the picture stays, so does the ground: what goes along of it leaves itself behind.
     """
@@ -400,15 +401,15 @@ class MotionPrior(ModelMixin, ConfigMixin):
 
         def frame(moved: np.ndarray, points: np.ndarray, visible: np.ndarray) -> tuple[np.ndarray, ...]:
             shown = on_top(moved, points, points - anchors, visible, height, width)
-            now = front + SEEN * moving * shown.reshape(front.shape)
-            return in_motion(state.picture, state.plate, state.ground, things, moved, now)
+            now, taken = front + SEEN * moving * shown.reshape(front.shape), with_hem(things, moved)
+            return *in_motion(state.picture, state.plate, state.ground, taken, moved, now), taken
 
         frames = on_all_cores(frame, displacement.numpy(), tracks.points[:, placed], tracks.visible[:, placed])
-        *shown, backward, under, sure = (np.stack(part) for part in zip(*frames, strict=True))
+        *shown, backward, under, sure, taken = (np.stack(part) for part in zip(*frames, strict=True))
         parts = (torch.from_numpy(part).view(tracks.T, -1, height, width).movedim(1, 0)[None] for part in shown)
         beside = np.isin(np.arange(len(state.ids)), state.pairs[0].numpy())
         telling = np.array([place.numpy() for place in state.anchors.values()]).reshape(-1, 2)[~beside]
-        return Moved(*parts, backward, under, sure, state.behind, state.cells, things, telling)
+        return Moved(*parts, backward, under, sure, state.behind, state.cells, taken, telling)
 
     def _uncover(self, state: PriorState, displacement: Tensor) -> None:
         """Guesses what one sees behind things that have left."""
@@ -483,6 +484,7 @@ class MotionPrior(ModelMixin, ConfigMixin):
         motion, share = borne(settle(going, *state.outlines), share, state.bearer, rows)
         motion = whole(motion, going, state.solid, *state.outlines[1:])
         if not state.dense:
+            motion = attached(motion, anchors, rows)
             motion, share = pulled(motion, share, state.things, state.background, anchors, moved)
         return meet(motion, share, anchors, moved, counted, rows)
 
@@ -563,6 +565,8 @@ class MotionPrior(ModelMixin, ConfigMixin):
         if not state.dense:
             weights = undivided(weights, number, held)
         state.weights = connect(weights, seen[0], anchors, state.thin)
+        if not state.dense:
+            state.weights = together(state.weights, weights, number, held)
         state.solid = (seen[0] if state.thin is None else torch.maximum(seen[0], state.thin)).flatten() > IN_FRONT
         state.cells, state.outlines = seen.numpy(), outlines(seen[0])
         _, rim, foremost = (cells.numpy() for cells in state.outlines)

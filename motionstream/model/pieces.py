@@ -6,12 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from motionstream.model.warping import IN_FRONT, cells_of, nearest_cells
+from motionstream.model.warping import IN_FRONT, cells_of, nearest_cells, on_all_cores, parting
 
 FOLLOWS = 0.5  # share of a cell's motion that must come from tracks for the cell to be of a piece
 NECK = 2  # cells: what is no wider than twice these does not join a patch of background to a thing
 SURE = 0.8  # how far in front, in [0, 1], cells lie that are surely of one thing with those beside them
 EDGE = 3  # cells around these that are of the thing, too, if they lie in front
+WITH = 2.5  # log-odds by which a cell goes rather than stays where most of its thing goes
 GAP = 2  # cells: what lies in front is of one piece across gaps of up to twice these, as a basket that hangs on ropes
 
 
@@ -64,10 +65,39 @@ def undivided(weights: Tensor, number: np.ndarray, held: np.ndarray) -> Tensor:
     return weights
 
 
+def together(connected: Tensor, weights: Tensor, number: np.ndarray, held: np.ndarray) -> Tensor:
+    """The shares `connected`, see `connect`, of `weights`, where less is needed for a cell to go if it is of a thing of
+    which most goes: hair goes with the face, a rack with its car.
+
+    number, held: see `undivided`. Such a cell follows the tracks that hold its thing.
+    """
+    of, holds = torch.from_numpy(number).flatten(), torch.from_numpy(held)
+    most = torch.bincount(of, 1 - connected[:, 0]) > FOLLOWS * torch.bincount(of)
+    goes = torch.sigmoid(WITH - torch.logit(weights[:, 0], 1e-6))
+    follow = weights[:, 1:] * (of[:, None] == holds)
+    total, left = follow.sum(1), (of > 0) & most[of] & (connected[:, 0] > FOLLOWS) & (goes > FOLLOWS)
+    follow = goes[:, None] * follow / total.clamp_min(1e-12)[:, None]
+    return torch.where((left & (total > 0))[:, None], torch.cat([1 - goes[:, None], follow], 1), connected)
+
+
 def across_gaps(cells: np.ndarray) -> np.ndarray:
     """The cells, bool [h, w], and the gaps between them."""
     over = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * GAP + 1, 2 * GAP + 1))
     return cv2.morphologyEx(cells.view(np.uint8), cv2.MORPH_CLOSE, over).view(bool)
+
+
+def attached(motion: Tensor, anchors: Tensor, rows: int) -> Tensor:
+    """Motion [T, P, 2] of `rows` rows of cells, pixels, where what goes without being connected to a track that goes
+    stays: crumbs of the background that would fly along with a thing. anchors [N, 2], pixels."""
+    cell = cells_of(anchors, rows, motion.shape[1] // rows)
+
+    def frame(going: np.ndarray) -> np.ndarray:
+        goes = (np.hypot(*going.T) > parting(going)).reshape(rows, -1)
+        number = cv2.connectedComponents(across_gaps(goes).view(np.uint8))[1].ravel()
+        crumb = ~np.isin(number, number[cell]) & (number > 0)
+        return going if crumb[number > 0].all() else np.where(crumb[:, None], 0, going)
+
+    return torch.from_numpy(np.stack(on_all_cores(frame, motion.numpy())))
 
 
 def pieces(follows: np.ndarray, front: np.ndarray) -> np.ndarray:

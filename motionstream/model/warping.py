@@ -24,6 +24,7 @@ AROUND = 32  # pixels from a hole within which there should be something of what
 SEAM = 2  # pixels along a hole that show the edge of what has left it, and so belong to the hole
 RIM = 3  # pixels along a hole whose colours are mixed with those of what has left it
 PARTS = 2.0  # pixels by which motions differ, at the least, where things part
+HEM = 4  # cells to either side of a thing that it takes along of its surroundings, at the most
 PART = 0.3  # share of what moves farthest that does, where all moves little
 ABRUPT = 0.5  # share of a change of motion within five cells that is one step, where things part
 FINEST = 4  # times two to a side, at the most, that cells are laid out finer
@@ -365,6 +366,20 @@ def showing(things: np.ndarray, flow: np.ndarray) -> np.ndarray:
     """
     places = in_the_first_frame(flow / CELL)
     return cv2.remap(things.astype(np.float32), *places, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE) > 0
+
+
+def with_hem(things: np.ndarray, displacement: np.ndarray) -> np.ndarray:
+    """The cells of things, bool [h, w], and those beside them that they take along: a narrow hem, which does not tell
+    how what lies behind moves, as wide background does that goes. displacement [P, 2], pixels."""
+    goes = (np.square(displacement).sum(1) > PARTS**2).reshape(things.shape)
+    taken, things_go = goes & ~things, goes & things
+    if not (taken.any() and things_go.any()):
+        return things
+    far, nearest = nearest_cells(things_go)
+    like = np.square(displacement - displacement[nearest.ravel()]).sum(1).reshape(things.shape) < PARTS**2
+    narrow = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * HEM + 1, 2 * HEM + 1))
+    wide = cv2.morphologyEx(taken.view(np.uint8), cv2.MORPH_OPEN, narrow) > 0
+    return things | taken & like & (far <= HEM) & ~wide
 
 
 def beneath(flow: np.ndarray, tells: np.ndarray, things: np.ndarray) -> np.ndarray:

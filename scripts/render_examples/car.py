@@ -110,7 +110,7 @@ def coat(points, normals, material):
     )
     colour = np.where((material == CHROME)[:, None] | (trim > 0.5)[:, None], p.rgb("#c9c9c9"), colour)
     strap = np.minimum(np.abs(x + 0.38), np.abs(x - 0.08)) < 0.045
-    leather = np.where(strap[:, None], p.rgb("#3d2110"), p.rgb("#9a5a2a"))
+    leather = np.where(strap[:, None], p.rgb("#b98a4a"), p.rgb("#23457f"))
     colour = np.where((material == LEATHER)[:, None], leather, colour)
     mirror = np.select([glass, material == CHROME, trim > 0.5, material == PAINT], [0.55, 0.85, 0.8, 0.22], 0.05)
     return colour.astype(np.float32), mirror.astype(np.float32)

@@ -484,7 +484,7 @@ class MotionPrior(ModelMixin, ConfigMixin):
         motion, share = borne(settle(going, *state.outlines), share, state.bearer, rows)
         motion = whole(motion, going, state.solid, *state.outlines[1:])
         if not state.dense:
-            motion = attached(motion, anchors, rows)
+            motion = attached(motion, anchors, state.solid, rows)
             motion, share = pulled(motion, share, state.things, state.background, anchors, moved)
         return meet(motion, share, anchors, moved, counted, rows)
 

@@ -13,6 +13,7 @@ NECK = 2  # cells: what is no wider than twice these does not join a patch of ba
 SURE = 0.8  # how far in front, in [0, 1], cells lie that are surely of one thing with those beside them
 EDGE = 3  # cells around these that are of the thing, too, if they lie in front
 WITH = 2.5  # log-odds by which a cell goes rather than stays where most of its thing goes
+SPECK = 6  # cells, fewer of which are no piece of anything
 GAP = 2  # cells: what lies in front is of one piece across gaps of up to twice these, as a basket that hangs on ropes
 
 
@@ -86,16 +87,20 @@ def across_gaps(cells: np.ndarray) -> np.ndarray:
     return cv2.morphologyEx(cells.view(np.uint8), cv2.MORPH_CLOSE, over).view(bool)
 
 
-def attached(motion: Tensor, anchors: Tensor, rows: int) -> Tensor:
+def attached(motion: Tensor, anchors: Tensor, solid: Tensor, rows: int) -> Tensor:
     """Motion [T, P, 2] of `rows` rows of cells, pixels, where what goes without being connected to a track that goes
-    stays: crumbs of the background that would fly along with a thing. anchors [N, 2], pixels."""
-    cell = cells_of(anchors, rows, motion.shape[1] // rows)
+    stays: crumbs of the background that would fly along with a thing. anchors [N, 2], pixels; solid: bool [P], what is
+    of one piece across gaps, as in `pieces`, if it is no speck."""
+    cell, solid = cells_of(anchors, rows, motion.shape[1] // rows), solid.view(rows, -1).numpy()
 
     def frame(going: np.ndarray) -> np.ndarray:
         goes = (np.hypot(*going.T) > parting(going)).reshape(rows, -1)
-        number = cv2.connectedComponents(across_gaps(goes).view(np.uint8))[1].ravel()
-        crumb = ~np.isin(number, number[cell]) & (number > 0)
-        return going if crumb[number > 0].all() else np.where(crumb[:, None], 0, going)
+        _, own, boxes, _ = cv2.connectedComponentsWithStats(goes.view(np.uint8))
+        speck = (boxes[own, cv2.CC_STAT_AREA] < SPECK) & ~np.isin(own, own.ravel()[cell])
+        goes &= ~speck
+        number = cv2.connectedComponents((across_gaps(goes & solid) | goes).view(np.uint8))[1]
+        crumb = ~np.isin(number, number.ravel()[cell]) & goes
+        return going if (crumb == goes).all() else np.where((crumb | speck).reshape(-1, 1), 0, going)
 
     return torch.from_numpy(np.stack(on_all_cores(frame, motion.numpy())))
 

@@ -466,6 +466,24 @@ def test_beside_what_moves_the_background_is_put_behind_and_not_brought_to_the_f
     assert (last[thing] > 1 + 0.99 * SEEN).sum() > 20  # what the track shows
 
 
+def test_what_a_thing_has_left_behind_is_no_rim_of_it_when_it_is_dragged_again(prior, monkeypatch):
+    rows, columns = HEIGHT // 2, WIDTH // 2
+    front = torch.zeros(rows, columns)
+    front[8:16, 10:20] = 1
+    weights = torch.stack([1 - front, front], 2).flatten(0, 1)
+    looks = weights, torch.stack([front, front]), torch.arange(rows * columns), torch.ones(1, 1, dtype=torch.bool)
+    monkeypatch.setattr(prior, "look", lambda *given: looks)
+    state, anchors = prior.start(image()), torch.tensor([[30.0, 24.0]])
+    prior._look_anew(state, anchors)
+    rim = state.outlines[1]
+    assert rim[12, 20] and rim[12, 9] and not rim[front > 0].any()
+    came = front > 0
+    came[:, :10] |= rim[:, :10]  # the rim to the left came along, the others were left behind
+    state.base[came.flatten()] = torch.tensor([9.0, 0.0])
+    prior._look_anew(state, anchors)
+    assert torch.equal(state.outlines[1], rim & came) and (rim & came).any()
+
+
 def test_what_is_filled_behind_a_thing_stays_right_up_to_it():
     """The picture brightens from left to right; so does what lies behind a thing that moves right, with its rim."""
     rows, columns = HEIGHT // 2, WIDTH // 2

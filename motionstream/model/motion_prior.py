@@ -568,8 +568,11 @@ class MotionPrior(ModelMixin, ConfigMixin):
         if not state.dense:
             state.weights = together(state.weights, weights, number, held)
         state.solid = (seen[0] if state.thin is None else torch.maximum(seen[0], state.thin)).flatten() > IN_FRONT
-        state.cells, state.outlines = seen.numpy(), outlines(seen[0])
-        _, rim, foremost = (cells.numpy() for cells in state.outlines)
+        outline, rim, foremost = outlines(seen[0])
+        # What a thing has left behind is no rim of it any more.
+        rim &= ((state.base - state.base[foremost]).norm(dim=1) < PARTS).view(rim.shape)
+        state.cells, state.outlines = seen.numpy(), (outline, rim, foremost)
+        rim, foremost = rim.numpy(), foremost.numpy()
         state.things = number > 0
         state.background = ~(state.things | rim & state.things.ravel()[foremost].reshape(rim.shape))
         state.pairs = straddling(anchors, torch.stack([*state.firsts.values(), torch.zeros(2)])[:-1], seen[0])

@@ -11,6 +11,7 @@ from motionstream.model.completion import (
     RIM,
     SQUARE,
     THIN,
+    TINT,
     Completion,
     Hole,
     complete,
@@ -213,7 +214,28 @@ def test_background_that_goes_uncovers_what_lies_behind_a_thing_that_stays():
     found = Completion.empty(H, W)
     assert found.uncover(picture, front, moved)
     assert np.array_equal(found.things, box()) and found.filled[box(left=42)].all()
-    assert not Completion.empty(H, W).uncover(picture, front, moved, past=False)
+    assert not Completion.empty(H, W).uncover(picture, front, moved, dense=True)  # what goes past may be a part of it
+
+
+def test_what_goes_along_with_the_background_has_not_left_under_a_moving_camera():
+    front, moved = np.where(box(), 0.9, 0.1).astype(np.float32), np.zeros((2, H, W, 2), np.float32)
+    picture = cv2.resize(stripes(), None, fx=2, fy=2).astype(np.uint8)
+    moved[1] = 2.0 * 8, 0.0
+    assert not Completion.empty(H, W).uncover(picture, front, moved, dense=True)
+    assert Completion.empty(H, W).uncover(picture, front, moved)  # few tracks: a part of the ground may have gone along
+    moved[1, ..., 0] += 2.0 * 8 * front.round()
+    found = Completion.empty(H, W)
+    assert found.uncover(picture, front, moved, dense=True) and np.array_equal(found.things, box())
+
+
+def test_colours_of_copies_do_not_add_up():
+    """Of letters, which are bright where a copy's surroundings are and dark where it is wanted, or the reverse."""
+    rng = np.random.default_rng(3)
+    cells = np.float32(rng.random((H, W, 3)) < 0.5) * 255
+    hole = box(4, 56, 0, 60)
+    found, _ = filled(cells, hole)
+    assert found.filled.sum() > 0.9 * hole.sum() and np.abs(found.colour).max() == TINT
+    assert (np.abs(found.colour) == TINT).mean() < 0.1
 
 
 def test_where_nothing_fits_nothing_is_filled():

@@ -30,6 +30,7 @@ from motionstream.model.warping import (
     behind,
     between,
     cell_centres,
+    cells_of,
     close_gaps,
     decided_motion,
     enlarged_motion,
@@ -464,6 +465,91 @@ def test_beside_what_moves_the_background_is_put_behind_and_not_brought_to_the_f
     last = torch.from_numpy(seen[-1]).float().flatten()
     torch.testing.assert_close(last[rim], state.front[rim])
     assert (last[thing] > 1 + 0.99 * SEEN).sum() > 20  # what the track shows
+
+
+def drifting(count: int, from_frame: int, frames: int = 8) -> np.ndarray:
+    """Paths [frames, count, 2] of a tracker's tracks: all go to the right, and a little apart."""
+    rng = np.random.default_rng(count)
+    starts, own = rng.uniform(4, 28, (count, 2)), rng.uniform(0.2, 0.6, (count, 1)) * [1, 0]
+    return np.float32(starts + own * np.arange(from_frame, from_frame + frames)[:, None, None])
+
+
+def test_a_trackers_tracks_make_up_for_what_was_missed_and_things_are_what_was_first_seen(prior, monkeypatch):
+    def led(state, count, begin):
+        nonlocal thing
+        thing = seeing_a_thing(prior, monkeypatch, [20.0] * (count + 1))
+        prior.motion(state, tracks(drifting(30, begin)[:, :count], ids=range(count)))
+        state.latest[:] = 0  # nothing has moved, whatever the tracks say
+
+    thing, clips, hands = None, prior.start(image()), prior.start(image())
+    led(clips, 30, 0)
+    led(hands, 2, 0)
+    assert clips.tracked and not hands.tracked and np.array_equal(clips.number > 0, thing)
+    number = clips.number
+    monkeypatch.setattr(motion_prior, "numbered", lambda *given: 1 - number)
+    led(clips, 20, 8)
+    led(hands, 1, 8)
+    assert clips.number is number and np.array_equal(hands.number, 1 - number)
+    assert clips.tracked and not clips.held.any()
+    torch.testing.assert_close(hands.held, torch.tensor((drifting(30, 7)[0] - drifting(30, 0)[0])[:1]))
+
+
+def test_under_a_moving_camera_what_goes_along_with_the_background_uncovers_nothing(prior, monkeypatch):
+    places = torch.cartesian_prod(torch.arange(2, WIDTH, 4.0), torch.arange(2, HEIGHT, 4.0)).numpy()
+    seeing_a_thing(prior, monkeypatch, [20.0] * (len(places) + 1))
+    state = prior.start(image())
+    prior.step(state, tracks(places + np.arange(8)[:, None, None] * np.float32([2, 0])))
+    assert state.dense and not state.behind.filled.any()
+
+
+def test_a_new_track_beside_a_thing_that_has_moved_is_attached_to_what_is_behind(prior, monkeypatch):
+    thing = seeing_a_thing(prior, monkeypatch, [20.0] * 31).flatten()
+    state = prior.start(image())
+    prior.motion(state, tracks(drifting(30, 0)))
+    state.latest = torch.where(thing[:, None], torch.tensor([12.0, 0.0]), torch.zeros(2))
+    uncovered, on = [29.0, 32.0], [40.0, 32.0]  # where it was, and where it is
+    seeing_a_thing(prior, monkeypatch, [20.0] * 3)
+    prior.motion(state, tracks(np.float32([[uncovered, on]]).repeat(8, 0), ids=[70, 71]))
+    cells = cells_of(torch.stack([state.anchors[70], state.anchors[71]]), HEIGHT // 2, WIDTH // 2)
+    assert thing[cells].tolist() == [False, True]
+    torch.testing.assert_close(state.anchors[70] + state.held[0], torch.tensor(uncovered))
+    torch.testing.assert_close(state.anchors[71] + state.held[1], torch.tensor(on))
+
+
+def test_a_picture_is_seen_again_when_tracks_of_the_first_set_are_put_back(prior, monkeypatch):
+    def looks(strays: bool) -> list:
+        seeing_a_thing(prior, monkeypatch, [20.0] * 31)
+        features, seen, paths = prior.features, [], drifting(30, 0)
+        paths[:, :5] = [[[30, 30], [32, 32], [34, 30], [30, 36], [36, 36]]]  # on the thing, which stays
+        paths[:, 5] = np.float32([25.5, 25.5]) + np.arange(8)[:, None] * [3.0 * strays, 0]
+        paths[:, 6:, 0] += 3.0 * np.arange(8)[:, None]  # what is behind it goes
+        paths[:, 6:] += [0, -paths[0, 6:, 1].max() + 20]
+        monkeypatch.setattr(prior, "features", lambda *given: seen.append(given[1][0]) or features(*given))
+        state = prior.start(image())
+        prior.motion(state, tracks(paths))
+        assert torch.equal(torch.stack([*state.anchors.values()]), seen[-1][:30])
+        return seen
+
+    assert len(looks(False)) == 1
+    first, second = looks(True)
+    assert (first != second).any(1).nonzero().tolist() == [[5]]
+
+
+def test_cells_of_a_thing_follow_a_trackers_tracks_on_it_and_what_was_dense_stays_so(prior, monkeypatch):
+    rows, columns = HEIGHT // 2, WIDTH // 2
+    front = torch.zeros(rows, columns)
+    front[8:16, 10:20] = 1
+    weights = torch.tensor([0.1, 0.7, 0.2]).expand(rows * columns, 3)  # of a track beside it, and one on it
+    looks = weights, torch.stack([front, front]), torch.arange(rows * columns), torch.ones(2, 2, dtype=torch.bool)
+    monkeypatch.setattr(prior, "look", lambda *given: looks)
+    for tracked in (False, True):
+        state, anchors = prior.start(image()), torch.tensor([[50.0, 24.0], [30.0, 24.0]])
+        state.tracked = state.dense = tracked
+        state.firsts = dict(enumerate(anchors))
+        prior._look_anew(state, anchors)
+        on = state.weights[front.flatten() > 0]
+        assert state.dense == tracked and bool((on[:, 1] == 0).all()) == tracked
+        torch.testing.assert_close(on.sum(1), torch.ones(len(on)))
 
 
 def test_what_a_thing_has_left_behind_is_no_rim_of_it_when_it_is_dragged_again(prior, monkeypatch):

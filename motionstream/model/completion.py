@@ -30,6 +30,7 @@ NEAR = 2.0  # squared difference of colours, of 255, that a cell of distance cou
 UPRIGHT = 12.0  # cells to the side that one up or down counts as much as: most pictures lie in layers
 SOFT = (2 * (SQUARE + RING) + 1,) * 2  # cells from which colours spread
 ROUNDS = 60  # in which colours settle: from then on they hardly change
+TINT = 60.0  # of 255, what is added to a copy's colours at the most: from copy to copy of letters, that would add up
 FADE = 5  # cells within which one copy fades into another
 BESIDE = np.array([[[-1, 0]], [[1, 0]], [[0, -1]], [[0, 1]]])
 
@@ -57,16 +58,19 @@ class Completion:
         seen = zeros[..., 0].copy()
         return cls(seen > 0, zeros[..., :2].astype(int), zeros, seen, seen > 0, seen > 0, [])
 
-    def uncover(self, picture: np.ndarray, front: np.ndarray, moved: np.ndarray, past: bool = True) -> bool:
+    def uncover(self, picture: np.ndarray, front: np.ndarray, moved: np.ndarray, dense: bool = False) -> bool:
         """Fills what one sees behind things that have left, each cell once; whether there was anything to fill.
 
         picture: uint8 [H, W, 3]; front: how far in front cells lie, [h, w] in [0, 1]; moved: how far they have, in each
-        frame of a chunk, pixels [T, h, w, 2]; past: whether a thing has also left where what lies behind goes past it.
+        frame of a chunk, pixels [T, h, w, 2]; dense: whether tracks are all over the picture. A thing has also left
+        where what lies behind goes past it; but where tracks are dense, that may be a part of it, and what goes along
+        with what lies behind, as under a moving camera, has not left.
         """
         things, far = things_in_front(front), np.linalg.norm(moved, axis=-1).max(0)
         source = ground(things, front.shape)
-        past = past and (far[source] > LEAVES).any()
-        apart = [np.maximum(far, far_from_behind(thing, moved)) if past else far for thing in things]
+        apart, of_both = [far] * len(things), np.minimum if dense else np.maximum
+        if (far[source] > LEAVES).any():
+            apart = [of_both(far, far_from_behind(thing, moved)) for thing in things]
         apart = [(thing, far, leaving_part(thing, far)) for thing, far in zip(things, apart, strict=True)]
         new = [leaves for leaves in apart if leaves[2].any() and self.things[leaves[2]].mean() < WHOLE]
         if new:
@@ -238,7 +242,7 @@ def complete(found: Completion, hole: Hole, cells: np.ndarray) -> None:
             hole.usable[window] &= ~piece  # it still shows the thing
             continue
         copied = picture[corner[0] : corner[0] + len(piece), corner[1] : corner[1] + piece.shape[1]]
-        colour = spread(now[window] - copied, ring)
+        colour = spread(now[window] - copied, ring).clip(-TINT, TINT)
         now[window][piece] = (copied + colour)[piece]
         found.filled[window][piece], found.colour[window][piece] = True, colour[piece]
         found.shift[window][piece] = corner[0] - window[0].start, corner[1] - window[1].start
@@ -270,7 +274,7 @@ def join(found: Completion, hole: Hole, new: np.ndarray) -> None:
     colours, here = hole.now.reshape(-1, 3), np.flatnonzero(new)
     for _ in range(ROUNDS):
         colours[here] = (colours[numbers].sum(0) + differ) / len(BESIDE)
-    found.colour[new] = hole.now[new] - copied
+    found.colour[new] = (hole.now[new] - copied).clip(-TINT, TINT)
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ from motionstream.model.elastic import pulled
 from motionstream.model.grids import idling, straddling
 from motionstream.model.limbs import borne, limbs, with_rims
 from motionstream.model.pieces import SURE, attached, connect, numbered, together, undivided
+from motionstream.model.tracked import each_by_itself, in_one_piece, of_the_background, own_tracks
 from motionstream.model.unet import UNet
 from motionstream.model.warping import (
     BEHIND,
@@ -118,6 +119,11 @@ def _cell_at(point: Tensor, displacement: Tensor, state: "PriorState") -> int:
     """Number of the cell that one sees at a point [2], pixels: of all that have come there [P, 2] the one in front."""
     away = (cell_centres(*state.size) + displacement - point).square().sum(1)
     return int((away - (0 if state.front is None else (away < 4 * CELL**2) * state.front * 4 * CELL**2)).argmin())
+
+
+def _stacked(places: dict[int, Tensor]) -> Tensor:
+    """Places [2] of tracks as one, [N, 2]."""
+    return torch.stack([*places.values(), torch.zeros(2)])[:-1]  # N may be 0
 
 
 def _cells(size: Sequence[int]) -> tuple[int, int]:
@@ -274,7 +280,9 @@ class PriorState:
     anchors: dict[int, Tensor] = field(default_factory=dict)  # id -> [2], its place in the first frame
     firsts: dict[int, Tensor] = field(default_factory=dict)  # id -> [2], its place where it was first seen
     pairs: Tensor | None = None  # [2, K]: see `straddling`
-    dense: bool = False  # whether tracks are all over the picture
+    dense: bool = False  # whether tracks are all over the picture, or were
+    tracked: bool = False  # whether they are a tracker's, or were: see `each_by_itself`
+    number: np.ndarray | None = None  # int [h, w]: see `numbered`; under a tracker's tracks, as first seen
     held: Tensor | None = None  # [N, 2] how far each track had come when the present set began
     newest: Tensor | None = None  # [N, 2] each track's newest known displacement on top of that
     weights: Tensor | None = None  # [P, 1 + N]
@@ -417,8 +425,7 @@ class MotionPrior(ModelMixin, ConfigMixin):
         picture = (127.5 * (state.image + 1)).round().byte().permute(1, 2, 0).numpy()
         state.behind = state.behind or Completion.empty(*front.shape)
         moved = displacement.unflatten(1, front.shape).numpy()
-        # Where tracks are dense, what seems to go past a thing may be a part of it.
-        filled = state.behind.uncover(picture, front, moved, past=not state.dense)
+        filled = state.behind.uncover(picture, front, moved, state.dense)
         if filled or state.plate is None:
             seen = cv2.resize(state.behind.seen, picture.shape[1::-1])
             state.plate = between(np.dstack([state.behind.of(picture).astype(np.float32) / 127.5 - 1, seen]))
@@ -466,6 +473,8 @@ class MotionPrior(ModelMixin, ConfigMixin):
                 here = frames == number
                 counted = visible if state.dense else told  # trackers do not see what is out of the frame
                 displacement[here] += self._led(state, leading, anchors, moved[here], counted[here])
+        if state.tracked:
+            displacement = in_one_piece(displacement, state.number)
         state.latest = displacement[-1].clone()
         return displacement
 
@@ -527,41 +536,58 @@ class MotionPrior(ModelMixin, ConfigMixin):
         state.base = state.latest
         reached = {} if state.held is None else dict(zip(state.ids, state.held + state.newest, strict=True))
         state.ids = tuple(tracks.ids.tolist())
-        moved, begun = bool(state.base.any()), {}
+        begun, known = {}, np.array([track in state.anchors for track in state.ids], bool)
         for n, track in enumerate(state.ids):
-            if track not in state.anchors:
+            if not known[n]:
                 first = points[int(visible[:, n].int().argmax()), n]
-                if not moved:
-                    begun[track], state.firsts[track], state.anchors[track] = torch.zeros(2), first, first
-                    continue
-                begun[track] = state.base[_cell_at(first, state.base, state)]
-                state.firsts[track] = first
-                state.anchors[track] = first - begun[track]
+                begun[track] = state.base[_cell_at(first, state.base, state)] if state.base.any() else torch.zeros(2)
+                state.firsts[track], state.anchors[track] = first, first - begun[track]
         state.anchors = {track: state.anchors[track] for track in state.ids}
         state.firsts = {track: state.firsts[track] for track in state.ids}
-        anchors = torch.stack([*state.anchors.values(), torch.zeros(2)])[:-1]  # N may be 0
-        self._look_anew(state, anchors)
+        state.tracked |= each_by_itself(tracks.points, tracks.visible)
+        if first_look := state.number is None:
+            self._look_anew(state, _stacked(state.anchors))
+        behind = self._put_back(state, tracks, known) if state.tracked else {}
+        begun |= behind
+        anchors = _stacked(state.anchors)
+        if behind or not first_look:
+            self._look_anew(state, anchors)
         base = state.base.T.unflatten(1, _cells(state.size))[None]
         state.held = at_points(base, anchors[None])[0]
-        # Exactly where it was grabbed, or has come to, so that nothing jumps, whatever the motion missed; but where
-        # tracks are dense, and come and go all the time, that is made up for.
+        # Exactly where it was grabbed, or has come to, so that nothing jumps, whatever the motion missed; but a
+        # tracker's come and go all the time, and with them that is made up for.
         for n, track in enumerate(state.ids):
             if track in begun:
                 state.held[n] = begun[track]
-            elif not state.dense:
+            elif not state.tracked:
                 state.held[n] = reached[track]
         state.newest = torch.zeros_like(state.held)
+
+    def _put_back(self, state: PriorState, tracks: Tracks, known: np.ndarray) -> dict[int, Tensor]:
+        """Attaches those of the new tracks to the background that are of it, see `of_the_background` -> how far they
+        had come from there [2], pixels. known: bool [N], those that are not new."""
+        centres, firsts, begun = cell_centres(*state.size), _stacked(state.firsts), {}
+        cells = cells_of(_stacked(state.anchors), *state.number.shape)
+        landed = (centres + state.base).numpy()
+        for n, cell in of_the_background(tracks, known, firsts.numpy(), cells, state.number, landed):
+            state.anchors[state.ids[n]] = centres[cell]
+            begun[state.ids[n]] = firsts[n] - centres[cell]
+        return begun
 
     def _look_anew(self, state: PriorState, anchors: Tensor) -> None:
         """What is seen, and goes along, under the tracks with these anchors [N, 2], pixels."""
         weights, seen, bearer, alike = self.look(state.sharp, anchors, state.size, state.thin)
         rows, columns = seen[0].shape
         tracked = tracked_cells(anchors.numpy(), rows, columns)
-        state.dense = bool(len(anchors)) and are_dense(nearest_cells(tracked)[0])
-        number = numbered(seen[0], state.thin)
+        state.dense = state.dense or bool(len(anchors)) and are_dense(nearest_cells(tracked)[0])
+        if state.number is None or not state.tracked:
+            state.number = numbered(seen[0], state.thin)
+        number = state.number
         held = number.ravel()[cells_of(anchors, rows, columns)]
         state.bodies = alike & torch.from_numpy((held == held[:, None]) & (held > 0))
         state.gripped = torch.from_numpy(np.isin(number, held[held > 0])).flatten()
+        if state.tracked:
+            weights = own_tracks(weights, number, held)
         if not state.dense:
             weights = undivided(weights, number, held)
         state.weights = connect(weights, seen[0], anchors, state.thin)

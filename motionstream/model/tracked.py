@@ -1,0 +1,154 @@
+"""What a tracker's tracks tell, as those of a clip: they come and go, and where one starts does not tell what it is of.
+
+A tracker's corners lie where a thing ends before what is behind it, and are of either. What comes into sight beside a
+thing that has moved starts where nothing of the first frame is. How they move tells (`strays`). And what is missed of
+their motion adds up over the chunks: things must not fall to pieces over it (`in_one_piece`).
+"""
+
+from collections.abc import Iterator
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from motionstream.model.warping import CELL, cell_numbers, on_all_cores
+from motionstream.tracks import Tracks
+
+NEIGHBOURS = 5  # tracks of a thing, and of the background, that tell how either moves
+UNSURE = 1.0  # pixels by which a track has to move less like the thing that it lies on
+LESS = 0.5  # of how it moves unlike the thing: how much unlike the background, at the most
+HOLE = 4.0  # pixels from a track to the nearest cell of the first frame, more than which it is on none
+WITHIN = 2  # cells: what is farther than these from where a thing ends is surely on it, or surely is not
+THING = 0.1, 0.05  # of a thing's size: how far parts stray, at the most, from how most of it moves, and go alike
+BACKGROUND = 0.2, 0.0  # the same: it is not of one piece, but lies near and far
+LEAST, MOST = 2.0, 4.0  # cells within which parts go alike
+ENOUGH = 500  # cells that tell how most of a thing moves
+ROUNDS = 6  # in which it is found how most of a thing moves
+RIDGE = 1e-3  # of what tells it: what that does not determine of turning and growing is none
+SMALL = 12  # cells, fewer of which do not tell
+MANY = 16  # motions
+STEP = 0.05  # pixels by which two of them differ
+OWN = 1e-4  # share of a cell's following that tracks of its own thing have, at the least: else it does not look like it
+
+
+def well_within(number: np.ndarray) -> np.ndarray:
+    """Which cells, bool [h, w], are surely of the thing, or of the background, that `number` [h, w] says."""
+    around, values = np.ones((2 * WITHIN + 1, 2 * WITHIN + 1), np.uint8), number.astype(np.float32)
+    return cv2.dilate(values, around) == cv2.erode(values, around)
+
+
+def each_by_itself(points: np.ndarray, visible: np.ndarray) -> bool:
+    """Whether tracks are a tracker's: many, and no two of them move alike, as those of a visitor's grid do. points
+    [T, N, 2], pixels, and visible [T, N]."""
+    seen = visible.any(0)
+    points, visible, tracks = points[:, seen], visible[:, seen], np.arange(seen.sum())
+    first, last = visible.argmax(0), len(visible) - 1 - visible[::-1].argmax(0)
+    steps = np.rint((points[last, tracks] - points[first, tracks]) / STEP)
+    return len(np.unique(steps, axis=0)) >= MANY
+
+
+def of_the_background(
+    tracks: Tracks, known: np.ndarray, firsts: np.ndarray, cells: np.ndarray, number: np.ndarray, landed: np.ndarray
+) -> Iterator[tuple[int, int]]:
+    """New tracks that seem to lie on a thing, but move as what is behind it, or begin where that has been uncovered:
+    which, and the cell of the background that is nearest.
+
+    known: bool [N], those that are not new; firsts [N, 2], where they began, pixels, and cells [N], of the first frame,
+    that seem to be there; number: see `pieces.numbered`; landed [P, 2]: where all cells are when new tracks begin.
+    """
+    held, background = number.ravel()[cells], np.flatnonzero(number.ravel() == 0)
+    tell = known if known.any() else well_within(number).ravel()[cells]
+    uncovered = (held > 0) & (np.linalg.norm(firsts - landed[cells], axis=1) > HOLE)
+    found = ~known & (strays(tracks.points, tracks.visible, held, ~known, tell) | uncovered)
+    for n in np.flatnonzero(found) if len(background) else ():
+        yield int(n), int(background[np.square(landed[background] - firsts[n]).sum(1).argmin()])
+
+
+def strays(
+    points: np.ndarray, visible: np.ndarray, held: np.ndarray, asked: np.ndarray, tell: np.ndarray
+) -> np.ndarray:
+    """Which of the tracks asked about, bool [N], lie on a thing and move as the background beside it does, not as it.
+
+    points [T, N, 2], pixels, and visible [T, N]; held [N]: number of the thing that each lies on, 0 of the background;
+    tell [N]: which are known to be of what they lie on. Of a thing of which none is nothing is known.
+    """
+    found = np.zeros(len(held), bool)
+    for thing in np.unique(held[asked & (held > 0)]):
+        on, own = np.flatnonzero(asked & (held == thing)), np.flatnonzero(tell & (held == thing))
+        behind = np.flatnonzero(tell & (held == 0))
+        if len(own) and len(behind):
+            like, unlike = (_unlike(points, visible, on, others) for others in (behind, own))
+            found[on] = like + UNSURE < LESS * unlike
+    return found
+
+
+def _unlike(points: np.ndarray, visible: np.ndarray, tracks: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """How much, in pixels, each of the tracks [K] moves unlike those nearest to it of others [M], the median [K];
+    nan where it is seen with none."""
+    first = visible[:, tracks].argmax(0)
+    away = np.linalg.norm(points[first, tracks][:, None] - points[first][:, others], axis=2)  # [K, M]
+    away = np.where(visible[first][:, others], away, np.inf)
+    nearest = others[away.argsort(1)[:, :NEIGHBOURS]]  # [K, n]
+    both = visible[:, tracks, None] & visible[:, nearest]  # [T, K, n]
+    off = points[:, tracks, None] - points[:, nearest]
+    off = np.where(both[..., None], off - off[first, np.arange(len(tracks))], 0)
+    unlike = np.linalg.norm(off, axis=3).max(0)
+    seen = both.sum(0) > 1
+    return np.ma.median(np.ma.array(unlike, mask=~seen), axis=1).filled(np.nan)
+
+
+def own_tracks(weights: Tensor, number: np.ndarray, held: np.ndarray) -> Tensor:
+    """Shares [P, 1 + N] of staying and of following each track, where cells of a thing that tracks hold follow these.
+
+    number [h, w] of the thing that each cell is of, see `pieces.numbered`; held: as `strays` takes it.
+    """
+    of = torch.from_numpy(number).flatten()
+    kept = weights[:, 1:] * (of[:, None] == torch.from_numpy(held))
+    total, before = kept.sum(1, keepdim=True), weights[:, 1:].sum(1, keepdim=True)
+    kept = kept * before / total.clamp_min(1e-12)
+    takes = (of[:, None] > 0) & (total > OWN * before)
+    return torch.cat([weights[:, :1], torch.where(takes, kept, weights[:, 1:])], 1)
+
+
+def in_one_piece(displacement: Tensor, number: np.ndarray) -> Tensor:
+    """Displacement [T, P, 2] of cells, pixels, where things, and the background, bend, but are not torn.
+
+    What strays far from the affine motion of most of a thing goes as what is around it, and parts that are near go
+    alike. number [h, w]: of the thing that each cell is of, see `pieces.numbered`.
+    """
+    places = cell_numbers(*number.shape)
+    groups = [np.flatnonzero(number.ravel() == thing) for thing in range(number.max() + 1)]
+    groups = [cells for cells in groups if len(cells) >= SMALL]
+    pieces = [(cells, *(THING if number.flat[cells[0]] else BACKGROUND)) for cells in groups]
+
+    def frame(moved: np.ndarray) -> np.ndarray:
+        moved = moved.copy()
+        for cells, limit, spread in pieces:
+            moved[cells] = _bent(moved[cells], places[:, cells], limit, spread)
+        return moved
+
+    return torch.from_numpy(np.stack(on_all_cores(frame, displacement.numpy())))
+
+
+def _bent(moved: np.ndarray, places: np.ndarray, limit: float, spread: float) -> np.ndarray:
+    """Motion [K, 2] of the cells of one thing, at places [2, K], where none strays further than `limit` of its size,
+    and those within `spread` of that go alike."""
+    some, side = slice(None, None, max(1, len(moved) // ENOUGH)), len(moved) ** 0.5
+    middle, most = np.median(moved[some], axis=0), limit * CELL * side
+    basis = np.vstack([np.ones(len(moved)), (places - places.mean(1, keepdims=True)) / side])
+    told, gone = basis[:, some], moved[some].astype(np.float64) - middle
+    stiff, rest = RIDGE * len(gone) * np.diag([0.0, 1.0, 1.0]), gone
+    for _ in range(ROUNDS):  # least squares in which what strays counts less and less
+        counts = told / (1 + np.square(rest).sum(1) / (most / 2) ** 2)
+        affine = np.linalg.solve(counts @ told.T + stiff, counts @ gone)
+        rest = gone - told.T @ affine
+    rest = np.float32(moved - middle - basis.T @ affine)
+    keeps = np.square(rest).sum(1) < most**2
+    low = places.min(1).astype(int)
+    column, row = places.astype(int) - low[:, None]
+    plane = np.zeros((row.max() + 1, column.max() + 1, 3), np.float32)
+    plane[row, column] = np.column_stack([rest, np.ones(len(rest))]) * keeps[:, None]
+    sums = cv2.GaussianBlur(plane, (0, 0), np.clip(spread * side, LEAST, MOST), borderType=cv2.BORDER_CONSTANT)
+    sums = sums[row, column]
+    return moved - rest + sums[:, :2] / np.maximum(sums[:, 2:], 1e-3)

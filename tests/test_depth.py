@@ -7,6 +7,7 @@ import sys
 import zlib
 from fractions import Fraction
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 from types import ModuleType
 
 import av
@@ -39,6 +40,9 @@ from motionstream.controls.paths import rigid
 from motionstream.controls.pinhole import Camera, Surface, pixel_grid
 from motionstream.controls.planes import OPEN, ScenePlanes, guess_planes
 from motionstream.errors import InputError
+from motionstream.machine import Choice, fit_pictures
+from motionstream.model.presets import PRESETS
+from motionstream.video import read_image
 
 WIDTH, HEIGHT = 90, 60
 IMAGE = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
@@ -281,6 +285,18 @@ def test_the_guess_finds_a_horizon_and_a_corridor():
     x, y = guess.vanishing_point
     assert abs(x * 240 - 140) < 12 and abs(y * 160 - 70) < 12 and guess.left > 0.2
     assert guess_planes(np.zeros((50, 70, 3), np.uint8)).right == 1  # a flat picture is no error
+    few = np.full((160, 160, 3), 128, np.uint8)
+    for way in ((1, 1), (-1, 1), (1, -1), (-1, -1)):
+        cv2.line(few, *((80 + np.array(way) * far).tolist() for far in (15, 50)), (20, 20, 20), 2)
+    assert guess_planes(few).left == 0  # a few short lines are no corridor
+
+
+@pytest.mark.parametrize("budget", [84, 190, 240])
+@pytest.mark.parametrize("name", ["balloon", "boat", "car", "koi", "ladybird", "planet"])
+def test_no_example_is_taken_for_a_corridor(name, budget):
+    photo = read_image(Path(__file__).parent.parent / "examples" / f"{name}.jpg")
+    pictures = fit_pictures(PRESETS["embedded"], Choice(budget), photo)
+    assert [guess_planes(picture).left for picture in (photo, *pictures)] == [0, 0, 0]
 
 
 # --- uploaded and learned ------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ CLOSE = 0.02  # the least depth: a camera that touches a wall
 GUESS_SIDE = 160  # pixels: the guess looks at the picture this small
 FLOORS = (0.5, 0.9)  # share of the height within which the guess looks for the floor's far edge
 CLEAR = 0.6  # share of the oblique lines that must meet in one point for the guess to see a corridor
+LONG = 2.0 * GUESS_SIDE  # pixels of such lines, at the least: a few short ones meet by chance
 CORRIDOR = 0.24  # share of the sides that a guessed corridor's back wall has
 
 
@@ -119,7 +120,7 @@ def _meeting_point(gray_or_rgb: np.ndarray) -> np.ndarray | None:
     best = int(through.sum(axis=1).argmax())
     middle = start + direction * length[:, None] / 2 > places[best]
     quadrant = np.bincount(middle @ [1, 2], through[best], minlength=4)  # floor and walls, not one thing that tapers
-    clear = through[best].sum() > CLEAR * length.sum() and (quadrant > GUESS_SIDE / 4).sum() >= 3
+    clear = through[best].sum() > max(LONG, CLEAR * length.sum()) and (quadrant > GUESS_SIDE / 4).sum() >= 3
     return places[best] if clear else None
 
 

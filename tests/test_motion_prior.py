@@ -478,20 +478,36 @@ def test_a_trackers_tracks_make_up_for_what_was_missed_and_things_are_what_was_f
     def led(state, count, begin):
         nonlocal thing
         thing = seeing_a_thing(prior, monkeypatch, [20.0] * (count + 1))
-        prior.motion(state, tracks(drifting(30, begin)[:, :count], ids=range(count)))
+        prior.motion(state, tracks(drifting(40, begin)[:, :count], ids=range(count)))
         state.latest[:] = 0  # nothing has moved, whatever the tracks say
 
     thing, clips, hands = None, prior.start(image()), prior.start(image())
-    led(clips, 30, 0)
+    led(clips, 20, 0)
     led(hands, 2, 0)
-    assert clips.tracked and not hands.tracked and np.array_equal(clips.number > 0, thing)
+    assert not clips.tracked and np.array_equal(clips.number > 0, thing)
     number = clips.number
     monkeypatch.setattr(motion_prior, "numbered", lambda *given: 1 - number)
-    led(clips, 20, 8)
-    led(hands, 1, 8)
-    assert clips.number is number and np.array_equal(hands.number, 1 - number)
-    assert clips.tracked and not clips.held.any()
-    torch.testing.assert_close(hands.held, torch.tensor((drifting(30, 7)[0] - drifting(30, 0)[0])[:1]))
+    led(clips, 40, 8)
+    led(hands, 3, 8)
+    assert clips.tracked and clips.number is number and not clips.held.any()
+    assert not hands.tracked and np.array_equal(hands.number, 1 - number)
+    missed = drifting(40, 7)[0] - drifting(40, 0)[0]
+    torch.testing.assert_close(hands.held, torch.tensor(np.vstack([missed[:2], [[0, 0]]]), dtype=torch.float32))
+    led(clips, 30, 16)
+    assert clips.tracked and clips.number is number
+
+
+def test_what_comes_into_sight_within_a_chunk_shows_that_tracks_are_a_trackers(prior, monkeypatch):
+    paths, seen = drifting(40, 0, 16), np.ones((16, 40), bool)
+    seen[:11, 30:] = False
+    pieces, whole = [], motion_prior.in_one_piece
+    monkeypatch.setattr(motion_prior, "in_one_piece", lambda *given: pieces.append(given[1]) or whole(*given))
+    seeing_a_thing(prior, monkeypatch, [20.0] * 31)
+    state = prior.start(image())
+    for begin in (0, 8):
+        prior.motion(state, tracks(paths[begin : begin + 8], visible=seen[begin : begin + 8]))
+        assert state.tracked == (begin == 8) and len(state.ids) == 30  # they count from the next chunk on
+    assert len(pieces) == 1 and pieces[0] is state.number and not state.dense
 
 
 def test_under_a_moving_camera_what_goes_along_with_the_background_uncovers_nothing(prior, monkeypatch):
@@ -506,6 +522,7 @@ def test_a_new_track_beside_a_thing_that_has_moved_is_attached_to_what_is_behind
     thing = seeing_a_thing(prior, monkeypatch, [20.0] * 31).flatten()
     state = prior.start(image())
     prior.motion(state, tracks(drifting(30, 0)))
+    state.tracked = True
     state.latest = torch.where(thing[:, None], torch.tensor([12.0, 0.0]), torch.zeros(2))
     uncovered, on = [29.0, 32.0], [40.0, 32.0]  # where it was, and where it is
     seeing_a_thing(prior, monkeypatch, [20.0] * 3)
@@ -516,21 +533,30 @@ def test_a_new_track_beside_a_thing_that_has_moved_is_attached_to_what_is_behind
     torch.testing.assert_close(state.anchors[71] + state.held[1], torch.tensor(on))
 
 
-def test_a_picture_is_seen_again_when_tracks_of_the_first_set_are_put_back(prior, monkeypatch):
+@pytest.mark.parametrize("begin", [0, 8])  # the chunk that shows that tracks are a tracker's: the first, or the second
+def test_a_track_that_was_taken_to_be_of_a_thing_is_put_back_when_tracks_are_known_to_be_a_trackers(
+    begin, prior, monkeypatch
+):
     def looks(strays: bool) -> list:
         seeing_a_thing(prior, monkeypatch, [20.0] * 31)
-        features, seen, paths = prior.features, [], drifting(30, 0)
+        features, looked, paths = prior.features, [], drifting(40, 0, 16)
         paths[:, :5] = [[[30, 30], [32, 32], [34, 30], [30, 36], [36, 36]]]  # on the thing, which stays
-        paths[:, 5] = np.float32([25.5, 25.5]) + np.arange(8)[:, None] * [3.0 * strays, 0]
-        paths[:, 6:, 0] += 3.0 * np.arange(8)[:, None]  # what is behind it goes
+        paths[:, 5] = np.float32([25.5, 25.5]) + np.arange(16)[:, None] * [0.5 * strays, 0]
         paths[:, 6:] += [0, -paths[0, 6:, 1].max() + 20]
-        monkeypatch.setattr(prior, "features", lambda *given: seen.append(given[1][0]) or features(*given))
+        paths[:, 6:30] = paths[0, 6:30] + 0.5 * np.arange(16)[:, None, None] * [1, 0]  # what is behind it goes
+        seen = np.ones((16, 40), bool)
+        seen[: begin + 1, 30:] = seen[1:begin, 5] = seen[8 : begin + 1, 5] = False
+        monkeypatch.setattr(prior, "features", lambda *given: looked.append(given[1][0]) or features(*given))
         state = prior.start(image())
-        prior.motion(state, tracks(paths))
-        assert torch.equal(torch.stack([*state.anchors.values()]), seen[-1][:30])
-        return seen
+        for chunk in range(0, begin + 1, 8):
+            prior.motion(state, tracks(paths[chunk : chunk + 8], visible=seen[chunk : chunk + 8]))
+        assert state.tracked and torch.equal(torch.stack([*state.anchors.values()]), looked[-1][:30])
+        if strays:  # it counts from where it is seen first now
+            began = paths[begin + bool(begin), 5]
+            torch.testing.assert_close(state.anchors[5] + state.held[5], torch.tensor(began))
+        return looked
 
-    assert len(looks(False)) == 1
+    assert len(looks(False)) == 1 + begin // 8
     first, second = looks(True)
     assert (first != second).any(1).nonzero().tolist() == [[5]]
 

@@ -51,7 +51,7 @@ def test_a_trackers_tracks_move_each_by_itself_and_those_of_grids_together():
     assert each_by_itself(going(starts, own), visible)
     assert each_by_itself(going(starts[:MANY], own[:MANY]), visible[:, :MANY])
     assert not each_by_itself(going(starts[: MANY - 1], own[: MANY - 1]), visible[:, : MANY - 1])
-    assert not each_by_itself(going(starts, own[np.arange(200) % 15]), visible)  # fifteen grids
+    assert not each_by_itself(going(starts, own[np.arange(200) % (MANY - 1)]), visible)  # grids
     assert not each_by_itself(going(starts, 0 * own), visible)
     visible[:, MANY - 1 :] = False  # what is not seen does not tell
     assert not each_by_itself(going(starts, own), visible)
@@ -142,6 +142,8 @@ def test_what_is_uncovered_beside_a_thing_is_of_the_background():
     assert track == 0 and number.flat[nearest] == 0
     away = np.linalg.norm(moved[number.ravel() == 0] - firsts[0], axis=1)
     assert np.linalg.norm(moved[nearest] - firsts[0]) == away.min()
+    unseen = Tracks(tracks.points, tracks.visible & [False, True, True], tracks.ids)
+    assert not list(of_the_background(unseen, *given[1:]))
     assert not list(of_the_background(tracks, np.ones(3, bool), *given[2:]))  # those of before stay where they are
     assert not list(of_the_background(*given[:4], np.ones_like(number), moved))  # there is no background
 

@@ -449,11 +449,14 @@ class MotionPrior(ModelMixin, ConfigMixin):
         that has moved till then is known; if there is no other, from when it is seen.
         """
         known = np.array([i in state.anchors for i in tracks.ids.tolist()], bool)
+        newcomers = ~(known if known.any() else tracks.visible[0])
+        come = not state.tracked and each_by_itself(tracks.points[:, newcomers], tracks.visible[:, newcomers])
+        state.tracked |= come
         placed = known | (tracks.visible[0] if (known | tracks.visible[0]).any() else tracks.visible.any(0))
         tracks = Tracks(tracks.points[:, placed], tracks.visible[:, placed], tracks.ids[placed])
         points, visible = torch.tensor(tracks.points), torch.tensor(tracks.visible)
-        if state.front is None or tuple(tracks.ids.tolist()) != state.ids:
-            self._regroup(state, tracks, points, visible)
+        if state.front is None or tuple(tracks.ids.tolist()) != state.ids or come:
+            self._regroup(state, tracks, points, visible, come)
         if not tracks.N:
             return state.base.expand(tracks.T, -1, -1)
         # What is dragged out of the frame goes on moving; what is hidden inside stays where it was last seen.
@@ -531,8 +534,11 @@ class MotionPrior(ModelMixin, ConfigMixin):
         front = cells.front.sigmoid().view(1, *_cells(seen.shape[2:]))
         return F.adaptive_max_pool2d(front, _cells(size))[0]
 
-    def _regroup(self, state: PriorState, tracks: Tracks, points: Tensor, visible: Tensor) -> None:
-        """Takes in a new set of tracks: bakes the motion so far, anchors the newcomers, weighs all of them anew."""
+    def _regroup(self, state: PriorState, tracks: Tracks, points: Tensor, visible: Tensor, come: bool) -> None:
+        """Takes in a new set of tracks: bakes the motion so far, anchors the newcomers, weighs all of them anew.
+
+        come: whether these are the first that show that tracks are a tracker's.
+        """
         state.base = state.latest
         reached = {} if state.held is None else dict(zip(state.ids, state.held + state.newest, strict=True))
         state.ids = tuple(tracks.ids.tolist())
@@ -544,10 +550,9 @@ class MotionPrior(ModelMixin, ConfigMixin):
                 state.firsts[track], state.anchors[track] = first, first - begun[track]
         state.anchors = {track: state.anchors[track] for track in state.ids}
         state.firsts = {track: state.firsts[track] for track in state.ids}
-        state.tracked |= each_by_itself(tracks.points, tracks.visible)
         if first_look := state.number is None:
             self._look_anew(state, _stacked(state.anchors))
-        behind = self._put_back(state, tracks, known) if state.tracked else {}
+        behind = self._put_back(state, tracks, known & (not come)) if state.tracked else {}
         begun |= behind
         anchors = _stacked(state.anchors)
         if behind or not first_look:
@@ -564,14 +569,15 @@ class MotionPrior(ModelMixin, ConfigMixin):
         state.newest = torch.zeros_like(state.held)
 
     def _put_back(self, state: PriorState, tracks: Tracks, known: np.ndarray) -> dict[int, Tensor]:
-        """Attaches those of the new tracks to the background that are of it, see `of_the_background` -> how far they
-        had come from there [2], pixels. known: bool [N], those that are not new."""
-        centres, firsts, begun = cell_centres(*state.size), _stacked(state.firsts), {}
+        """Attaches those of the tracks to the background that are of it, see `of_the_background` -> how far they have
+        come from there [2], pixels. known: bool [N], those of which it is known what they are of."""
+        centres, begun = cell_centres(*state.size), {}
         cells = cells_of(_stacked(state.anchors), *state.number.shape)
+        here = tracks.points[tracks.visible.argmax(0), np.arange(tracks.N)]
         landed = (centres + state.base).numpy()
-        for n, cell in of_the_background(tracks, known, firsts.numpy(), cells, state.number, landed):
+        for n, cell in of_the_background(tracks, known, here, cells, state.number, landed):
             state.anchors[state.ids[n]] = centres[cell]
-            begun[state.ids[n]] = firsts[n] - centres[cell]
+            begun[state.ids[n]] = torch.from_numpy(here[n]) - centres[cell]
         return begun
 
     def _look_anew(self, state: PriorState, anchors: Tensor) -> None:

@@ -27,7 +27,7 @@ ENOUGH = 500  # cells that tell how most of a thing moves
 ROUNDS = 6  # in which it is found how most of a thing moves
 RIDGE = 1e-3  # of what tells it: what that does not determine of turning and growing is none
 SMALL = 12  # cells, fewer of which do not tell
-MANY = 16  # motions
+MANY = 8  # motions
 STEP = 0.05  # pixels by which two of them differ
 OWN = 1e-4  # share of a cell's following that tracks of its own thing have, at the least: else it does not look like it
 
@@ -39,8 +39,8 @@ def well_within(number: np.ndarray) -> np.ndarray:
 
 
 def each_by_itself(points: np.ndarray, visible: np.ndarray) -> bool:
-    """Whether tracks are a tracker's: many, and no two of them move alike, as those of a visitor's grid do. points
-    [T, N, 2], pixels, and visible [T, N]."""
+    """Whether tracks that come while others go on are a tracker's: several that do not move alike, as those of a
+    visitor's grid do. points [T, N, 2], pixels, and visible [T, N]."""
     seen = visible.any(0)
     points, visible, tracks = points[:, seen], visible[:, seen], np.arange(seen.sum())
     first, last = visible.argmax(0), len(visible) - 1 - visible[::-1].argmax(0)
@@ -49,20 +49,21 @@ def each_by_itself(points: np.ndarray, visible: np.ndarray) -> bool:
 
 
 def of_the_background(
-    tracks: Tracks, known: np.ndarray, firsts: np.ndarray, cells: np.ndarray, number: np.ndarray, landed: np.ndarray
+    tracks: Tracks, known: np.ndarray, here: np.ndarray, cells: np.ndarray, number: np.ndarray, landed: np.ndarray
 ) -> Iterator[tuple[int, int]]:
-    """New tracks that seem to lie on a thing, but move as what is behind it, or begin where that has been uncovered:
-    which, and the cell of the background that is nearest.
+    """Tracks that seem to lie on a thing, but move as what is behind it, or begin where that has been uncovered: which,
+    and the cell of the background that is nearest.
 
-    known: bool [N], those that are not new; firsts [N, 2], where they began, pixels, and cells [N], of the first frame,
-    that seem to be there; number: see `pieces.numbered`; landed [P, 2]: where all cells are when new tracks begin.
+    known: bool [N], those that are not asked about; here [N, 2], where they are first seen now, pixels, and cells [N],
+    of the first frame, that seem to be there; number: see `pieces.numbered`; landed [P, 2]: where all cells are now.
     """
     held, background = number.ravel()[cells], np.flatnonzero(number.ravel() == 0)
+    asked = ~known & tracks.visible.any(0)
     tell = known if known.any() else well_within(number).ravel()[cells]
-    uncovered = (held > 0) & (np.linalg.norm(firsts - landed[cells], axis=1) > HOLE)
-    found = ~known & (strays(tracks.points, tracks.visible, held, ~known, tell) | uncovered)
+    uncovered = (held > 0) & (np.linalg.norm(here - landed[cells], axis=1) > HOLE)
+    found = asked & (strays(tracks.points, tracks.visible, held, asked, tell) | uncovered)
     for n in np.flatnonzero(found) if len(background) else ():
-        yield int(n), int(background[np.square(landed[background] - firsts[n]).sum(1).argmin()])
+        yield int(n), int(background[np.square(landed[background] - here[n]).sum(1).argmin()])
 
 
 def strays(

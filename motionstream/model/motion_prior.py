@@ -11,7 +11,7 @@ already nearly right. The prior makes it, in three steps:
    mostly of those that move as most of its weight does, or hold the same body; of a grid across the edge of a thing
    those on it alone; cut where the U-Net sees one thing in front of another, the same for a thing and what hangs on it
    (`limbs`), and corrected by what it misses at the tracks. Background that is dragged stretches what is around it
-   (`elastic`).
+   (`elastic`). Under a tracker's tracks, which come and go, things stay whole (`tracked`).
 3. The moved pixels are splatted, nearer ones over farther ones, what visible tracks show above them; the first frame is
    sampled through the resulting backward motion, so it stays sharp however long the stream. What no pixel reached has
    confidence 0. Where a thing in front has moved away, it shows what may lie behind (`completion`), elsewhere a blur of

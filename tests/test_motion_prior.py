@@ -507,7 +507,7 @@ def test_what_comes_into_sight_within_a_chunk_shows_that_tracks_are_a_trackers(p
     for begin in (0, 8):
         prior.motion(state, tracks(paths[begin : begin + 8], visible=seen[begin : begin + 8]))
         assert state.tracked == (begin == 8) and len(state.ids) == 30  # they count from the next chunk on
-    assert len(pieces) == 1 and pieces[0] is state.number and not state.dense
+    assert len(pieces) == 1 and pieces[0] is state.parts and not state.dense
 
 
 def test_under_a_moving_camera_what_goes_along_with_the_background_uncovers_nothing(prior, monkeypatch):
@@ -576,6 +576,9 @@ def test_cells_of_a_thing_follow_a_trackers_tracks_on_it_and_what_was_dense_stay
         on = state.weights[front.flatten() > 0]
         assert state.dense == tracked and bool((on[:, 1] == 0).all()) == tracked
         torch.testing.assert_close(on.sum(1), torch.ones(len(on)))
+        rim = state.outlines[1].numpy()
+        assert rim.any() and not state.number[rim].any() and (state.parts[rim] == 1).all()  # else it would fall off
+        assert np.array_equal(state.parts[~rim], state.number[~rim])
 
 
 def test_what_a_thing_has_left_behind_is_no_rim_of_it_when_it_is_dragged_again(prior, monkeypatch):

@@ -283,6 +283,7 @@ class PriorState:
     dense: bool = False  # whether tracks are all over the picture, or were
     tracked: bool = False  # whether they are a tracker's, or were: see `each_by_itself`
     number: np.ndarray | None = None  # int [h, w]: see `numbered`; under a tracker's tracks, as first seen
+    parts: np.ndarray | None = None  # int [h, w]: the same, and the rims of things are of them
     held: Tensor | None = None  # [N, 2] how far each track had come when the present set began
     newest: Tensor | None = None  # [N, 2] each track's newest known displacement on top of that
     weights: Tensor | None = None  # [P, 1 + N]
@@ -477,7 +478,7 @@ class MotionPrior(ModelMixin, ConfigMixin):
                 counted = visible if state.dense else told  # trackers do not see what is out of the frame
                 displacement[here] += self._led(state, leading, anchors, moved[here], counted[here])
         if state.tracked:
-            displacement = in_one_piece(displacement, state.number)
+            displacement = in_one_piece(displacement, state.parts)
         state.latest = displacement[-1].clone()
         return displacement
 
@@ -606,7 +607,8 @@ class MotionPrior(ModelMixin, ConfigMixin):
         state.cells, state.outlines = seen.numpy(), (outline, rim, foremost)
         rim, foremost = rim.numpy(), foremost.numpy()
         state.things = number > 0
-        state.background = ~(state.things | rim & state.things.ravel()[foremost].reshape(rim.shape))
+        state.parts = np.where(rim & ~state.things, number.ravel()[foremost].reshape(rim.shape), number)
+        state.background = state.parts == 0
         state.pairs = straddling(anchors, torch.stack([*state.firsts.values(), torch.zeros(2)])[:-1], seen[0])
         state.bearer = with_rims(bearer, *state.outlines[1:])
         front = (seen[0] - BEHIND * state.outlines[1]).clamp_min(0)

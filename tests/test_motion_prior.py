@@ -497,6 +497,17 @@ def test_a_trackers_tracks_make_up_for_what_was_missed_and_things_are_what_was_f
     assert clips.tracked and clips.number is number
 
 
+def test_a_drag_under_a_moving_camera_leaves_what_was_missed_to_be_made_up_for(prior, monkeypatch):
+    places = torch.cartesian_prod(torch.arange(2, WIDTH, 4.0), torch.arange(2, HEIGHT, 4.0)).numpy()
+    paths = np.concatenate([places, [[33, 33]]]) + np.arange(16)[:, None, None] * np.float32([0.5, 0])
+    state = prior.start(image())
+    for count, chunk in ((len(places), paths[:8]), (len(places) + 1, paths[8:])):
+        seeing_a_thing(prior, monkeypatch, [20.0] * (count + 1))
+        prior.motion(state, tracks(chunk[:, :count]))
+        state.latest[:] = 0
+    assert state.dense and not state.tracked and not state.held.any()
+
+
 def test_what_comes_into_sight_within_a_chunk_shows_that_tracks_are_a_trackers(prior, monkeypatch):
     paths, seen = drifting(40, 0, 16), np.ones((16, 40), bool)
     seen[:11, 30:] = False

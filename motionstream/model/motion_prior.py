@@ -560,12 +560,12 @@ class MotionPrior(ModelMixin, ConfigMixin):
             self._look_anew(state, anchors)
         base = state.base.T.unflatten(1, _cells(state.size))[None]
         state.held = at_points(base, anchors[None])[0]
-        # Exactly where it was grabbed, or has come to, so that nothing jumps, whatever the motion missed; but a
-        # tracker's come and go all the time, and with them that is made up for.
+        # Exactly where it was grabbed, or has come to, so that nothing jumps, whatever the motion missed; but where
+        # tracks are dense, or a tracker's, which come and go all the time, that is made up for.
         for n, track in enumerate(state.ids):
             if track in begun:
                 state.held[n] = begun[track]
-            elif not state.tracked:
+            elif not (state.dense or state.tracked):
                 state.held[n] = reached[track]
         state.newest = torch.zeros_like(state.held)
 

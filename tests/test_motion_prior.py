@@ -1250,7 +1250,7 @@ def thing_on_waves(prior):
     there[16:28, 16:28] = 1
     prior.motion(state, tracks(np.full((1, 1, 2), 44.0)))
     state.front, state.weights = there.flatten(), torch.stack([1 - there.flatten(), there.flatten()], 1)
-    state.outlines, state.things, state.background = outlines(there), (there > 0).numpy(), (there == 0).numpy()
+    state.outlines, state.number, state.parts = outlines(there), *[(there > 0).numpy().astype(int)] * 2
     return state, there, wave
 
 

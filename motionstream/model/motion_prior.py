@@ -293,8 +293,6 @@ class PriorState:
     outlines: tuple[Tensor, Tensor, Tensor] | None = None  # see `outlines`
     thin: Tensor | None = None  # [h, w], see `MotionPrior.closely`
     bearer: Tensor | None = None  # [P], see `limbs`, with their rims
-    things: np.ndarray | None = None  # bool [h, w]: what surely lies in front, see `numbered`
-    background: np.ndarray | None = None  # bool [h, w]: what neither does nor is a rim of it
     solid: Tensor | None = None  # bool [P]: what lies in front, ropes and feet as well
     cells: np.ndarray | None = None  # [2, h, w] in [0, 1]: see `as_seen`
     behind: Completion | None = None  # what lies behind things of the first frame that have left
@@ -457,7 +455,7 @@ class MotionPrior(ModelMixin, ConfigMixin):
         tracks = Tracks(tracks.points[:, placed], tracks.visible[:, placed], tracks.ids[placed])
         points, visible = torch.tensor(tracks.points), torch.tensor(tracks.visible)
         if state.front is None or tuple(tracks.ids.tolist()) != state.ids or come:
-            self._regroup(state, tracks, points, visible, come)
+            self._regroup(state, tracks, points, visible, known[placed], come)
         if not tracks.N:
             return state.base.expand(tracks.T, -1, -1)
         # What is dragged out of the frame goes on moving; what is hidden inside stays where it was last seen.
@@ -498,7 +496,7 @@ class MotionPrior(ModelMixin, ConfigMixin):
         motion = whole(motion, going, state.solid, *state.outlines[1:])
         if not state.dense:
             motion = attached(motion, anchors, state.solid, rows)
-            motion, share = pulled(motion, share, state.things, state.background, anchors, moved)
+            motion, share = pulled(motion, share, state.number > 0, state.parts == 0, anchors, moved)
         return meet(motion, share, anchors, moved, counted, rows)
 
     def look(
@@ -535,15 +533,18 @@ class MotionPrior(ModelMixin, ConfigMixin):
         front = cells.front.sigmoid().view(1, *_cells(seen.shape[2:]))
         return F.adaptive_max_pool2d(front, _cells(size))[0]
 
-    def _regroup(self, state: PriorState, tracks: Tracks, points: Tensor, visible: Tensor, come: bool) -> None:
+    def _regroup(
+        self, state: PriorState, tracks: Tracks, points: Tensor, visible: Tensor, known: np.ndarray, come: bool
+    ) -> None:
         """Takes in a new set of tracks: bakes the motion so far, anchors the newcomers, weighs all of them anew.
 
-        come: whether these are the first that show that tracks are a tracker's.
+        known: bool [N], those that are no newcomers; come: whether these are the first that show that tracks are a
+        tracker's.
         """
         state.base = state.latest
         reached = {} if state.held is None else dict(zip(state.ids, state.held + state.newest, strict=True))
         state.ids = tuple(tracks.ids.tolist())
-        begun, known = {}, np.array([track in state.anchors for track in state.ids], bool)
+        begun = {}
         for n, track in enumerate(state.ids):
             if not known[n]:
                 first = points[int(visible[:, n].int().argmax()), n]
@@ -606,9 +607,7 @@ class MotionPrior(ModelMixin, ConfigMixin):
         rim &= ((state.base - state.base[foremost]).norm(dim=1) < PARTS).view(rim.shape)
         state.cells, state.outlines = seen.numpy(), (outline, rim, foremost)
         rim, foremost = rim.numpy(), foremost.numpy()
-        state.things = number > 0
-        state.parts = np.where(rim & ~state.things, number.ravel()[foremost].reshape(rim.shape), number)
-        state.background = state.parts == 0
+        state.parts = np.where(rim & (number == 0), number.ravel()[foremost].reshape(rim.shape), number)
         state.pairs = straddling(anchors, torch.stack([*state.firsts.values(), torch.zeros(2)])[:-1], seen[0])
         state.bearer = with_rims(bearer, *state.outlines[1:])
         front = (seen[0] - BEHIND * state.outlines[1]).clamp_min(0)

@@ -14,6 +14,7 @@ from motionstream.model.completion import (
     TINT,
     Completion,
     Hole,
+    Plate,
     complete,
     covered,
     seen_behind,
@@ -45,7 +46,7 @@ def filled(cells: np.ndarray, hole: np.ndarray, source: np.ndarray | None = None
     found, damaged = Completion.empty(H, W), cells.copy()
     damaged[hole] = (255, 0, 0)
     complete(found, hole_in(damaged, hole, ~hole if source is None else source), hole)
-    return found, found.of(damaged.round().astype(np.uint8)).astype(float)
+    return found, Plate(damaged.round().astype(np.uint8)).update(found).astype(float)
 
 
 @pytest.mark.parametrize("ramp", (0.0, 1.0))
@@ -84,7 +85,7 @@ def test_detail_comes_from_as_sharp_a_picture_as_there_is():
     found, made = filled(stripes(), hole)
     large = cv2.resize(stripes().astype(np.uint8), None, fx=4, fy=4, interpolation=cv2.INTER_CUBIC)
     large[::2] += 20  # what cells cannot hold
-    wanted, within = found.of(large).astype(int), np.kron(hole, np.ones((4, 4), bool))
+    wanted, within = Plate(large).update(found).astype(int), np.kron(hole, np.ones((4, 4), bool))
     assert np.array_equal(wanted[~within], large[~within])
     assert 15 < (wanted[80:160:2, 120:200] - wanted[81:160:2, 120:200]).mean() < 25
     small = cv2.resize(wanted.astype(np.float32) - 10, (W, H), interpolation=cv2.INTER_AREA)
@@ -104,7 +105,7 @@ def two_copies() -> tuple[Completion, np.ndarray]:
 
 def test_where_two_copies_meet_one_fades_into_the_other():
     found, picture = two_copies()
-    across = found.of(picture)[4 * 25, 4 * 30 : 4 * 50, 0].astype(int)
+    across = Plate(picture).update(found)[4 * 25, 4 * 30 : 4 * 50, 0].astype(int)
     assert (across[: 4 * 8] == 100).all() and (across[4 * 12 :] == 200).all()
     steps = np.diff(across)
     assert (steps >= 0).all() and steps.max() < 40
@@ -114,7 +115,7 @@ def test_no_copy_fades_into_what_may_not_be_copied():
     found, picture = two_copies()
     picture[4 * 45 : 4 * 60, 4 * 38 : 4 * 40] = 0  # it would be seen left of the seam
     found.source[45:60, 38:40] = False
-    assert found.of(picture)[4 * 20 : 4 * 40, 4 * 30 : 4 * 50].min() >= 100
+    assert Plate(picture).update(found)[4 * 20 : 4 * 40, 4 * 30 : 4 * 50].min() >= 100
 
 
 @settings(deadline=None, max_examples=30)
@@ -243,12 +244,26 @@ def test_where_nothing_fits_nothing_is_filled():
     assert not found.filled.any() and (made[box()] == (255, 0, 0)).all()
 
 
+def test_a_plate_that_is_filled_bit_by_bit_is_as_one_filled_at_once():
+    rng = np.random.default_rng(3)
+    cells, hole = stripes() + rng.uniform(-40, 40, (H, W, 3)).astype(np.float32), box(10, 50, 10, 80)
+    picture = cv2.resize(cells, None, fx=3, fy=3).clip(0, 255).astype(np.uint8)
+    found, plate, left = Completion.empty(H, W), Plate(picture), hole_in(cells, hole, ~hole)
+    np.logical_or(found.source, ~hole, out=found.source)
+    for bottom, left_end in ((12, 30), (30, 33), (30, 34), (30, 60), (50, 80)):
+        if bottom == 50:
+            found.source[20:30, 60:80] = True  # copies may reach into what is no hole any more
+        complete(found, left, hole & box(0, bottom, 0, left_end))
+        assert np.array_equal(plate.update(found), Plate(picture).update(found)), (bottom, left_end)
+
+
 def test_what_was_guessed_before_stays():
     found, cells, first, second = Completion.empty(H, W), stripes(), box(), box(25, 45, 60, 80)
     complete(found, hole_in(cells, first, ~first), first)
-    before = found.of(cells.astype(np.uint8))
+    plate = Plate(cells.astype(np.uint8))
+    before = plate.update(found).copy()
     complete(found, hole_in(cells, second, ~(first | second)), second)
-    assert np.array_equal(found.of(cells.astype(np.uint8))[first], before[first]) and found.filled[second].all()
+    assert np.array_equal(plate.update(found)[first], before[first]) and found.filled[second].all()
     third, kept = box(30, 50, 40, 70), (found.shift.copy(), found.colour.copy())  # behind which the others reach
     complete(found, hole_in(cells, third, ~(first | second | third)), third)
     assert all(np.array_equal(now[first | second], was[first | second]) for now, was in zip(
@@ -275,7 +290,7 @@ def test_a_hole_about_an_earlier_one_knows_what_that_was_filled_with():
     found = Completion.empty(H, W)
     for hole in (box(right=38), box()):
         complete(found, Hole.behind(damaged, hole, box().astype(np.float32), ~box()), hole)
-    shown = found.of(damaged.round().astype(np.uint8)).astype(float)[box()]
+    shown = Plate(damaged.round().astype(np.uint8)).update(found).astype(float)[box()]
     assert found.filled[box()].all() and (shown[:, 0] - shown[:, 1]).max() < 20
 
 

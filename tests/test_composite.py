@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from motionstream.model.completion import Completion
+from motionstream.model.completion import Completion, Plate
 from motionstream.model.composite import FILLING, Light, Sharp, composite, fade, find_light, sharpened
 from motionstream.model.motion_prior import Moved
 
@@ -224,7 +224,7 @@ def test_what_falls_stays_on_top(photo):
 def test_what_is_guessed_to_lie_behind_is_as_sharp_as_the_photo(lit, photo):
     behind = Completion.empty(16, 24)
     behind.filled[4:8, 4:12], behind.shift[4:8, 4:12] = True, (6, 8)
-    plate = behind.of(photo)
+    plate = Plate(photo).update(behind)
     still = dict.fromkeys(("backward", "under"), np.zeros((1, 2, 16, 24), np.float32))
     still["sure"] = np.ones((1, 16, 24), np.float32)
     frames, guessed = small(plate), torch.zeros(1, 1, 1, 32, 48)

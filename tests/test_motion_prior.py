@@ -15,7 +15,7 @@ from motionstream.model.checkpoint import assemble
 from motionstream.model.elastic import pulled
 from motionstream.model.grids import ALIKE, GRID, idling, straddling
 from motionstream.model.limbs import borne, limbs, with_rims
-from motionstream.model.motion_prior import Cells, Grips, MotionPrior, as_seen
+from motionstream.model.motion_prior import Cells, Grips, Looked, MotionPrior, as_seen
 from motionstream.model.pieces import attached, connect, numbered, pieces, together, undivided
 from motionstream.model.presets import PRESETS
 from motionstream.model.warping import (
@@ -403,7 +403,7 @@ def seeing_a_thing(prior, monkeypatch, held):
     alike = torch.zeros(1, len(held), 4)
     grips = Grips(alike, torch.tensor([held]), torch.full((1, len(held)), 5.0), alike)
     monkeypatch.setattr(motion_prior, "LOOK", HEIGHT * WIDTH)
-    monkeypatch.setattr(prior, "features", lambda *given: (Cells(torch.zeros(1, cells, 4), stay, front), grips))
+    monkeypatch.setattr(prior, "read", lambda *given: (Cells(torch.zeros(1, cells, 4), stay, front), grips))
     return thing.view(HEIGHT // 2, WIDTH // 2)
 
 
@@ -454,7 +454,7 @@ def test_beside_what_moves_the_background_is_put_behind_and_not_brought_to_the_f
     alike = torch.zeros(1, 2, 4)
     grips = Grips(alike, torch.tensor([[20.0, 0.0]]), torch.full((1, 2), 5.0), alike)
     monkeypatch.setattr("motionstream.model.motion_prior.LOOK", HEIGHT * WIDTH)
-    monkeypatch.setattr(prior, "features", lambda *given: (told, grips))
+    monkeypatch.setattr(prior, "read", lambda *given: (told, grips))
     in_motion = motion_prior.in_motion
     monkeypatch.setattr(motion_prior, "in_motion", lambda *given: seen.append(given[-1]) or in_motion(*given))
     state = prior.start(image())
@@ -485,7 +485,8 @@ def test_a_trackers_tracks_make_up_for_what_was_missed_and_things_are_what_was_f
     led(clips, 20, 0)
     led(hands, 2, 0)
     assert not clips.tracked and np.array_equal(clips.number > 0, thing)
-    number = clips.number
+    number, first = clips.number, (clips.found, clips.cells)
+    before = hands.found, hands.cells
     monkeypatch.setattr(motion_prior, "numbered", lambda *given: 1 - number)
     led(clips, 40, 8)
     led(hands, 3, 8)
@@ -495,6 +496,8 @@ def test_a_trackers_tracks_make_up_for_what_was_missed_and_things_are_what_was_f
     torch.testing.assert_close(hands.held, torch.tensor(np.vstack([missed[:2], [[0, 0]]]), dtype=torch.float32))
     led(clips, 30, 16)
     assert clips.tracked and clips.number is number
+    assert (clips.found, clips.cells) == first  # the very same: the networks that make them do not run again
+    assert hands.found is not before[0] and hands.cells is not before[1]
 
 
 def test_a_drag_under_a_moving_camera_leaves_what_was_missed_to_be_made_up_for(prior, monkeypatch):
@@ -550,14 +553,14 @@ def test_a_track_that_was_taken_to_be_of_a_thing_is_put_back_when_tracks_are_kno
 ):
     def looks(strays: bool) -> list:
         seeing_a_thing(prior, monkeypatch, [20.0] * 31)
-        features, looked, paths = prior.features, [], drifting(40, 0, 16)
+        read, looked, paths = prior.read, [], drifting(40, 0, 16)
         paths[:, :5] = [[[30, 30], [32, 32], [34, 30], [30, 36], [36, 36]]]  # on the thing, which stays
         paths[:, 5] = np.float32([25.5, 25.5]) + np.arange(16)[:, None] * [0.5 * strays, 0]
         paths[:, 6:] += [0, -paths[0, 6:, 1].max() + 20]
         paths[:, 6:30] = paths[0, 6:30] + 0.5 * np.arange(16)[:, None, None] * [1, 0]  # what is behind it goes
         seen = np.ones((16, 40), bool)
         seen[: begin + 1, 30:] = seen[1:begin, 5] = seen[8 : begin + 1, 5] = False
-        monkeypatch.setattr(prior, "features", lambda *given: looked.append(given[1][0]) or features(*given))
+        monkeypatch.setattr(prior, "read", lambda *given: looked.append(given[1][0]) or read(*given))
         state = prior.start(image())
         for chunk in range(0, begin + 1, 8):
             prior.motion(state, tracks(paths[chunk : chunk + 8], visible=seen[chunk : chunk + 8]))
@@ -577,7 +580,8 @@ def test_cells_of_a_thing_follow_a_trackers_tracks_on_it_and_what_was_dense_stay
     front = torch.zeros(rows, columns)
     front[8:16, 10:20] = 1
     weights = torch.tensor([0.1, 0.7, 0.2]).expand(rows * columns, 3)  # of a track beside it, and one on it
-    looks = weights, torch.stack([front, front]), torch.arange(rows * columns), torch.ones(2, 2, dtype=torch.bool)
+    same = torch.ones(2, 2, dtype=torch.bool)
+    looks = Looked(weights, torch.stack([front, front]), torch.arange(rows * columns), same, torch.zeros(0))
     monkeypatch.setattr(prior, "look", lambda *given: looks)
     for tracked in (False, True):
         state, anchors = prior.start(image()), torch.tensor([[50.0, 24.0], [30.0, 24.0]])
@@ -597,7 +601,8 @@ def test_what_a_thing_has_left_behind_is_no_rim_of_it_when_it_is_dragged_again(p
     front = torch.zeros(rows, columns)
     front[8:16, 10:20] = 1
     weights = torch.stack([1 - front, front], 2).flatten(0, 1)
-    looks = weights, torch.stack([front, front]), torch.arange(rows * columns), torch.ones(1, 1, dtype=torch.bool)
+    same = torch.ones(1, 1, dtype=torch.bool)
+    looks = Looked(weights, torch.stack([front, front]), torch.arange(rows * columns), same, torch.zeros(0))
     monkeypatch.setattr(prior, "look", lambda *given: looks)
     state, anchors = prior.start(image()), torch.tensor([[30.0, 24.0]])
     prior._look_anew(state, anchors)

@@ -86,25 +86,7 @@ class Completion:
             np.maximum(self.seen, hole.seen * self.filled, out=self.seen)
         return any(wanted.any() for _, wanted in bare)
 
-    def of(self, picture: np.ndarray) -> np.ndarray:
-        """The picture, uint8 [n * h, n * w, 3], filled. Where what is copied from one place meets what is copied from
-        another, one fades into the other.
-        """
-        times, done = len(picture) // len(self.filled), picture.copy()
-        sums, total = np.zeros(picture.shape, np.float32), np.zeros(picture.shape[:2], np.float32)
-        ways = self.shift @ (2 * self.filled.shape[1], 1)
-        for way in np.unique(ways[self.filled]):
-            here, there, share, may, colour = self._copy(self.filled & (ways == way))
-            size = share.shape[1] * times, share.shape[0] * times
-            weight = cv2.resize(share, size) * cv2.resize(may, size, interpolation=cv2.INTER_NEAREST)
-            part, source = (in_pixels(cells, times) for cells in (here, there))
-            sums[part] += weight[..., None] * (picture[source] + cv2.resize(colour, size))
-            total[part] += weight
-        cells = np.kron(self.filled, np.ones((times, times), bool))
-        done[cells] = np.rint(sums[cells] / total[cells, None]).clip(0, 255)
-        return done
-
-    def _copy(self, cells: np.ndarray) -> tuple:
+    def copy(self, cells: np.ndarray) -> tuple:
         """Cells, bool [h, w], that are copied by one shift, and those beside them: the part of the picture that these
         are in, where that is copied from, and in the part how much of a cell is this copy, whether it may be, and what
         is to be added to it.
@@ -120,6 +102,41 @@ class Completion:
         colour = np.where(own[..., None] > 0, self.colour[here], near[..., :3] / np.maximum(near[..., 3:], 1e-6))
         may = np.maximum(own, self.filled[here] & self.source[there])
         return here, there, cv2.GaussianBlur(own, (FADE, FADE), 0, borderType=cv2.BORDER_CONSTANT), may, colour
+
+
+class Plate:
+    """A picture, uint8 [n * h, n * w, 3], filled as far as a `Completion` has come."""
+
+    def __init__(self, picture: np.ndarray):
+        self.picture, self.filled = picture, picture.copy()
+        self._cells = self._source = np.zeros((0, 0), bool)  # of the completion, when last taken over
+
+    def update(self, found: Completion) -> np.ndarray:
+        """The filled picture, anew where there is more `found` than last time. Where what is copied from one place
+        meets what is copied from another, one fades into the other.
+        """
+        picture, times = self.picture, len(self.picture) // len(found.filled)
+        ways, new = found.shift @ (2 * found.filled.shape[1], 1), found.filled
+        if np.array_equal(self._source, found.source):
+            new = new & ~self._cells
+        anew = found.filled & _beside(found.filled & np.isin(ways, ways[new]))  # any part of what a copy is a part of
+        sums, total = np.zeros(picture.shape, np.float32), np.zeros(picture.shape[:2], np.float32)
+        for way in np.unique(ways[found.filled & _beside(anew)]):
+            here, there, share, may, colour = found.copy(found.filled & (ways == way))
+            size = share.shape[1] * times, share.shape[0] * times
+            weight = cv2.resize(share, size) * cv2.resize(may, size, interpolation=cv2.INTER_NEAREST)
+            part, source = (in_pixels(cells, times) for cells in (here, there))
+            sums[part] += weight[..., None] * (picture[source] + cv2.resize(colour, size))
+            total[part] += weight
+        cells = np.kron(anew, np.ones((times, times), bool))
+        self.filled[cells] = np.rint(sums[cells] / total[cells, None]).clip(0, 255)
+        self._cells, self._source = found.filled.copy(), found.source.copy()
+        return self.filled
+
+
+def _beside(cells: np.ndarray) -> np.ndarray:
+    """Cells, bool [h, w], and all that copies of them can reach."""
+    return cv2.dilate(cells.view(np.uint8), np.ones((2 * FADE + 1, 2 * FADE + 1), np.uint8)).view(bool)
 
 
 @dataclass(frozen=True)

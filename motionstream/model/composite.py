@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from motionstream.model.completion import Completion
+from motionstream.model.completion import Completion, Plate
 from motionstream.model.matte import Matte, told
 from motionstream.model.motion_prior import Moved
 from motionstream.model.warping import (
@@ -145,7 +145,7 @@ class Sharp:
 
     def __init__(self, picture: np.ndarray):
         self.picture, self._thirds = picture, _thirds(picture)
-        self._behind, self._filled = self._thirds, 0  # cells that are filled in it
+        self._plate, self._behind, self._filled = Plate(picture), self._thirds, 0  # cells that are filled in it
         self.thing: np.ndarray | None = None  # float32 [kH, kW] in [0, 1]: how opaque what lies in front is, if known
         self.opaque: np.ndarray | None = None  # the same, but 1 where tracks tell how what lies behind moves
         self._cells: np.ndarray | None = None  # what the prior saw when that was found
@@ -155,16 +155,18 @@ class Sharp:
         return cv2.cvtColor(seen_through(self._behind if behind else self._thirds, columns, rows), cv2.COLOR_RGBA2RGB)
 
     def cut_out(self, moved: Moved, matte: Matte) -> None:
-        """Finds out where things end, anew when the prior has looked anew."""
-        if moved.cells is not None and moved.cells is not self._cells:
+        """Finds out where things end, anew when the prior has looked anew; and where tracks tell."""
+        if moved.cells is None:
+            return
+        if moved.cells is not self._cells:
             self._cells, self._filled = moved.cells, 0
             self.thing = matte.of(self.picture, moved.cells)
-            self.opaque = np.maximum(self.thing, told(self.thing, moved.anchors, *moved.things.shape[1:]))
+        self.opaque = np.maximum(self.thing, told(self.thing, moved.anchors, *moved.things.shape[1:]))
 
     def fill(self, behind: Completion | None) -> None:
         """Takes over what has been filled since."""
         if behind is not None and (filled := np.count_nonzero(behind.filled)) > self._filled:
-            plate = behind.of(self.picture)
+            plate = self._plate.update(behind)
             if self.thing is not None:  # what surrounds a thing need not be guessed
                 margin = np.ones((2 * MARGIN + 1, 2 * MARGIN + 1), np.uint8)
                 share = cv2.blur(np.minimum(cv2.dilate(self.thing, margin) / CLEAR, 1), (3, 3))

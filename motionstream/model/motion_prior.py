@@ -34,7 +34,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from motionstream.model.completion import Completion, ground, things_in_front
+from motionstream.model.completion import Completion, Plate, ground, things_in_front
 from motionstream.model.elastic import pulled
 from motionstream.model.grids import idling, straddling
 from motionstream.model.limbs import borne, limbs, with_rims
@@ -107,11 +107,15 @@ def as_seen(
     return seen[:, bearer].view(2, *front.shape), bearer
 
 
-def seen_at(pixels: int, image: Tensor, size: tuple[int, int]) -> Tensor:
-    """A picture [3, kH, kW] as the U-Net sees it, [1, 3, H', W']: about as many `pixels`, but not fewer than frames of
-    this size (height, width) have."""
+def shape_at(pixels: int, size: tuple[int, int]) -> list[int]:
+    """Height and width of a picture as the U-Net sees it: about as many `pixels`, but not fewer than frames of this
+    size (height, width) have."""
     times = max(1.0, (pixels / math.prod(size)) ** 0.5)
-    shape = [CELL * round(side * times / CELL) for side in size]
+    return [CELL * round(side * times / CELL) for side in size]
+
+
+def seen_at(shape: Sequence[int], image: Tensor) -> Tensor:
+    """A picture [3, kH, kW] as the U-Net sees it, [1, 3, H', W']."""
     return F.interpolate(image[None], shape, mode="bicubic", align_corners=False, antialias=True).clamp(-1, 1)
 
 
@@ -154,6 +158,20 @@ class Grips(NamedTuple):
     front: Tensor
     head_start: Tensor
     queries: Tensor
+
+
+class Looked(NamedTuple):
+    """What a picture looks like under tracks.
+
+    weights [P, 1 + N] of cells, see `MotionPrior.weigh`; seen [2, h, w] in cells and bearer [P] of them, see `as_seen`;
+    alike: bool [N, N], see `MotionPrior.alike`; found [1, C, h', w'], what the U-Net makes of the picture.
+    """
+
+    weights: Tensor
+    seen: Tensor
+    bearer: Tensor
+    alike: Tensor
+    found: Tensor
 
 
 @dataclass(frozen=True)
@@ -286,6 +304,7 @@ class PriorState:
     parts: np.ndarray | None = None  # int [h, w]: the same, and the rims of things are of them
     held: Tensor | None = None  # [N, 2] how far each track had come when the present set began
     newest: Tensor | None = None  # [N, 2] each track's newest known displacement on top of that
+    found: Tensor | None = None  # see `Looked`; under a tracker's tracks, of the first look
     weights: Tensor | None = None  # [P, 1 + N]
     bodies: Tensor | None = None  # bool [N, N]: which tracks hold the same thing, at places that look alike
     gripped: Tensor | None = None  # bool [P]: cells of things that tracks hold
@@ -294,8 +313,9 @@ class PriorState:
     thin: Tensor | None = None  # [h, w], see `MotionPrior.closely`
     bearer: Tensor | None = None  # [P], see `limbs`, with their rims
     solid: Tensor | None = None  # bool [P]: what lies in front, ropes and feet as well
-    cells: np.ndarray | None = None  # [2, h, w] in [0, 1]: see `as_seen`
+    cells: np.ndarray | None = None  # [2, h, w] in [0, 1]: see `as_seen`; under a tracker's tracks, of the first look
     behind: Completion | None = None  # what lies behind things of the first frame that have left
+    filled: Plate | None = None  # the first frame with that
     picture: np.ndarray | None = None  # `between` of [H, W, 4]: the first frame, and how far in front it lies
     plate: np.ndarray | None = None  # `between` of [H, W, 4]: the first frame so filled, and how much of that is seen
     ground: np.ndarray | None = None  # float32 [H, W] in [0, 1]: where nothing lies in front
@@ -339,12 +359,19 @@ class MotionPrior(ModelMixin, ConfigMixin):
 
         image [B, 3, H, W] in [-1, 1]; anchors [B, N, 2] pixels; valid bool [B, N]: which of them count.
         """
+        return self.read(self.see(image, anchors, valid), anchors)
+
+    def see(self, image: Tensor, anchors: Tensor, valid: Tensor) -> Tensor:
+        """What the U-Net makes of a picture's cells, [B, C, h, w]; see `features`."""
         height, width = image.shape[-2:]
         nearest = _nearest(cell_centres(height, width).expand(len(image), -1, -1), anchors, valid)
         shown = nearest[:, None].unflatten(2, (height // CELL, width // CELL))
         marks = torch.cat([torch.exp(-shown / 4), torch.exp(-shown / 24)], dim=1)
         x = torch.cat([F.pixel_unshuffle(image, CELL), marks.to(image)], dim=1)
-        found = self.net(x.contiguous(memory_format=torch.channels_last)).float()
+        return self.net(x.contiguous(memory_format=torch.channels_last)).float()
+
+    def read(self, found: Tensor, anchors: Tensor) -> tuple[Cells, Grips]:
+        """`features` of what was `found`, [B, C, h, w], for tracks that start at anchors [B, N, 2] in it."""
         channels = self.config.features
         queries, _, stay, front = found.flatten(2).transpose(1, 2).split([channels, channels, 1, 1], dim=-1)
         own_query, keys, own_stay, own_front = at_points(found, anchors).split([channels, channels, 1, 1], dim=-1)
@@ -421,13 +448,15 @@ class MotionPrior(ModelMixin, ConfigMixin):
     def _uncover(self, state: PriorState, displacement: Tensor) -> None:
         """Guesses what one sees behind things that have left."""
         front = state.front.view(state.size[0] // CELL, state.size[1] // CELL).numpy()
-        picture = (127.5 * (state.image + 1)).round().byte().permute(1, 2, 0).numpy()
-        state.behind = state.behind or Completion.empty(*front.shape)
-        moved = displacement.unflatten(1, front.shape).numpy()
+        if state.behind is None:
+            picture = (127.5 * (state.image + 1)).round().byte().permute(1, 2, 0).numpy()
+            state.behind, state.filled = Completion.empty(*front.shape), Plate(picture)
+        picture, moved = state.filled.picture, displacement.unflatten(1, front.shape).numpy()
         filled = state.behind.uncover(picture, front, moved, state.dense)
         if filled or state.plate is None:
             seen = cv2.resize(state.behind.seen, picture.shape[1::-1])
-            state.plate = between(np.dstack([state.behind.of(picture).astype(np.float32) / 127.5 - 1, seen]))
+            shown = state.filled.update(state.behind).astype(np.float32) / 127.5 - 1
+            state.plate = between(np.dstack([shown, seen]))
 
     def things_at(self, state: PriorState, points: np.ndarray) -> np.ndarray:
         """Numbers [K] of the things that one sees at points [K, 2] of the newest frame, pixels; 0 where none is sure,
@@ -500,35 +529,41 @@ class MotionPrior(ModelMixin, ConfigMixin):
         return meet(motion, share, anchors, moved, counted, rows)
 
     def look(
-        self, image: Tensor, anchors: Tensor, size: tuple[int, int], thin: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Weights [P, 1 + N] of cells under tracks, see `weigh`; what is seen in the cells, and what bears them, see
-        `as_seen`; and which tracks hold what looks `alike`, bool [N, N].
+        self,
+        image: Tensor,
+        anchors: Tensor,
+        size: tuple[int, int],
+        thin: Tensor | None = None,
+        found: Tensor | None = None,
+    ) -> Looked:
+        """What the first frame, image [3, kH, kW] in [-1, 1], looks like under tracks.
 
-        image: [3, kH, kW] in [-1, 1], the first frame; anchors [N, 2], pixels of frames of this size (height, width);
-        thin: see `closely`. So that things are cut out of a small picture as well as of a large one, it is seen at
-        `LOOK`, at the least.
+        anchors [N, 2], pixels of frames of this size (height, width); thin: see `closely`; found: of an earlier look,
+        which the U-Net takes for this one, too. So that things are cut out of a small picture as well as of a large
+        one, it is seen at `LOOK`, at the least.
         """
-        seen, tracks = seen_at(LOOK, image, size), len(anchors)
-        times, valid = torch.tensor(seen.shape[:1:-1]) / torch.tensor(size[::-1]), (torch.arange(tracks + 1) < tracks)
+        shape, tracks = shape_at(LOOK, size), len(anchors)
+        times, valid = torch.tensor(shape[::-1]) / torch.tensor(size[::-1]), torch.arange(tracks + 1) < tracks
         centres = times * cell_centres(*size)[None]
         places = times * F.pad(anchors, (0, 0, 0, 1))[None]  # the last one never counts: N may be 0
-        cells, grips = self.features(seen, places, valid[None])
+        if found is None:
+            found = self.see(seen_at(shape, image), places, valid[None])
+        cells, grips = self.read(found, places)
         maps = torch.cat([cells.queries, cells.stay[..., None], cells.front[..., None]], dim=2)[0].T
-        maps = F.adaptive_avg_pool2d(maps.unflatten(1, _cells(seen.shape[2:])), _cells(size))
+        maps = F.adaptive_avg_pool2d(maps.unflatten(1, found.shape[2:]), _cells(size))
         queries, stay, front = maps.flatten(1).T[None].split([self.config.features, 1, 1], dim=2)
         cells = Cells(queries, stay[..., 0], front[..., 0])
         with torch.autocast("cpu", enabled=False):
             weights = self.weigh(centres, cells, places, grips, valid[None])[0, :, :-1]
             front, held = cells.front[0].sigmoid().view(_cells(size)), grips.front[0, :-1].sigmoid()
-            return weights, *as_seen(weights, front, held, anchors, thin), self.alike(grips)[0, :-1, :-1]
+            return Looked(weights, *as_seen(weights, front, held, anchors, thin), self.alike(grips)[0, :-1, :-1], found)
 
     def closely(self, image: Tensor, size: tuple[int, int]) -> Tensor:
         """How far in front what is in each cell lies, where it is thinner than a cell, too: [h, w] in [0, 1].
 
         image, size: as in `look`. This is seen at `CLOSE`, where large things look hollow: it tells of limbs only.
         """
-        seen, nowhere = seen_at(CLOSE, image, size), torch.zeros(1, 1, 2)
+        seen, nowhere = seen_at(shape_at(CLOSE, size), image), torch.zeros(1, 1, 2)
         cells, _ = self.features(seen, nowhere, torch.zeros(1, 1, dtype=torch.bool))
         front = cells.front.sigmoid().view(1, *_cells(seen.shape[2:]))
         return F.adaptive_max_pool2d(front, _cells(size))[0]
@@ -584,7 +619,8 @@ class MotionPrior(ModelMixin, ConfigMixin):
 
     def _look_anew(self, state: PriorState, anchors: Tensor) -> None:
         """What is seen, and goes along, under the tracks with these anchors [N, 2], pixels."""
-        weights, seen, bearer, alike = self.look(state.sharp, anchors, state.size, state.thin)
+        found = state.found if state.tracked else None
+        weights, seen, bearer, alike, state.found = self.look(state.sharp, anchors, state.size, state.thin, found)
         rows, columns = seen[0].shape
         tracked = tracked_cells(anchors.numpy(), rows, columns)
         state.dense = state.dense or bool(len(anchors)) and are_dense(nearest_cells(tracked)[0])
@@ -605,7 +641,9 @@ class MotionPrior(ModelMixin, ConfigMixin):
         outline, rim, foremost = outlines(seen[0])
         # What a thing has left behind is no rim of it any more.
         rim &= ((state.base - state.base[foremost]).norm(dim=1) < PARTS).view(rim.shape)
-        state.cells, state.outlines = seen.numpy(), (outline, rim, foremost)
+        if state.cells is None or not state.tracked:
+            state.cells = seen.numpy()
+        state.outlines = (outline, rim, foremost)
         rim, foremost = rim.numpy(), foremost.numpy()
         state.parts = np.where(rim & (number == 0), number.ravel()[foremost].reshape(rim.shape), number)
         state.pairs = straddling(anchors, torch.stack([*state.firsts.values(), torch.zeros(2)])[:-1], seen[0])

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from motionstream.model.warping import CELL, cell_numbers, on_all_cores
+from motionstream.model.warping import CELL, cell_numbers
 from motionstream.tracks import Tracks
 
 NEIGHBOURS = 5  # tracks of a thing, and of the background, that tell how either moves
@@ -118,38 +118,32 @@ def in_one_piece(displacement: Tensor, number: np.ndarray) -> Tensor:
     What strays far from the affine motion of most of a thing goes as what is around it, and parts that are near go
     alike. number [h, w]: of the thing that each cell is of, see `pieces.numbered`.
     """
-    places = cell_numbers(*number.shape)
-    groups = [np.flatnonzero(number.ravel() == thing) for thing in range(number.max() + 1)]
-    groups = [cells for cells in groups if len(cells) >= SMALL]
-    pieces = [(cells, *(THING if number.flat[cells[0]] else BACKGROUND)) for cells in groups]
-
-    def frame(moved: np.ndarray) -> np.ndarray:
-        moved = moved.copy()
-        for cells, limit, spread in pieces:
-            moved[cells] = _bent(moved[cells], places[:, cells], limit, spread)
-        return moved
-
-    return torch.from_numpy(np.stack(on_all_cores(frame, displacement.numpy())))
+    places, moved = cell_numbers(*number.shape), displacement.numpy().copy()
+    for thing in range(number.max() + 1):
+        cells = np.flatnonzero(number.ravel() == thing)
+        if len(cells) >= SMALL:
+            moved[:, cells] = _bent(moved[:, cells], places[:, cells], *(THING if thing else BACKGROUND))
+    return torch.from_numpy(moved)
 
 
 def _bent(moved: np.ndarray, places: np.ndarray, limit: float, spread: float) -> np.ndarray:
-    """Motion [K, 2] of the cells of one thing, at places [2, K], where none strays further than `limit` of its size,
+    """Motion [T, K, 2] of the cells of one thing, at places [2, K], where none strays further than `limit` of its size,
     and those within `spread` of that go alike."""
-    some, side = slice(None, None, max(1, len(moved) // ENOUGH)), len(moved) ** 0.5
-    middle, most = np.median(moved[some], axis=0), limit * CELL * side
-    basis = np.vstack([np.ones(len(moved)), (places - places.mean(1, keepdims=True)) / side])
-    told, gone = basis[:, some], moved[some].astype(np.float64) - middle
-    stiff, rest = RIDGE * len(gone) * np.diag([0.0, 1.0, 1.0]), gone
+    cells = places.shape[1]
+    some, side = slice(None, None, max(1, cells // ENOUGH)), cells**0.5
+    middle, most = np.median(moved[:, some], axis=1, keepdims=True), limit * CELL * side
+    basis = np.vstack([np.ones(cells), (places - places.mean(1, keepdims=True)) / side])
+    told, gone = basis[:, some], moved[:, some].astype(np.float64) - middle
+    stiff, rest = RIDGE * gone.shape[1] * np.diag([0.0, 1.0, 1.0]), gone
     for _ in range(ROUNDS):  # least squares in which what strays counts less and less
-        counts = told / (1 + np.square(rest).sum(1) / (most / 2) ** 2)
+        counts = told / (1 + np.square(rest).sum(2) / (most / 2) ** 2)[:, None]
         affine = np.linalg.solve(counts @ told.T + stiff, counts @ gone)
         rest = gone - told.T @ affine
     rest = np.float32(moved - middle - basis.T @ affine)
-    keeps = np.square(rest).sum(1) < most**2
-    low = places.min(1).astype(int)
-    column, row = places.astype(int) - low[:, None]
-    plane = np.zeros((row.max() + 1, column.max() + 1, 3), np.float32)
-    plane[row, column] = np.column_stack([rest, np.ones(len(rest))]) * keeps[:, None]
+    keeps = np.square(rest).sum(2, keepdims=True) < most**2
+    column, row = (places - places.min(1, keepdims=True)).astype(int)
+    plane = np.zeros((row.max() + 1, column.max() + 1, 3 * len(moved)), np.float32)
+    plane[row, column] = np.concatenate([rest * keeps, keeps], 2).swapaxes(0, 1).reshape(cells, -1)
     sums = cv2.GaussianBlur(plane, (0, 0), np.clip(spread * side, LEAST, MOST), borderType=cv2.BORDER_CONSTANT)
-    sums = sums[row, column]
-    return moved - rest + sums[:, :2] / np.maximum(sums[:, 2:], 1e-3)
+    sums = sums[row, column].reshape(cells, -1, 3).swapaxes(0, 1)
+    return moved - rest + sums[..., :2] / np.maximum(sums[..., 2:], 1e-3)

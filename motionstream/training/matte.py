@@ -53,7 +53,7 @@ def seen_by(prior: MotionPrior, picture: Tensor, anchors: Tensor, valid: Tensor,
     anchors [N, 2] of the tracks, pixels of the large one; valid bool [N].
     """
     size = picture.shape[1] // smaller, picture.shape[2] // smaller
-    return prior.look(picture, anchors[valid] / smaller, size, prior.closely(picture, size))[1]
+    return prior.look(picture, anchors[valid] / smaller, size, prior.closely(picture, size)).seen
 
 
 def matte_loss(prior: MotionPrior, matte: Matte, batch: dict[str, Tensor], world: World) -> dict[str, Tensor]:

@@ -66,6 +66,7 @@ from motionstream.model.warping import (
     in_the_first_frame,
     meet,
     mirrored,
+    most_go,
     nearest_cells,
     on_all_cores,
     on_top,
@@ -86,6 +87,7 @@ from motionstream.tracks import Tracks
 
 CERTAIN = 3.0  # log-odds with which a track moves the place it is attached to, at the least
 MOST, FADES = 0.8, 0.2  # of the cells: if fewer have moved, the ground stays; from how many fewer on all of it
+STRAYS = 1.0  # pixels by which a part goes otherwise than the picture as a whole
 LEAST = 0.01  # of a frame that shows the picture, from which on it tells how the picture moves as a whole
 UNLIKE = 5.0  # log-odds by which tracks prefer their own places to each other's, at the least, if they hold two things
 LOOK = 320 * 192  # pixels, at the least, of the picture that the U-Net sees: in smaller ones it cuts off what is thin
@@ -220,11 +222,12 @@ def in_motion(
     picture, plate, ground: see `PriorState`; things [h, w]: of `Moved`; displacement [P, 2] pixels and front [h, w] of
     its cells in this frame.
 
-    Where much of the picture stays, so does the ground: what goes along of it leaves itself behind.
+    Where nothing is known to lie behind, ground goes on. Where much of the picture stays, so does the ground: what goes
+    along of it leaves itself behind.
     """
     height, width = (CELL * side for side in front.shape)
     backward, sure = close_gaps(*splat(displacement, front.ravel(), height, width))
-    trend = trend_of(backward, sure)
+    trend = trend_of(backward, sure, things)
 
     def continued(source: np.ndarray | None = None) -> np.ndarray:
         return fill_holes(backward - trend, sure, source) + trend
@@ -261,29 +264,32 @@ def in_motion(
         part, places = in_pixels(cells), places_within(under, np.ones_like(sure), cells)
         seen = planes(seen_through(plate, *places)).clip(-1, 1)
         filled, there, known = seen[:3], np.maximum(seen[3], 0), known[part]
-        if stays:
-            bare = cv2.remap(ground, *places, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
-            there = np.maximum(there, stays * bare)
+        bare = cv2.remap(ground, *places, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+        there = np.maximum(there, bare)
         room, warped = (picture[(slice(None), *part)] for picture in (shown, warped))
         room += there * (filled + known * (warped - filled) - room)
         guessed[part] = there * (1 - known)
     return shown, confidence, guessed, beyond, flow, under, sure
 
 
-def trend_of(backward: np.ndarray, sure: np.ndarray) -> np.ndarray:
+def trend_of(backward: np.ndarray, sure: np.ndarray, things: np.ndarray) -> np.ndarray:
     """The affine motion [2, h, w] of a picture that moves as a whole, as a camera that zooms makes it; else none [1].
 
-    backward [2, h, w] and its confidence: beyond the picture's edges it goes on so, not as its mean.
+    backward [2, h, w] and its confidence: beyond the picture's edges it goes on so, not as its mean; things [h, w]: of
+    `Moved`, which may go otherwise.
     """
     known = sure > 0.5
     moved = np.square(backward).sum(0) > PARTS**2
     if known.all() or known.mean() < LEAST or moved[known].mean() < MOST:
         return np.zeros(1, np.float32)
-    numbers = cell_numbers(*sure.shape)
-    places = np.vstack([np.ones_like(numbers[:1]), numbers - numbers[:, known.ravel()].mean(1, keepdims=True)])
-    told = places[:, known.ravel()].astype(np.float64)
-    affine, *_ = np.linalg.lstsq(told @ told.T, told @ backward[:, known].T, rcond=1e-9)
-    return (affine.T @ places).reshape(backward.shape).astype(np.float32)
+    behind = known & ~showing(things, backward)
+    known = (behind if behind.mean() >= LEAST else known).ravel()
+    numbers, gone = cell_numbers(*sure.shape), backward.reshape(2, -1).T[known].astype(np.float64)
+    side, middle = known.sum() ** 0.5, np.median(gone, axis=0)
+    spread = np.median(np.linalg.norm(gone - middle, axis=1))
+    basis = np.vstack([np.ones(known.size), (numbers - numbers[:, known].mean(1, keepdims=True)) / side])
+    affine = most_go(basis[:, known], gone - middle, max(spread, STRAYS))
+    return (basis.T @ affine + middle).T.reshape(backward.shape).astype(np.float32)
 
 
 @dataclass

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from motionstream.model.warping import CELL, cell_numbers
+from motionstream.model.warping import CELL, cell_numbers, most_go
 from motionstream.tracks import Tracks
 
 NEIGHBOURS = 5  # tracks of a thing, and of the background, that tell how either moves
@@ -24,8 +24,6 @@ THING = 0.1, 0.05  # of a thing's size: how far parts stray, at the most, from h
 BACKGROUND = 0.2, 0.0  # the same: it is not of one piece, but lies near and far
 LEAST, MOST = 2.0, 4.0  # cells within which parts go alike
 ENOUGH = 500  # cells that tell how most of a thing moves
-ROUNDS = 6  # in which it is found how most of a thing moves
-RIDGE = 1e-3  # of what tells it: what that does not determine of turning and growing is none
 SMALL = 12  # cells, fewer of which do not tell
 MANY = 8  # motions
 STEP = 0.05  # pixels by which two of them differ
@@ -134,12 +132,7 @@ def _bent(moved: np.ndarray, places: np.ndarray, limit: float, spread: float) ->
     middle, most = np.median(moved[:, some], axis=1, keepdims=True), limit * CELL * side
     basis = np.vstack([np.ones(cells), (places - places.mean(1, keepdims=True)) / side])
     told, gone = basis[:, some], moved[:, some].astype(np.float64) - middle
-    stiff, rest = RIDGE * gone.shape[1] * np.diag([0.0, 1.0, 1.0]), gone
-    for _ in range(ROUNDS):  # least squares in which what strays counts less and less
-        counts = told / (1 + np.square(rest).sum(2) / (most / 2) ** 2)[:, None]
-        affine = np.linalg.solve(counts @ told.T + stiff, counts @ gone)
-        rest = gone - told.T @ affine
-    rest = np.float32(moved - middle - basis.T @ affine)
+    rest = np.float32(moved - middle - basis.T @ most_go(told, gone, most / 2))
     keeps = np.square(rest).sum(2, keepdims=True) < most**2
     column, row = (places - places.min(1, keepdims=True)).astype(int)
     plane = np.zeros((row.max() + 1, column.max() + 1, 3 * len(moved)), np.float32)

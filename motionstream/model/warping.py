@@ -44,6 +44,8 @@ LITTLE = 0.1  # pixels that are hardly a motion
 CUT = 0.7  # share of a change of motion that lies within NARROW cells where two things touch
 NARROW, WIDE = 5, 17  # cells
 FEW = 4  # cells, of the coarsest level of what holes are filled with, that are no more than one
+STIFF = 1e-4  # of what tells an affine motion: what that does not determine of turning and growing is none
+ROUNDS = 6  # in which it is found how most of some cells move
 THIRDS = 3  # steps from one pixel of a picture to the next
 
 
@@ -159,6 +161,20 @@ def _affine(sums: Tensor, away: Tensor, ridge: Tensor) -> Tensor:
     a, b = (away_x * yy - away_y * xy) / determinant, (away_y * xx - away_x * xy) / determinant
     went = u + a * (xu - x * u) + b * (yu - y * u), v + a * (xv - x * v) + b * (yv - y * v)
     return (torch.stack(went, -2) * UNIT).transpose(-1, -2)  # as the rest of the geometry wants it in memory
+
+
+def most_go(told: np.ndarray, gone: np.ndarray, far: float) -> np.ndarray:
+    """The affine motion [..., 3, 2] of most of some cells that have gone [..., K, 2], pixels: least squares in which
+    what strays from it, by more than `far` pixels, counts less and less.
+
+    told: [3, K], 1 and where they are, in about one unit. It pulls towards pure translation.
+    """
+    stiff, rest = STIFF * gone.shape[-2] * np.diag([0.0, 1.0, 1.0]), gone
+    for _ in range(ROUNDS):
+        counts = told / (1 + np.square(rest).sum(-1) / far**2)[..., None, :]
+        affine = np.linalg.solve(counts @ told.T + stiff, counts @ gone)
+        rest = gone - told.T @ affine
+    return affine
 
 
 def on_all_cores(work: Callable, *frames: Iterable) -> list:

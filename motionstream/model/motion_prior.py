@@ -87,7 +87,6 @@ from motionstream.tracks import Tracks
 
 CERTAIN = 3.0  # log-odds with which a track moves the place it is attached to, at the least
 MOST, FADES = 0.8, 0.2  # of the cells: if fewer have moved, the ground stays; from how many fewer on all of it
-STRAYS = 1.0  # pixels by which a part goes otherwise than the picture as a whole
 LEAST = 0.01  # of a frame that shows the picture, from which on it tells how the picture moves as a whole
 UNLIKE = 5.0  # log-odds by which tracks prefer their own places to each other's, at the least, if they hold two things
 LOOK = 320 * 192  # pixels, at the least, of the picture that the U-Net sees: in smaller ones it cuts off what is thin
@@ -284,12 +283,11 @@ def trend_of(backward: np.ndarray, sure: np.ndarray, things: np.ndarray) -> np.n
         return np.zeros(1, np.float32)
     behind = known & ~showing(things, backward)
     known = (behind if behind.mean() >= LEAST else known).ravel()
-    numbers, gone = cell_numbers(*sure.shape), backward.reshape(2, -1).T[known].astype(np.float64)
-    side, middle = known.sum() ** 0.5, np.median(gone, axis=0)
-    spread = np.median(np.linalg.norm(gone - middle, axis=1))
-    basis = np.vstack([np.ones(known.size), (numbers - numbers[:, known].mean(1, keepdims=True)) / side])
-    affine = most_go(basis[:, known], gone - middle, max(spread, STRAYS))
-    return (basis.T @ affine + middle).T.reshape(backward.shape).astype(np.float32)
+    numbers = cell_numbers(*sure.shape)
+    away = (numbers - numbers[:, known].mean(1, keepdims=True)) / known.sum() ** 0.5
+    basis = np.vstack([np.ones(known.size), away])
+    affine = most_go(basis[:, known], backward.reshape(2, -1).T[known])
+    return (affine.T @ basis).reshape(backward.shape).astype(np.float32)
 
 
 @dataclass

@@ -23,7 +23,6 @@ WITHIN = 2  # cells: what is farther than these from where a thing ends is surel
 THING = 0.1, 0.05  # of a thing's size: how far parts stray, at the most, from how most of it moves, and go alike
 BACKGROUND = 0.2, 0.0  # the same: it is not of one piece, but lies near and far
 LEAST, MOST = 2.0, 4.0  # cells within which parts go alike
-ENOUGH = 500  # cells that tell how most of a thing moves
 SMALL = 12  # cells, fewer of which do not tell
 MANY = 8  # motions
 STEP = 0.05  # pixels by which two of them differ
@@ -128,11 +127,10 @@ def _bent(moved: np.ndarray, places: np.ndarray, limit: float, spread: float) ->
     """Motion [T, K, 2] of the cells of one thing, at places [2, K], where none strays further than `limit` of its size,
     and those within `spread` of that go alike."""
     cells = places.shape[1]
-    some, side = slice(None, None, max(1, cells // ENOUGH)), cells**0.5
-    middle, most = np.median(moved[:, some], axis=1, keepdims=True), limit * CELL * side
+    side = cells**0.5
+    most = limit * CELL * side
     basis = np.vstack([np.ones(cells), (places - places.mean(1, keepdims=True)) / side])
-    told, gone = basis[:, some], moved[:, some].astype(np.float64) - middle
-    rest = np.float32(moved - middle - basis.T @ most_go(told, gone, most / 2))
+    rest = np.float32(moved - basis.T @ most_go(basis, moved, most / 2))
     keeps = np.square(rest).sum(2, keepdims=True) < most**2
     column, row = (places - places.min(1, keepdims=True)).astype(int)
     plane = np.zeros((row.max() + 1, column.max() + 1, 3 * len(moved)), np.float32)

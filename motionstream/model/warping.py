@@ -45,6 +45,7 @@ CUT = 0.7  # share of a change of motion that lies within NARROW cells where two
 NARROW, WIDE = 5, 17  # cells
 FEW = 4  # cells, of the coarsest level of what holes are filled with, that are no more than one
 STIFF = 1e-4  # of what tells an affine motion: what that does not determine of turning and growing is none
+ENOUGH = 500  # cells that tell how most of them move
 ROUNDS = 6  # in which it is found how most of some cells move
 THIRDS = 3  # steps from one pixel of a picture to the next
 
@@ -163,17 +164,24 @@ def _affine(sums: Tensor, away: Tensor, ridge: Tensor) -> Tensor:
     return (torch.stack(went, -2) * UNIT).transpose(-1, -2)  # as the rest of the geometry wants it in memory
 
 
-def most_go(told: np.ndarray, gone: np.ndarray, far: float) -> np.ndarray:
+def most_go(basis: np.ndarray, gone: np.ndarray, far: float | None = None) -> np.ndarray:
     """The affine motion [..., 3, 2] of most of some cells that have gone [..., K, 2], pixels: least squares in which
     what strays from it, by more than `far` pixels, counts less and less.
 
-    told: [3, K], 1 and where they are, in about one unit. It pulls towards pure translation.
+    basis: [3, K], 1 and where they are, in about one unit. far: None for what half of them stray from going alike.
     """
-    stiff, rest = STIFF * gone.shape[-2] * np.diag([0.0, 1.0, 1.0]), gone
+    some = slice(None, None, max(1, gone.shape[-2] // ENOUGH))
+    told, gone = basis[:, some], gone[..., some, :].astype(np.float64)
+    middle = np.median(gone, axis=-2, keepdims=True)
+    gone = rest = gone - middle
+    if far is None:
+        far = max(LITTLE, np.median(np.linalg.norm(rest, axis=-1)))
+    stiff = STIFF * told.shape[1] * np.diag([0.0, 1.0, 1.0])
     for _ in range(ROUNDS):
         counts = told / (1 + np.square(rest).sum(-1) / far**2)[..., None, :]
         affine = np.linalg.solve(counts @ told.T + stiff, counts @ gone)
         rest = gone - told.T @ affine
+    affine[..., :1, :] += middle
     return affine
 
 

@@ -167,6 +167,8 @@ def test_what_moves_as_a_whole_goes_on_doing_so(seed):
     rng, number = np.random.default_rng(seed), thing()
     y, x = np.mgrid[:ROWS, :COLUMNS] - np.array([ROWS / 2, COLUMNS / 2])[:, None, None]
     maps = rng.normal(0, [10, 0.2, 0.2], (2, 2, 3))  # of the background and the thing, each an affine one
+    (a, b), c = rng.normal(0, 0.2, 2), rng.uniform(0.95, 1.05)
+    maps[1, :, 1:] = CELL * (np.array([[1 + a, -b], [b, 1 + a]]) @ np.diag([c, 1 / c]) - np.eye(2))  # it is not sheared
     motion = np.where(number[..., None] > 0, *(np.stack([x * 0 + 1, x, y], -1) @ one.T for one in maps[::-1]))[None]
     assert np.abs(together(motion, number) - motion).max() < 0.02 * np.abs(motion).max()
     assert not together(0 * motion, number).any()
@@ -183,6 +185,23 @@ def test_what_is_torn_off_goes_with_what_is_around_it(part, limit):
     assert np.abs(found - motion).max() < 1  # without it, more than fifteen
     mild = together(motion + off / 3, number)[1, part, 35:42, 1] - motion[1, part, 35:42, 1]
     assert mild.max() > limit * size / 3 and mild.min() > limit * size / 10  # a thing bends
+
+
+@pytest.mark.parametrize(
+    "shear", [[[0, 0.8], [0, 0]], [[0.5, 0], [0, 0]], [[0, 0], [0, -0.4]], [[-0.9, 0.9], [-0.9, -0.5]]]
+)
+def test_a_thing_is_not_sheared_out_of_shape_but_turned_and_made_larger_the_background_is(shear):
+    number = thing()
+    y, x = np.mgrid[:ROWS, :COLUMNS] - np.array([ROWS / 2, COLUMNS / 2])[:, None, None]
+    motion = CELL * (np.stack([x, y], -1) @ np.array(shear).T)[None]
+    found, thin = together(motion, number), number > 0
+    inside = cv2.erode(thin.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
+    assert np.abs(found - motion)[0, ~thin].max() < 0.02 * np.abs(motion).max()
+    places = np.stack([x, y, 1 + 0 * x], -1)[inside]
+    linear = (np.linalg.lstsq(places, found[0, inside], rcond=None)[0][:2] / CELL + np.eye(2)).T
+    wanted, (longer, shorter) = np.eye(2) + shear, np.linalg.svd(linear)[1]
+    assert longer / shorter == pytest.approx(THING[2], rel=0.02)
+    assert np.linalg.det(linear) == pytest.approx(np.linalg.det(wanted), rel=0.05)  # as large as it should be
 
 
 def test_most_of_a_thing_tells_how_it_moves():

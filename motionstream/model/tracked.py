@@ -20,8 +20,10 @@ UNSURE = 1.0  # pixels by which a track has to move less like the thing that it 
 LESS = 0.5  # of how it moves unlike the thing: how much unlike the background, at the most
 HOLE = 4.0  # pixels from a track to the nearest cell of the first frame, more than which it is on none
 WITHIN = 2  # cells: what is farther than these from where a thing ends is surely on it, or surely is not
-THING = 0.1, 0.05  # of a thing's size: how far parts stray, at the most, from how most of it moves, and go alike
-BACKGROUND = 0.2, 0.0  # the same: it is not of one piece, but lies near and far
+# How far parts stray, at the most, from how most of a thing moves, of its size; within how much of that they go alike;
+# and how much longer one side may get, to the other.
+THING = 0.1, 0.05, 1.2
+BACKGROUND = 0.15, 0.0, 1e6  # it is not of one piece, but lies near and far
 LEAST, MOST = 2.0, 4.0  # cells within which parts go alike
 SMALL = 12  # cells, fewer of which do not tell
 MANY = 8  # motions
@@ -123,18 +125,27 @@ def in_one_piece(displacement: Tensor, number: np.ndarray) -> Tensor:
     return torch.from_numpy(moved)
 
 
-def _bent(moved: np.ndarray, places: np.ndarray, limit: float, spread: float) -> np.ndarray:
+def _bent(moved: np.ndarray, places: np.ndarray, limit: float, spread: float, longer: float) -> np.ndarray:
     """Motion [T, K, 2] of the cells of one thing, at places [2, K], where none strays further than `limit` of its size,
-    and those within `spread` of that go alike."""
+    those within `spread` of that go alike, and it is not sheared so that one side gets so much `longer` to another."""
     cells = places.shape[1]
     side = cells**0.5
     most = limit * CELL * side
     basis = np.vstack([np.ones(cells), (places - places.mean(1, keepdims=True)) / side])
-    rest = np.float32(moved - basis.T @ most_go(basis, moved, most / 2))
+    affine = most_go(basis, moved, most / 2)
+    rest = np.float32(moved - basis.T @ affine)
     keeps = np.square(rest).sum(2, keepdims=True) < most**2
     column, row = (places - places.min(1, keepdims=True)).astype(int)
     plane = np.zeros((row.max() + 1, column.max() + 1, 3 * len(moved)), np.float32)
     plane[row, column] = np.concatenate([rest * keeps, keeps], 2).swapaxes(0, 1).reshape(cells, -1)
     sums = cv2.GaussianBlur(plane, (0, 0), np.clip(spread * side, LEAST, MOST), borderType=cv2.BORDER_CONSTANT)
     sums = sums[row, column].reshape(cells, -1, 3).swapaxes(0, 1)
-    return moved - rest + sums[..., :2] / np.maximum(sums[..., 2:], 1e-3)
+    excess = _sheared(np.eye(2) + affine[:, 1:] / (CELL * side), longer) * CELL * side
+    return np.float32(moved - rest + sums[..., :2] / np.maximum(sums[..., 2:], 1e-3) - basis[1:].T @ excess)
+
+
+def _sheared(linear: np.ndarray, longer: float) -> np.ndarray:
+    """What of linear maps [T, 2, 2] makes one side more than so much `longer` to another than it was."""
+    turned, sides, back = np.linalg.svd(linear)
+    mean = sides.prod(1, keepdims=True) ** 0.5
+    return linear - (turned * sides.clip(mean / longer**0.5, mean * longer**0.5)[:, None]) @ back

@@ -17,10 +17,13 @@ from motionstream.model.completion import (
     Plate,
     complete,
     covered,
+    cut_off,
     seen_behind,
+    seen_mirrored,
     things_in_front,
     with_rim,
 )
+from motionstream.model.warping import CELL
 
 H, W = 60, 90
 
@@ -130,6 +133,40 @@ def test_only_what_may_be_copied_is_copied(seed):
     assert not found.filled[~hole].any()
     rows, columns = (np.argwhere(found.filled) + found.shift[found.filled]).T
     assert (rows >= 0).all() and (columns >= 0).all() and source[rows, columns].all()
+
+
+@pytest.mark.parametrize("way, seen", [
+    ((-20, 0), np.s_[:, -10:]), ((20, 0), np.s_[:, :10]), ((0, -20), np.s_[-10:]), ((0, 20), np.s_[:10]),
+    ((2, -2), np.s_[:0]), ((-4 * W, 0), np.s_[:]), ((-CELL * (W + 5), 0), np.s_[:]),
+])
+def test_a_picture_that_goes_out_of_the_frame_is_seen_mirrored_beside_the_edge_that_comes_in(way, seen):
+    wanted = np.zeros((H, W), bool)
+    wanted[seen] = True
+    found = seen_mirrored(np.stack([np.zeros((H, W, 2)), np.broadcast_to(np.float32(way), (H, W, 2))]))
+    assert not (wanted & ~found).any() and (found == with_rim(wanted)).all()  # a little more: it is about to be
+
+
+def test_of_a_picture_that_shrinks_more_is_seen_mirrored_than_there_is_room_for():
+    y, x = np.mgrid[:H, :W]
+    away = -0.5 * CELL * np.stack([x - (W - 1) / 2, y - (H - 1) / 2], -1)
+    assert seen_mirrored(away[None]).all()  # half as large: a quarter is free at each side, and shows a half of it
+    part = seen_mirrored(0.4 * away[None])  # a tenth, an eighth of it
+    assert not part[H // 4 : -H // 4, W // 4 : -W // 4].any() and part[: H // 10].all() and part[:, -W // 10 :].all()
+
+
+@pytest.mark.parametrize("top, is_cut_off", [(20, False), (1, True)])
+def test_what_is_behind_a_thing_that_would_be_seen_mirrored_is_filled_unless_an_edge_cuts_it_off(top, is_cut_off):
+    thing, moved = box(top, 40, 60, 80), np.zeros((4, H, W, 2), np.float32)
+    assert cut_off(thing) == is_cut_off and not cut_off(box(RIM, H - RIM, RIM, W - RIM))
+    picture, found = stripes().astype(np.uint8), Completion.empty(H, W)
+    moved[..., 0] = np.linspace(0, -50, 4)[:, None, None]  # all goes left together, by 25 cells
+    assert found.uncover(picture, thing.astype(np.float32), moved, dense=True) == (not is_cut_off)
+    if not is_cut_off:
+        assert found.filled[:, -25:][thing[:, -25:]].all()
+        before = found.filled.copy()
+        moved[..., 0] *= 2
+        assert found.uncover(picture, thing.astype(np.float32), moved, dense=True) or before[thing].all()
+        assert found.filled[thing].all()
 
 
 def test_one_sees_behind_a_thing_but_not_behind_parts_of_it_that_stay():

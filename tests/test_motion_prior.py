@@ -30,6 +30,7 @@ from motionstream.model.warping import (
     behind,
     between,
     cell_centres,
+    cell_numbers,
     cells_of,
     close_gaps,
     decided_motion,
@@ -39,6 +40,7 @@ from motionstream.model.warping import (
     least_squares_motion,
     meet,
     mirrored,
+    most_go,
     on_top,
     outlines,
     seen_through,
@@ -628,7 +630,7 @@ def test_what_is_filled_behind_a_thing_stays_right_up_to_it():
     picture = between(np.dstack([ramp] * 3 + [cv2.resize(front, (WIDTH, HEIGHT))]))
     plate = between(np.dstack([ramp] * 3 + [np.ones_like(ramp)]))
     nowhere = np.zeros_like(ramp)
-    shown, _, guessed, *_ = motion_prior.in_motion(picture, plate, nowhere, things, displacement, front)
+    shown, _, guessed, *_ = motion_prior.in_motion(picture, plate, nowhere, nowhere, things, displacement, front)
     seen = guessed > 0.9
     assert seen.sum() > 24 * 8
     assert np.abs(shown[0] - ramp)[seen].max() < 0.05
@@ -652,12 +654,24 @@ def test_what_a_thing_takes_along_does_not_tell_how_the_ground_behind_it_moves(p
     assert np.array_equal(moved.things[-1].flatten(), goes.numpy()) and moved.things[0].sum() == 64
 
 
+@pytest.mark.parametrize("shrunk", [0.3, 0.15])
+def test_how_most_of_a_picture_shrinks_is_told_whatever_some_of_it_does(shrunk):
+    rng, places = np.random.default_rng(0), cell_numbers(14, 22)
+    away = (places - places.mean(1, keepdims=True)) / places.shape[1] ** 0.5
+    growth = 100 * (1 / shrunk - 1)
+    gone = growth * away.T + rng.normal(0, 1, away.T.shape)
+    basis = np.vstack([np.ones(len(gone)), away])
+    np.testing.assert_allclose(most_go(basis, gone)[1:] / growth, np.eye(2), atol=0.01)
+    gone[rng.random(len(gone)) < 0.3] = -20, 5
+    np.testing.assert_allclose(most_go(basis, gone)[1:] / growth, np.eye(2), atol=0.2)
+
+
 @pytest.mark.parametrize("seen", [True, False])
 def test_what_lags_behind_does_not_tell_how_the_picture_goes_on_beyond_its_edge(seen):
     """The camera turns right, so that the picture goes left, but for a thing at its left, which it follows."""
     rows, columns = HEIGHT // 2, WIDTH // 2
     thing = np.zeros((rows, columns), bool)
-    thing[4:20, 14:24] = True
+    thing[slice(1, 23) if seen else slice(4, 20), 14:24] = True  # more of what is in sight than all else
     displacement = np.where(thing.ravel()[:, None], np.float32([-3, 0]), np.float32([-24, 0]))
     displacement += np.float32([0.02, 0.01]) * cell_centres(HEIGHT, WIDTH).numpy()  # a little nearer, too
     backward, sure = close_gaps(*splat(displacement, thing.ravel().astype(np.float32), HEIGHT, WIDTH))
@@ -675,7 +689,7 @@ def test_ground_that_goes_along_leaves_itself_behind_unless_nearly_all_of_it_doe
     front, nothing = np.zeros((rows, columns), np.float32), np.zeros((HEIGHT, WIDTH), np.float32)
     still, plate = (between(np.dstack([colours, nothing])) for _ in range(2))
     shown, _, guessed, beyond, _, under, _ = motion_prior.in_motion(
-        still, plate, nothing + 1, front > 1, displacement, front
+        still, plate, nothing + 1, nothing, front > 1, displacement, front
     )
     begins = WIDTH - 2 * taken
     hole = (slice(None), slice(begins + 4, begins + 10))
@@ -1331,7 +1345,7 @@ def panned(shift: float, front: np.ndarray | None = None) -> tuple[np.ndarray, .
     picture = between(np.dstack([np.tile(STRIPES, (HEIGHT, 1, 3)), np.zeros((HEIGHT, WIDTH), np.float32)]))
     displacement = np.tile(np.float32([shift, 0]), (front.size, 1))
     nowhere = np.zeros((HEIGHT, WIDTH), np.float32)
-    return motion_prior.in_motion(picture, np.zeros_like(picture), nowhere, front > 1, displacement, front)
+    return motion_prior.in_motion(picture, np.zeros_like(picture), nowhere, nowhere, front > 1, displacement, front)
 
 
 @pytest.mark.parametrize("shift", [5, 20, 50])
@@ -1383,7 +1397,7 @@ def test_a_thing_that_the_edge_cuts_off_is_not_mirrored_below_itself():
     plate = between(np.dstack([np.full_like(shade, -1)] * 3 + [np.ones_like(shade)]))
     displacement = np.where(thing.ravel()[:, None], np.float32([0, -12]), np.float32(0))
     front, nowhere = thing.astype(np.float32), np.zeros_like(shade)
-    shown, _, guessed, beyond, *_ = motion_prior.in_motion(picture, plate, nowhere, thing, displacement, front)
+    shown, _, guessed, beyond, *_ = motion_prior.in_motion(picture, plate, nowhere, nowhere, thing, displacement, front)
     below = np.s_[-9:, 24:40]
     assert not beyond[below].any() and guessed[below].min() > 0.9 and shown[0][below].max() < -0.9
 
@@ -1410,6 +1424,41 @@ def test_a_thing_that_grows_or_turns_stays_whole(growth, turn):
     assert np.quantile(change, 0.98) < 1.5 * growth  # no blocks
 
 
+@pytest.mark.parametrize("left, alone", [(20, True), (1, False)])
+def test_only_what_no_edge_cuts_off_is_known_to_be_alone(left, alone, prior, monkeypatch):
+    front = torch.zeros(HEIGHT // 2, WIDTH // 2)
+    front[6:18, left : left + 6] = 1
+    same = torch.ones(1, 1, dtype=torch.bool)
+    weights, cells = torch.full((front.numel(), 2), 0.5), torch.arange(front.numel())
+    looks = Looked(weights, torch.stack([front] * 2), cells, same, same)
+    monkeypatch.setattr(prior, "look", lambda *given: looks)
+    state = prior.start(image())
+    prior._look_anew(state, torch.tensor([[30.0, 24.0]]))
+    on = cv2.resize(front.numpy(), state.size[::-1]) > 0.5
+    assert (state.alone[on] == alone).all() and not state.ground[on].any() and not state.alone[state.ground == 1].any()
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_beyond_the_edge_of_a_picture_one_sees_what_is_behind_things_and_not_them_once_more(alone):
+    rows, columns = HEIGHT // 2, WIDTH // 2
+    thing = np.zeros((rows, columns), bool)
+    thing[6:18, -8:-4] = True
+    here = cv2.resize(thing.astype(np.float32), (WIDTH, HEIGHT))
+    filled = np.full((HEIGHT, WIDTH, 3), 0.5, np.float32)
+    shown = np.where(here[..., None] > 0.5, np.float32(-0.9), filled)
+    picture, plate = between(np.dstack([shown, here])), between(np.dstack([filled, here]))
+    displacement = np.float32([-24, 0]) + np.zeros((thing.size, 2), np.float32)  # its mirror image lands right of it
+    around = cv2.dilate(here, np.ones((7, 7)))
+    image, _, guessed, beyond, *_ = motion_prior.in_motion(
+        picture, plate, 1 - around, alone * around, thing & False, displacement, thing.astype(np.float32)
+    )
+    again = np.s_[16:32, WIDTH - 16 + 2 : WIDTH - 8 - 2]  # eight pixels beyond the edge, which is at 40
+    assert image[0][16:32, 26:30].max() < -0.8 and (image[0][again].min() > 0.4) == alone
+    assert (image[0][again].max() < -0.8) == (not alone)
+    assert (guessed[again] == alone).all() and (beyond[again] == (not alone)).all()
+    assert (beyond[:8, WIDTH - 20 :] == 1).all()
+
+
 @pytest.mark.parametrize("left", [0.6, 0.3, 0.15])
 def test_beyond_a_picture_that_shrinks_its_mirror_image_goes_on(left):
     centres = cell_centres(HEIGHT, WIDTH).numpy()
@@ -1417,7 +1466,7 @@ def test_beyond_a_picture_that_shrinks_its_mirror_image_goes_on(left):
     front, nowhere = np.zeros((HEIGHT // 2, WIDTH // 2), np.float32), np.zeros((HEIGHT, WIDTH), np.float32)
     picture = between(np.dstack([np.tile(STRIPES, (HEIGHT, 1, 3)), nowhere]))
     *_, flow, under, _ = motion_prior.in_motion(
-        picture, np.zeros_like(picture), nowhere, front > 1, displacement, front
+        picture, np.zeros_like(picture), nowhere, nowhere, front > 1, displacement, front
     )
     wanted = ((centres - (WIDTH / 2, HEIGHT / 2)) * (1 / left - 1)).T.reshape(flow.shape)
     off = np.abs(flow - wanted) / np.abs(wanted).max()  # the smaller, the fewer cells tell

@@ -7,6 +7,7 @@ same height: a horizon goes on. What is copied keeps its detail, and takes on th
 is. What the thing still covers waits until it does not: filling all at once would take longer than a chunk's denoising.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -64,14 +65,19 @@ class Completion:
         picture: uint8 [H, W, 3]; front: how far in front cells lie, [h, w] in [0, 1]; moved: how far they have, in each
         frame of a chunk, pixels [T, h, w, 2]; dense: whether tracks are all over the picture. A thing has also left
         where what lies behind goes past it; but where tracks are dense, that may be a part of it, and what goes along
-        with what lies behind, as under a moving camera, has not left.
+        with what lies behind, as under a moving camera, has not left. But beyond the picture's edges one sees what is
+        behind things mirrored, not them once more.
         """
         things, far = things_in_front(front), np.linalg.norm(moved, axis=-1).max(0)
         source = ground(things, front.shape)
         apart, of_both = [far] * len(things), np.minimum if dense else np.maximum
         if (far[source] > LEAVES).any():
             apart = [of_both(far, far_from_behind(thing, moved)) for thing in things]
-        apart = [(thing, far, leaving_part(thing, far)) for thing, far in zip(things, apart, strict=True)]
+        beyond = seen_mirrored(moved)
+        apart = [
+            (thing, far, thing if (thing & beyond).any() and not cut_off(thing) else leaving_part(thing, far))
+            for thing, far in zip(things, apart, strict=True)
+        ]
         new = [leaves for leaves in apart if leaves[2].any() and self.things[leaves[2]].mean() < WHOLE]
         if new:
             cells = cv2.resize(picture, front.shape[::-1], interpolation=cv2.INTER_AREA).astype(np.float32)
@@ -80,7 +86,7 @@ class Completion:
             seen = seen_behind(gone, thing & (far < np.median(far[gone]) / 2))
             self.holes.append(Hole.behind(cells, gone, seen, source))
             self.things[gone] = True
-        bare = [(hole, hole.left & ~covered(hole.thing, moved)) for hole in self.holes if hole.left.any()]
+        bare = [(hole, hole.left & (beyond | ~covered(hole.thing, moved))) for hole in self.holes if hole.left.any()]
         for hole, wanted in bare:
             complete(self, hole, wanted)
             np.maximum(self.seen, hole.seen * self.filled, out=self.seen)
@@ -206,6 +212,25 @@ def leaving_part(thing: np.ndarray, far: np.ndarray) -> np.ndarray:
         return thing
     beside = cv2.dilate(moved.view(np.uint8), np.ones((3, 3), np.uint8)).view(bool) & ~moved
     return moved & (moved.sum() >= FEW and (beside & ~thing).sum() > OPEN * beside.sum())
+
+
+def cut_off(thing: np.ndarray) -> bool:
+    """Whether a thing, bool [h, w], reaches an edge of the picture: who knows how it goes on there."""
+    return bool(thing.sum() > thing[RIM:-RIM, RIM:-RIM].sum())
+
+
+def seen_mirrored(moved: np.ndarray) -> np.ndarray:
+    """Which cells of the first frame, bool [h, w], are about to be seen mirrored beyond its edges; moved: of all cells,
+    pixels [T, h, w, 2]."""
+    seen = np.zeros(moved.shape[1:3], bool)
+    for lines, along in ((seen, moved[..., 1]), (seen.T, moved[..., 0].swapaxes(1, 2))):
+        side = CELL * len(lines)
+        first, last = np.median(along[:, 0], axis=1), np.median(along[:, -1], axis=1)
+        shrunk = np.maximum(1 + (last - first) / side, 1 / side)
+        before, after = ((gap.clip(0) / shrunk).max() for gap in (first, -last))
+        lines[: math.ceil(before / CELL) + RIM if before > LEAVES else 0] = True
+        lines[max(0, len(lines) - math.ceil(after / CELL) - RIM) if after > LEAVES else len(lines) :] = True
+    return seen
 
 
 def with_rim(thing: np.ndarray) -> np.ndarray:

@@ -34,7 +34,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from motionstream.model.completion import Completion, Plate, ground, things_in_front
+from motionstream.model.completion import Completion, Plate, cut_off, ground, things_in_front
 from motionstream.model.elastic import pulled
 from motionstream.model.grids import idling, straddling
 from motionstream.model.limbs import borne, limbs, with_rims
@@ -212,17 +212,19 @@ def in_motion(
     picture: np.ndarray,
     plate: np.ndarray,
     ground: np.ndarray,
+    alone: np.ndarray,
     things: np.ndarray,
     displacement: np.ndarray,
     front: np.ndarray,
 ) -> tuple[np.ndarray, ...]:
     """One frame of the first frame in motion: picture, confidence, guessed, beyond, backward, under, sure of `Moved`.
 
-    picture, plate, ground: see `PriorState`; things [h, w]: of `Moved`; displacement [P, 2] pixels and front [h, w] of
-    its cells in this frame.
+    picture, plate, ground, alone: see `PriorState`; things [h, w]: of `Moved`; displacement [P, 2] pixels and front
+    [h, w] of its cells in this frame.
 
-    Where nothing is known to lie behind, ground goes on. Where much of the picture stays, so does the ground: what goes
-    along of it leaves itself behind.
+    Mirrored beyond the picture's edges one sees what is behind things, not them once more. Where nothing is known to
+    lie behind, ground goes on; where much of the picture stays, so does the ground: what goes along of it leaves itself
+    behind.
     """
     height, width = (CELL * side for side in front.shape)
     backward, sure = close_gaps(*splat(displacement, front.ravel(), height, width))
@@ -245,6 +247,7 @@ def in_motion(
     beyond = mirrored(*places)
     confidence = cv2.resize(sure, (width, height)) * (1 - beyond)
     confidence = without_seams(confidence, beyond, near)
+    beyond *= 1 - cv2.remap(alone, *places, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
     known = np.maximum(confidence, beyond)
     tells = behind(near, known)
     shown, guessed = fill_holes(warped, known, tells), np.zeros_like(known)
@@ -323,6 +326,7 @@ class PriorState:
     picture: np.ndarray | None = None  # `between` of [H, W, 4]: the first frame, and how far in front it lies
     plate: np.ndarray | None = None  # `between` of [H, W, 4]: the first frame so filled, and how much of that is seen
     ground: np.ndarray | None = None  # float32 [H, W] in [0, 1]: where nothing lies in front
+    alone: np.ndarray | None = None  # the same: where things do, with rims, that no edge cuts off
 
     @property
     def size(self) -> tuple[int, int]:
@@ -440,7 +444,7 @@ class MotionPrior(ModelMixin, ConfigMixin):
         def frame(moved: np.ndarray, points: np.ndarray, visible: np.ndarray) -> tuple[np.ndarray, ...]:
             shown = on_top(moved, points, points - anchors, visible, height, width)
             now, taken = front + SEEN * moving * shown.reshape(front.shape), with_hem(things, moved)
-            return *in_motion(state.picture, state.plate, state.ground, taken, moved, now), taken
+            return *in_motion(state.picture, state.plate, state.ground, state.alone, taken, moved, now), taken
 
         frames = on_all_cores(frame, displacement.numpy(), tracks.points[:, placed], tracks.visible[:, placed])
         *shown, backward, under, sure, taken = (np.stack(part) for part in zip(*frames, strict=True))
@@ -654,5 +658,8 @@ class MotionPrior(ModelMixin, ConfigMixin):
         state.bearer = with_rims(bearer, *state.outlines[1:])
         front = (seen[0] - BEHIND * state.outlines[1]).clamp_min(0)
         state.picture, state.front = None, front.flatten()
-        bare = ground(things_in_front(front.numpy()), front.shape)
-        state.ground = cv2.resize(bare.astype(np.float32), state.size[::-1])
+        things = things_in_front(front.numpy())
+        bare, others = (ground(those, front.shape) for those in (things, [one for one in things if cut_off(one)]))
+        state.ground, state.alone = (
+            cv2.resize(cells.astype(np.float32), state.size[::-1]) for cells in (bare, others & ~bare)
+        )

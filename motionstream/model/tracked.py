@@ -145,7 +145,12 @@ def _bent(moved: np.ndarray, places: np.ndarray, limit: float, spread: float, lo
 
 
 def _sheared(linear: np.ndarray, longer: float) -> np.ndarray:
-    """What of linear maps [T, 2, 2] makes one side more than so much `longer` to another than it was."""
+    """What of linear maps [T, 2, 2] makes one side more than so much `longer` to another than it was.
+
+    Without it, a thing is as nearly as large as it was as both sides allow: squeezed, it does not get small.
+    """
     turned, sides, back = np.linalg.svd(linear)
-    mean = sides.prod(1, keepdims=True) ** 0.5
-    return linear - (turned * sides.clip(mean / longer**0.5, mean * longer**0.5)[:, None]) @ back
+    most, least = sides.T
+    size = np.clip(1, least * longer**0.5, np.maximum(most / longer**0.5, least * longer**0.5))[:, None]
+    kept = sides.clip(size / longer**0.5, size * longer**0.5)
+    return np.where((most > longer * least)[:, None, None], linear - (turned * kept[:, None]) @ back, 0)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from motionstream.model import motion_prior
 from motionstream.model.checkpoint import assemble
 from motionstream.model.elastic import pulled
+from motionstream.model.frames import in_motion, trend_of
 from motionstream.model.grids import ALIKE, GRID, idling, straddling
 from motionstream.model.limbs import borne, limbs, with_rims
 from motionstream.model.motion_prior import Cells, Grips, Looked, MotionPrior, as_seen
@@ -457,7 +458,6 @@ def test_beside_what_moves_the_background_is_put_behind_and_not_brought_to_the_f
     grips = Grips(alike, torch.tensor([[20.0, 0.0]]), torch.full((1, 2), 5.0), alike)
     monkeypatch.setattr("motionstream.model.motion_prior.LOOK", HEIGHT * WIDTH)
     monkeypatch.setattr(prior, "read", lambda *given: (told, grips))
-    in_motion = motion_prior.in_motion
     monkeypatch.setattr(motion_prior, "in_motion", lambda *given: seen.append(given[-1]) or in_motion(*given))
     state = prior.start(image())
     prior.step(state, tracks(np.linspace([[32.0, 32.0]], [[44.0, 32.0]], 9)))
@@ -630,7 +630,7 @@ def test_what_is_filled_behind_a_thing_stays_right_up_to_it():
     picture = between(np.dstack([ramp] * 3 + [cv2.resize(front, (WIDTH, HEIGHT))]))
     plate = between(np.dstack([ramp] * 3 + [np.ones_like(ramp)]))
     nowhere = np.zeros_like(ramp)
-    shown, _, guessed, *_ = motion_prior.in_motion(picture, plate, nowhere, nowhere, things, displacement, front)
+    shown, _, guessed, *_ = in_motion(picture, plate, nowhere, nowhere, things, displacement, front)
     seen = guessed > 0.9
     assert seen.sum() > 24 * 8
     assert np.abs(shown[0] - ramp)[seen].max() < 0.05
@@ -675,7 +675,7 @@ def test_what_lags_behind_does_not_tell_how_the_picture_goes_on_beyond_its_edge(
     displacement = np.where(thing.ravel()[:, None], np.float32([-3, 0]), np.float32([-24, 0]))
     displacement += np.float32([0.02, 0.01]) * cell_centres(HEIGHT, WIDTH).numpy()  # a little nearer, too
     backward, sure = close_gaps(*splat(displacement, thing.ravel().astype(np.float32), HEIGHT, WIDTH))
-    trend = motion_prior.trend_of(backward, sure, thing & seen)
+    trend = trend_of(backward, sure, thing & seen)
     assert np.abs(trend[0, :, -4:] - 24).max() < 3
 
 
@@ -688,7 +688,7 @@ def test_ground_that_goes_along_leaves_itself_behind_unless_nearly_all_of_it_doe
     displacement = np.where(goes[:, None], np.float32([12, 0]), np.float32(0))
     front, nothing = np.zeros((rows, columns), np.float32), np.zeros((HEIGHT, WIDTH), np.float32)
     still, plate = (between(np.dstack([colours, nothing])) for _ in range(2))
-    shown, _, guessed, beyond, _, under, _ = motion_prior.in_motion(
+    shown, _, guessed, beyond, _, under, _ = in_motion(
         still, plate, nothing + 1, nothing, front > 1, displacement, front
     )
     begins = WIDTH - 2 * taken
@@ -1345,7 +1345,7 @@ def panned(shift: float, front: np.ndarray | None = None) -> tuple[np.ndarray, .
     picture = between(np.dstack([np.tile(STRIPES, (HEIGHT, 1, 3)), np.zeros((HEIGHT, WIDTH), np.float32)]))
     displacement = np.tile(np.float32([shift, 0]), (front.size, 1))
     nowhere = np.zeros((HEIGHT, WIDTH), np.float32)
-    return motion_prior.in_motion(picture, np.zeros_like(picture), nowhere, nowhere, front > 1, displacement, front)
+    return in_motion(picture, np.zeros_like(picture), nowhere, nowhere, front > 1, displacement, front)
 
 
 @pytest.mark.parametrize("shift", [5, 20, 50])
@@ -1397,7 +1397,7 @@ def test_a_thing_that_the_edge_cuts_off_is_not_mirrored_below_itself():
     plate = between(np.dstack([np.full_like(shade, -1)] * 3 + [np.ones_like(shade)]))
     displacement = np.where(thing.ravel()[:, None], np.float32([0, -12]), np.float32(0))
     front, nowhere = thing.astype(np.float32), np.zeros_like(shade)
-    shown, _, guessed, beyond, *_ = motion_prior.in_motion(picture, plate, nowhere, nowhere, thing, displacement, front)
+    shown, _, guessed, beyond, *_ = in_motion(picture, plate, nowhere, nowhere, thing, displacement, front)
     below = np.s_[-9:, 24:40]
     assert not beyond[below].any() and guessed[below].min() > 0.9 and shown[0][below].max() < -0.9
 
@@ -1449,7 +1449,7 @@ def test_beyond_the_edge_of_a_picture_one_sees_what_is_behind_things_and_not_the
     picture, plate = between(np.dstack([shown, here])), between(np.dstack([filled, here]))
     displacement = np.float32([-24, 0]) + np.zeros((thing.size, 2), np.float32)  # its mirror image lands right of it
     around = cv2.dilate(here, np.ones((7, 7)))
-    image, _, guessed, beyond, *_ = motion_prior.in_motion(
+    image, _, guessed, beyond, *_ = in_motion(
         picture, plate, 1 - around, alone * around, thing & False, displacement, thing.astype(np.float32)
     )
     again = np.s_[16:32, WIDTH - 16 + 2 : WIDTH - 8 - 2]  # eight pixels beyond the edge, which is at 40
@@ -1465,7 +1465,7 @@ def test_beyond_a_picture_that_shrinks_its_mirror_image_goes_on(left):
     displacement = ((centres - (WIDTH / 2, HEIGHT / 2)) * (left - 1)).astype(np.float32)
     front, nowhere = np.zeros((HEIGHT // 2, WIDTH // 2), np.float32), np.zeros((HEIGHT, WIDTH), np.float32)
     picture = between(np.dstack([np.tile(STRIPES, (HEIGHT, 1, 3)), nowhere]))
-    *_, flow, under, _ = motion_prior.in_motion(
+    *_, flow, under, _ = in_motion(
         picture, np.zeros_like(picture), nowhere, nowhere, front > 1, displacement, front
     )
     wanted = ((centres - (WIDTH / 2, HEIGHT / 2)) * (1 / left - 1)).T.reshape(flow.shape)

@@ -12,10 +12,10 @@ already nearly right. The prior makes it, in three steps:
    those on it alone; cut where the U-Net sees one thing in front of another, the same for a thing and what hangs on it
    (`limbs`), and corrected by what it misses at the tracks. Background that is dragged stretches what is around it
    (`elastic`). Under a tracker's tracks, which come and go, things stay whole (`tracked`).
-3. The moved pixels are splatted, nearer ones over farther ones, what visible tracks show above them; the first frame is
-   sampled through the resulting backward motion, so it stays sharp however long the stream. What no pixel reached has
-   confidence 0. Where a thing in front has moved away, it shows what may lie behind (`completion`), elsewhere a blur of
-   what is around it, and beyond the first frame's edges its mirror image.
+3. The moved pixels are splatted (`frames`), nearer ones over farther ones, what visible tracks show above them; the
+   first frame is sampled through the resulting backward motion, so it stays sharp however long the stream. What no
+   pixel reached has confidence 0. Where a thing in front has moved away, it shows what may lie behind (`completion`),
+   elsewhere ground, or a blur of what is around it, and beyond the first frame's edges its mirror image.
 
 The reference is the first frame for ever. When the set of tracks changes, the motion so far is kept as the base on
 which new tracks add; a track that starts later finds its anchor through the inverse of the motion so far.
@@ -36,6 +36,7 @@ from torch import Tensor, nn
 
 from motionstream.model.completion import Completion, Plate, cut_off, ground, things_in_front
 from motionstream.model.elastic import pulled
+from motionstream.model.frames import in_motion
 from motionstream.model.grids import idling, straddling
 from motionstream.model.limbs import borne, limbs, with_rims
 from motionstream.model.pieces import SURE, attached, connect, numbered, together, undivided
@@ -49,45 +50,26 @@ from motionstream.model.warping import (
     PARTS,
     SEEN,
     are_dense,
-    around,
     at_points,
-    behind,
-    beneath,
     between,
     cell_centres,
-    cell_numbers,
     cells_of,
-    close_gaps,
     decided_motion,
     enlarged_motion,
-    fill_holes,
-    in_cells,
-    in_pixels,
     in_the_first_frame,
     meet,
-    mirrored,
-    most_go,
     nearest_cells,
     on_all_cores,
     on_top,
     outlines,
-    places_within,
-    planes,
-    seen_through,
     settle,
-    showing,
-    splat,
-    surely,
     tracked_cells,
     whole,
     with_hem,
-    without_seams,
 )
 from motionstream.tracks import Tracks
 
 CERTAIN = 3.0  # log-odds with which a track moves the place it is attached to, at the least
-MOST, FADES = 0.8, 0.2  # of the cells: if fewer have moved, the ground stays; from how many fewer on all of it
-LEAST = 0.01  # of a frame that shows the picture, from which on it tells how the picture moves as a whole
 UNLIKE = 5.0  # log-odds by which tracks prefer their own places to each other's, at the least, if they hold two things
 LOOK = 320 * 192  # pixels, at the least, of the picture that the U-Net sees: in smaller ones it cuts off what is thin
 CLOSE = 480 * 288  # the same, for a closer look at what is thin
@@ -206,91 +188,6 @@ class Moved:
     def places(self, t: int, times: int) -> tuple[np.ndarray, np.ndarray]:
         """`in_the_first_frame` of frame t, for a picture that is so many times as large; where anything has moved."""
         return in_the_first_frame(times * enlarged_motion(self.backward[t], self.sure[t], CELL * times))
-
-
-def in_motion(
-    picture: np.ndarray,
-    plate: np.ndarray,
-    ground: np.ndarray,
-    alone: np.ndarray,
-    things: np.ndarray,
-    displacement: np.ndarray,
-    front: np.ndarray,
-) -> tuple[np.ndarray, ...]:
-    """One frame of the first frame in motion: picture, confidence, guessed, beyond, backward, under, sure of `Moved`.
-
-    picture, plate, ground, alone: see `PriorState`; things [h, w]: of `Moved`; displacement [P, 2] pixels and front
-    [h, w] of its cells in this frame.
-
-    Mirrored beyond the picture's edges one sees what is behind things, not them once more. Where nothing is known to
-    lie behind, ground goes on; where much of the picture stays, so does the ground: what goes along of it leaves itself
-    behind.
-    """
-    height, width = (CELL * side for side in front.shape)
-    backward, sure = close_gaps(*splat(displacement, front.ravel(), height, width))
-    trend = trend_of(backward, sure, things)
-
-    def continued(source: np.ndarray | None = None) -> np.ndarray:
-        return fill_holes(backward - trend, sure, source) + trend
-
-    flow = continued()
-    if not sure.any():  # all of it has left: one sees its mirror image
-        flow -= displacement.mean(0)[:, None, None]
-    places = in_the_first_frame(enlarged_motion(flow, sure))
-    outside = in_cells(mirrored(*places)) & (sure < 1)
-    if outside.any() and (apart := sure * ~showing(things, flow)).any():
-        # Beside a thing that was cut off by the frame's edge is not its mirror image.
-        flow = np.where(outside, continued(apart), flow)
-        places = in_the_first_frame(enlarged_motion(flow, sure))
-    seen = planes(seen_through(picture, *places)).clip(-1, 1)
-    warped, near = seen[:3], np.maximum(seen[3], 0)
-    beyond = mirrored(*places)
-    confidence = cv2.resize(sure, (width, height)) * (1 - beyond)
-    confidence = without_seams(confidence, beyond, near)
-    beyond *= 1 - cv2.remap(alone, *places, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
-    known = np.maximum(confidence, beyond)
-    tells = behind(near, known)
-    shown, guessed = fill_holes(warped, known, tells), np.zeros_like(known)
-    tells = surely(cv2.resize(tells, sure.shape[::-1], interpolation=cv2.INTER_AREA))
-    tells *= sure  # where nothing landed, a mirror image is seen, of which no motion is known
-    if tells.any():
-        flow = continued(tells)  # what was hidden moves as what is seen beside it, not as the thing
-    under = beneath(flow, tells, things)
-    holes = in_cells(known < 1)
-    if holes.any():
-        gone = (np.square(displacement).sum(1) > PARTS**2).reshape(front.shape)
-        stays = np.float32(np.clip((MOST - gone.mean()) / FADES, 0, 1))
-        if stays:
-            under = np.where(holes, under + stays * (beneath(flow, tells, things | gone) - under), under)
-        cells = around(holes)
-        part, places = in_pixels(cells), places_within(under, np.ones_like(sure), cells)
-        seen = planes(seen_through(plate, *places)).clip(-1, 1)
-        filled, there, known = seen[:3], np.maximum(seen[3], 0), known[part]
-        bare = cv2.remap(ground, *places, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
-        there = np.maximum(there, bare)
-        room, warped = (picture[(slice(None), *part)] for picture in (shown, warped))
-        room += there * (filled + known * (warped - filled) - room)
-        guessed[part] = there * (1 - known)
-    return shown, confidence, guessed, beyond, flow, under, sure
-
-
-def trend_of(backward: np.ndarray, sure: np.ndarray, things: np.ndarray) -> np.ndarray:
-    """The affine motion [2, h, w] of a picture that moves as a whole, as a camera that zooms makes it; else none [1].
-
-    backward [2, h, w] and its confidence: beyond the picture's edges it goes on so, not as its mean; things [h, w]: of
-    `Moved`, which may go otherwise.
-    """
-    known = sure > 0.5
-    moved = np.square(backward).sum(0) > PARTS**2
-    if known.all() or known.mean() < LEAST or moved[known].mean() < MOST:
-        return np.zeros(1, np.float32)
-    behind = known & ~showing(things, backward)
-    known = (behind if behind.mean() >= LEAST else known).ravel()
-    numbers = cell_numbers(*sure.shape)
-    away = (numbers - numbers[:, known].mean(1, keepdims=True)) / known.sum() ** 0.5
-    basis = np.vstack([np.ones(known.size), away])
-    affine = most_go(basis[:, known], backward.reshape(2, -1).T[known])
-    return (affine.T @ basis).reshape(backward.shape).astype(np.float32)
 
 
 @dataclass

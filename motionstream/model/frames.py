@@ -1,0 +1,116 @@
+"""One frame of the first frame in motion, where its cells have gone: what is seen, how surely, and what is guessed."""
+
+import cv2
+import numpy as np
+
+from motionstream.model.warping import (
+    CELL,
+    PARTS,
+    around,
+    behind,
+    beneath,
+    cell_numbers,
+    close_gaps,
+    enlarged_motion,
+    fill_holes,
+    in_cells,
+    in_pixels,
+    in_the_first_frame,
+    mirrored,
+    most_go,
+    places_within,
+    planes,
+    seen_through,
+    showing,
+    splat,
+    surely,
+    without_seams,
+)
+
+MOST, FADES = 0.8, 0.2  # of the cells: if fewer have moved, the ground stays; from how many fewer on all of it
+LEAST = 0.01  # of a frame that shows the picture, from which on it tells how the picture moves as a whole
+
+
+def in_motion(
+    picture: np.ndarray,
+    plate: np.ndarray,
+    ground: np.ndarray,
+    alone: np.ndarray,
+    things: np.ndarray,
+    displacement: np.ndarray,
+    front: np.ndarray,
+) -> tuple[np.ndarray, ...]:
+    """One frame of the first frame in motion: picture, confidence, guessed, beyond, backward, under, sure of `Moved`.
+
+    picture, plate, ground, alone: see `PriorState`; things [h, w]: of `Moved`; displacement [P, 2] pixels and front
+    [h, w] of its cells in this frame.
+
+    Mirrored beyond the picture's edges one sees what is behind things, not them once more. Where nothing is known to
+    lie behind, ground goes on; where much of the picture stays, so does the ground: what goes along of it leaves itself
+    behind.
+    """
+    height, width = (CELL * side for side in front.shape)
+    backward, sure = close_gaps(*splat(displacement, front.ravel(), height, width))
+    trend = trend_of(backward, sure, things)
+
+    def continued(source: np.ndarray | None = None) -> np.ndarray:
+        return fill_holes(backward - trend, sure, source) + trend
+
+    flow = continued()
+    if not sure.any():  # all of it has left: one sees its mirror image
+        flow -= displacement.mean(0)[:, None, None]
+    places = in_the_first_frame(enlarged_motion(flow, sure))
+    outside = in_cells(mirrored(*places)) & (sure < 1)
+    if outside.any() and (apart := sure * ~showing(things, flow)).any():
+        # Beside a thing that was cut off by the frame's edge is not its mirror image.
+        flow = np.where(outside, continued(apart), flow)
+        places = in_the_first_frame(enlarged_motion(flow, sure))
+    seen = planes(seen_through(picture, *places)).clip(-1, 1)
+    warped, near = seen[:3], np.maximum(seen[3], 0)
+    beyond = mirrored(*places)
+    confidence = cv2.resize(sure, (width, height)) * (1 - beyond)
+    confidence = without_seams(confidence, beyond, near)
+    beyond *= 1 - cv2.remap(alone, *places, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+    known = np.maximum(confidence, beyond)
+    tells = behind(near, known)
+    shown, guessed = fill_holes(warped, known, tells), np.zeros_like(known)
+    tells = surely(cv2.resize(tells, sure.shape[::-1], interpolation=cv2.INTER_AREA))
+    tells *= sure  # where nothing landed, a mirror image is seen, of which no motion is known
+    if tells.any():
+        flow = continued(tells)  # what was hidden moves as what is seen beside it, not as the thing
+    under = beneath(flow, tells, things)
+    holes = in_cells(known < 1)
+    if holes.any():
+        gone = (np.square(displacement).sum(1) > PARTS**2).reshape(front.shape)
+        stays = np.float32(np.clip((MOST - gone.mean()) / FADES, 0, 1))
+        if stays:
+            under = np.where(holes, under + stays * (beneath(flow, tells, things | gone) - under), under)
+        cells = around(holes)
+        part, places = in_pixels(cells), places_within(under, np.ones_like(sure), cells)
+        seen = planes(seen_through(plate, *places)).clip(-1, 1)
+        filled, there, known = seen[:3], np.maximum(seen[3], 0), known[part]
+        bare = cv2.remap(ground, *places, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+        there = np.maximum(there, bare)
+        room, warped = (picture[(slice(None), *part)] for picture in (shown, warped))
+        room += there * (filled + known * (warped - filled) - room)
+        guessed[part] = there * (1 - known)
+    return shown, confidence, guessed, beyond, flow, under, sure
+
+
+def trend_of(backward: np.ndarray, sure: np.ndarray, things: np.ndarray) -> np.ndarray:
+    """The affine motion [2, h, w] of a picture that moves as a whole, as a camera that zooms makes it; else none [1].
+
+    backward [2, h, w] and its confidence: beyond the picture's edges it goes on so, not as its mean; things [h, w]: of
+    `Moved`, which may go otherwise.
+    """
+    known = sure > 0.5
+    moved = np.square(backward).sum(0) > PARTS**2
+    if known.all() or known.mean() < LEAST or moved[known].mean() < MOST:
+        return np.zeros(1, np.float32)
+    behind = known & ~showing(things, backward)
+    known = (behind if behind.mean() >= LEAST else known).ravel()
+    numbers = cell_numbers(*sure.shape)
+    away = (numbers - numbers[:, known].mean(1, keepdims=True)) / known.sum() ** 0.5
+    basis = np.vstack([np.ones(known.size), away])
+    affine = most_go(basis[:, known], backward.reshape(2, -1).T[known])
+    return (affine.T @ basis).reshape(backward.shape).astype(np.float32)

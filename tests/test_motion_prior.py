@@ -526,6 +526,14 @@ def test_what_comes_into_sight_within_a_chunk_shows_that_tracks_are_a_trackers(p
     assert len(pieces) == 1 and pieces[0] is state.parts and not state.dense
 
 
+def test_a_trackers_tracks_do_not_tell_where_a_thing_ends(prior, monkeypatch):
+    state = prior.start(image())
+    for count, begin in ((30, 0), (40, 8)):
+        seeing_a_thing(prior, monkeypatch, [20.0] * (count + 1))
+        moved = prior.step(state, tracks(drifting(40, begin)[:, :count], ids=range(count)))
+        assert state.tracked == (count == 40) and moved.anchors.shape == (0 if state.tracked else count, 2)
+
+
 def test_under_a_moving_camera_what_goes_along_with_the_background_uncovers_nothing(prior, monkeypatch):
     places = torch.cartesian_prod(torch.arange(2, WIDTH, 4.0), torch.arange(2, HEIGHT, 4.0)).numpy()
     seeing_a_thing(prior, monkeypatch, [20.0] * (len(places) + 1))

@@ -166,7 +166,8 @@ class Moved:
     cells of each frame are to be found in the first one, and sure: [T, h, w], their confidence; under: as backward, of
     what lies behind things; None where nothing has moved. behind, cells: see `PriorState`; things: bool [T, h, w],
     cells of the first frame that go with a thing in front, see `with_hem`; anchors: [N, 2], pixels, where tracks start
-    in it, but for those beside a thing that are of a grid across its edge.
+    in it that tell how what they are on moves: not those beside a thing that are of a grid across its edge, nor a
+    tracker's.
     """
 
     picture: Tensor
@@ -347,7 +348,8 @@ class MotionPrior(ModelMixin, ConfigMixin):
         *shown, backward, under, sure, taken = (np.stack(part) for part in zip(*frames, strict=True))
         parts = (torch.from_numpy(part).view(tracks.T, -1, height, width).movedim(1, 0)[None] for part in shown)
         beside = np.isin(np.arange(len(state.ids)), state.pairs[0].numpy())
-        telling = np.array([place.numpy() for place in state.anchors.values()]).reshape(-1, 2)[~beside]
+        telling = np.array([place.numpy() for place in state.anchors.values()]).reshape(-1, 2)
+        telling = telling[~beside & (not state.tracked)]
         return Moved(*parts, backward, under, sure, state.behind, state.cells, taken, telling)
 
     def _uncover(self, state: PriorState, displacement: Tensor) -> None:

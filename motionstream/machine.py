@@ -302,13 +302,9 @@ def _ramp(width: int, height: int) -> np.ndarray:
 
 
 def frame_seconds(chunk: Chunk) -> tuple[float, float]:
-    """Seconds a frame of this chunk: to generate, which grows with the size, and to make it sharp.
-
-    Without what its tracks took: those of a webcam are waited for.
-    """
-    stages = ("total", "control", "sharpen")
-    total, control, shown = (chunk.timings.get(stage, 0.0) / len(chunk.frames) for stage in stages)
-    return total - control - shown, shown
+    """Seconds a frame of this chunk: to generate with its tracks, taken to grow with the size, and to make it sharp."""
+    total, shown = (chunk.timings.get(stage, 0.0) / len(chunk.frames) for stage in ("total", "sharpen"))
+    return total - shown, shown
 
 
 def _fastest_frame(chunks: Iterator[Chunk], first: int) -> tuple[float, float]:

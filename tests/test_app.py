@@ -604,7 +604,7 @@ def test_a_stream_tells_the_size_of_the_next_picture(fps, chunks, budget):
 
     def run_session(model, image, address, *, sharp, **_):
         for index in range(chunks):
-            timings = {"total": 1 + 12 / fps if index > 2 else 100.0, "control": 1.0, "sharpen": 0.05}
+            timings = {"total": 12 / fps if index > 2 else 100.0, "control": 0.1, "sharpen": 0.05}
             yield Chunk(index, 0, np.zeros((12, *sharp.shape), np.uint8), Tracks.empty(12), timings)
 
     engine = Engine(fake_engine(Paste()).model, Choice(180, fps=22.0), run_session)

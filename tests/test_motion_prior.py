@@ -15,6 +15,7 @@ from motionstream.model.checkpoint import assemble
 from motionstream.model.elastic import pulled
 from motionstream.model.frames import in_motion, trend_of
 from motionstream.model.grids import ALIKE, GRID, idling, straddling
+from motionstream.model.least_squares import GOES, decided_motion, least_squares_motion, most_go
 from motionstream.model.limbs import borne, limbs, with_rims
 from motionstream.model.motion_prior import Cells, Grips, Looked, MotionPrior, as_seen
 from motionstream.model.pieces import attached, connect, numbered, pieces, together, undivided
@@ -23,7 +24,6 @@ from motionstream.model.warping import (
     BEHIND,
     BESIDE,
     CELL,
-    GOES,
     HEM,
     MISSED,
     PARTS,
@@ -34,14 +34,11 @@ from motionstream.model.warping import (
     cell_numbers,
     cells_of,
     close_gaps,
-    decided_motion,
     enlarged_motion,
     fill_holes,
     in_the_first_frame,
-    least_squares_motion,
     meet,
     mirrored,
-    most_go,
     on_top,
     outlines,
     seen_through,

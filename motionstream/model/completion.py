@@ -227,9 +227,9 @@ def seen_mirrored(moved: np.ndarray) -> np.ndarray:
         side = CELL * len(lines)
         first, last = np.median(along[:, 0], axis=1), np.median(along[:, -1], axis=1)
         shrunk = np.maximum(1 + (last - first) / side, 1 / side)
-        before, after = ((gap.clip(0) / shrunk).max() for gap in (first, -last))
-        lines[: math.ceil(before / CELL) + RIM if before > LEAVES else 0] = True
-        lines[max(0, len(lines) - math.ceil(after / CELL) - RIM) if after > LEAVES else len(lines) :] = True
+        for inwards, gap in ((lines, first), (lines[::-1], -last)):
+            if (far := (gap / shrunk).max()) > LEAVES:
+                inwards[: math.ceil(far / CELL) + RIM] = True
     return seen
 
 

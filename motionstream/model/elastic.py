@@ -5,7 +5,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from motionstream.model.warping import CELL, LITTLE, cells_of, nearest_cells, on_all_cores, with_hem
+from motionstream.model.least_squares import LITTLE
+from motionstream.model.warping import CELL, cells_of, nearest_cells, on_all_cores, with_hem
 
 GOES = 0.5  # of how far a track goes: what goes farther does so by itself, and pulls
 STAYS = 0.1  # of how far the farthest goes: a track that goes no farther holds its place

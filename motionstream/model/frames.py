@@ -3,6 +3,7 @@
 import cv2
 import numpy as np
 
+from motionstream.model.least_squares import most_go
 from motionstream.model.warping import (
     CELL,
     PARTS,
@@ -17,7 +18,6 @@ from motionstream.model.warping import (
     in_pixels,
     in_the_first_frame,
     mirrored,
-    most_go,
     places_within,
     planes,
     seen_through,
@@ -87,14 +87,21 @@ def in_motion(
             under = np.where(holes, under + stays * (beneath(flow, tells, things | gone) - under), under)
         cells = around(holes)
         part, places = in_pixels(cells), places_within(under, np.ones_like(sure), cells)
-        seen = planes(seen_through(plate, *places)).clip(-1, 1)
-        filled, there, known = seen[:3], np.maximum(seen[3], 0), known[part]
-        bare = cv2.remap(ground, *places, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
-        there = np.maximum(there, bare)
-        room, warped = (picture[(slice(None), *part)] for picture in (shown, warped))
+        room, warped, known = shown[(slice(None), *part)], warped[(slice(None), *part)], known[part]
+        filled, there = lying_behind(plate, ground, places)
         room += there * (filled + known * (warped - filled) - room)
         guessed[part] = there * (1 - known)
     return shown, confidence, guessed, beyond, flow, under, sure
+
+
+def lying_behind(
+    plate: np.ndarray, ground: np.ndarray, places: tuple[np.ndarray, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """What lies behind at these places of the first frame, [3, H, W], and how surely that is known, [H, W]: filled, or
+    ground that is seen there; plate, ground: see `PriorState`."""
+    seen = planes(seen_through(plate, *places)).clip(-1, 1)
+    bare = cv2.remap(ground, *places, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+    return seen[:3], np.maximum(seen[3], bare)
 
 
 def trend_of(backward: np.ndarray, sure: np.ndarray, things: np.ndarray) -> np.ndarray:

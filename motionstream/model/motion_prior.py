@@ -38,6 +38,7 @@ from motionstream.model.completion import Completion, Plate, cut_off, ground, th
 from motionstream.model.elastic import pulled
 from motionstream.model.frames import in_motion
 from motionstream.model.grids import idling, straddling
+from motionstream.model.least_squares import decided_motion
 from motionstream.model.limbs import borne, limbs, with_rims
 from motionstream.model.pieces import SURE, attached, connect, numbered, together, undivided
 from motionstream.model.tracked import each_by_itself, in_one_piece, of_the_background, own_tracks
@@ -54,7 +55,6 @@ from motionstream.model.warping import (
     between,
     cell_centres,
     cells_of,
-    decided_motion,
     enlarged_motion,
     in_the_first_frame,
     meet,

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from motionstream.model.warping import CELL, cell_numbers, most_go
+from motionstream.model.least_squares import most_go
+from motionstream.model.warping import CELL, cell_numbers
 from motionstream.tracks import Tracks
 
 NEIGHBOURS = 5  # tracks of a thing, and of the background, that tell how either moves

@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from motionstream.model.checkpoint import load_component
+from motionstream.model.least_squares import least_squares_motion
 from motionstream.model.motion_prior import Cells, Grips, MotionPrior
-from motionstream.model.warping import CELL, cell_centres, least_squares_motion
+from motionstream.model.warping import CELL, cell_centres
 from motionstream.training.clips import to_tensor
 from motionstream.training.parallel import World
 from motionstream.training.pictures import Library

@@ -131,7 +131,8 @@ class Visitor:
 
     def __init__(self, site: Site):
         self.site, self.session, self.open = site, uuid.uuid4().hex, ExitStack()
-        self.http = httpx.Client(base_url=site.url + "gradio_api/", timeout=20)
+        # Nothing is encrypted: to load the certificates would take longer than all the rest.
+        self.http = httpx.Client(base_url=site.url + "gradio_api/", timeout=20, verify=False)
         self.token = self.event("run/predict", "admit", {})["data"][0]["token"]
         self.socket = self.connect()
         self.welcome = self.expect("welcome")

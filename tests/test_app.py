@@ -8,6 +8,7 @@ import json
 import math
 import os
 import pickle
+import runpy
 import signal
 import socket
 import subprocess
@@ -690,13 +691,15 @@ def test_port_of_the_environment_that_is_none_is_named(port):
     ]
 
 
-def test_a_folder_that_clips_cannot_be_put_into_is_named(tmp_path):
+def test_a_folder_that_clips_cannot_be_put_into_is_named(tmp_path, monkeypatch, capsys):
     (tmp_path / "file").touch()
     folder = tmp_path / "file" / "cache"  # whoever runs the tests may write into any that is there
-    environment = os.environ | {"GRADIO_TEMP_DIR": str(folder)}
-    done = subprocess.run([sys.executable, app.__file__], env=environment, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2
-    assert done.stderr.splitlines() == [
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(folder))
+    monkeypatch.setattr(sys, "argv", ["app.py"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(app.__file__, run_name="__main__")
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.splitlines() == [
         f"app.py: cannot write {folder}: Not a directory; set GRADIO_TEMP_DIR to a folder that can be written to"
     ]
 

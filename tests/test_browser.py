@@ -5,7 +5,6 @@ import io
 import re
 import threading
 import time
-from contextlib import ExitStack
 
 import av
 import cv2
@@ -24,41 +23,6 @@ from motionstream.ui.live import Seat
 COLOURS = {"green": (34, 197, 94), "red": (239, 68, 68), "blue": (59, 130, 246)}
 
 
-@pytest.fixture(scope="module")
-def kept():
-    """What ends the page of the last test, and that page under `page`; it is empty where there is none."""
-    with ExitStack() as kept:
-        kept.page = None
-        yield kept
-
-
-@pytest.fixture
-def page(profile, kept, request):
-    """The page of the test before: to open one takes a second. One that has failed leaves none."""
-    kept.page = kept.page or kept.enter_context(watched(profile))
-    failures = request.session.testsfailed
-    yield kept.page
-    if request.session.testsfailed > failures:
-        end_page(kept)
-    elif (canvas := kept.page.locator(".ms:visible")).get_attribute("data-state") in ("starting", "live", "paused"):
-        kept.page.mouse.up()
-        canvas.locator("[data-ms=start]").click()
-        expect(canvas).to_have_attribute("data-state", "idle")
-
-
-@pytest.fixture
-def anew(kept):
-    """For a test that needs a page which nobody has used, or leaves one that nobody may use after it."""
-    end_page(kept)
-    yield
-    end_page(kept)
-
-
-def end_page(kept: ExitStack) -> None:
-    kept.page = None
-    kept.close()
-
-
 def part(page: Page, name: str):
     return page.locator(f'[data-ms="{name}"]')
 
@@ -68,7 +32,6 @@ def open_page(page: Page, site: Site) -> None:
     if page.url != site.url:
         page.goto(site.url)
     in_state(page, "idle")
-    page.set_viewport_size({"width": 1280, "height": 900})
     page.mouse.move(5, 5)
     for button in ("button[data-tool=drag]", "[data-release=hold]", ".ms-example >> nth=0"):
         page.locator(button).click()
@@ -202,9 +165,7 @@ def test_whole_loop_with_the_embedded_student(anew, page, student_site, tmp_path
     assert np.abs(disc_at(frames[-1]) - last).max() < 0.1
 
 
-def test_chunks_that_come_in_bursts_are_played_evenly(chromium, site):
-    context = chromium.new_context()
-    page = context.new_page()
+def test_chunks_that_come_in_bursts_are_played_evenly(anew, page, site):
     open_page(page, site)
     page.clock.install()  # the page's own clock, so that a busy machine changes nothing
     start(page)
@@ -218,7 +179,7 @@ def test_chunks_that_come_in_bursts_are_played_evenly(chromium, site):
         page.clock.run_for(100)
         time.sleep(0.02)  # real time for the next chunk to come
     frames, times = np.array(page.evaluate("window.paints")).T
-    context.close()
+    page.clock.resume()
     gaps = np.diff(times)[(frames[1:] > 21) & ((frames[1:] - 9) % 12 > 0)]  # within chunks: between them it may wait
     assert (np.diff(frames) == 1).all() and len(gaps) >= 20
     assert gaps.min() >= 30 and 60 <= np.median(gaps) <= 66
@@ -410,29 +371,26 @@ def test_a_double_click_starts_and_leaves_nothing_behind(page, site, monkeypatch
     in_state(page, "idle")
 
 
-def test_two_fingers_are_two_drags(chromium, site):
-    context = chromium.new_context(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
-    page = context.new_page()
-    open_page(page, site)
-    part(page, "clear").tap()
-    part(page, "start").tap()
-    in_state(page, "live")
-    part(page, "picture").scroll_into_view_if_needed()
-    devtools = context.new_cdp_session(page)
+def test_two_fingers_are_two_drags(phone, site):
+    open_page(phone, site)
+    part(phone, "clear").tap()
+    part(phone, "start").tap()
+    in_state(phone, "live")
+    part(phone, "picture").scroll_into_view_if_needed()
+    devtools = phone.context.new_cdp_session(phone)
 
     def touch(kind: str, *places: tuple[float, float]) -> None:
-        points = [dict(zip("xy", at(page, *place), strict=True)) | {"id": n} for n, place in enumerate(places)]
+        points = [dict(zip("xy", at(phone, *place), strict=True)) | {"id": n} for n, place in enumerate(places)]
         devtools.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
 
     touch("touchStart", (0.3, 0.3), (0.7, 0.7))
     for step in range(20):
         touch("touchMove", (0.3 + 0.01 * step, 0.3), (0.7 - 0.01 * step, 0.7))
-        page.wait_for_timeout(40)
-    wait_for(lambda: page.wait_for_timeout(50) or site.paste.chunks[-1].tracks.N == 18, "tracks of both fingers")
+        phone.wait_for_timeout(40)
+    wait_for(lambda: phone.wait_for_timeout(50) or site.paste.chunks[-1].tracks.N == 18, "tracks of both fingers")
     points = np.concatenate([chunk.tracks.points for chunk in site.paste.chunks if chunk.tracks.N == 18])
     assert (points[-1, :9] - points[0, :9])[:, 0].min() > 5 and (points[-1, 9:] - points[0, 9:])[:, 0].max() < -5
     touch("touchEnd")
-    context.close()
 
 
 def test_prompt_works_mid_stream_and_names_unknown_words(page, site):
@@ -787,7 +745,9 @@ def test_page_fits_the_screen(page, site):
 
 
 @pytest.mark.parametrize("width, height, mobile", [(1280, 600, False), (390, 667, True), (844, 390, True)])
-def test_a_tall_picture_and_its_buttons_are_seen_at_once_on_a_space(chromium, site, tmp_path, width, height, mobile):
+def test_a_tall_picture_and_its_buttons_are_seen_at_once_on_a_space(
+    profile, phones_profile, site, tmp_path, width, height, mobile
+):
     """A Space's page lies in a frame that is made as tall as what is on it."""
     host = """<meta name="viewport" content="width=device-width"><body style="margin: 0">
         <iframe src="/" style="width: 100%; height: 900px; border: 0"></iframe><script>
@@ -796,8 +756,8 @@ def test_a_tall_picture_and_its_buttons_are_seen_at_once_on_a_space(chromium, si
           const page = frame.contentDocument.querySelector('.gradio-container');
           if (page) frame.style.height = Math.ceil(page.getBoundingClientRect().height) + 'px';
         }, 20); </script>"""
-    with chromium.new_context(viewport={"width": width, "height": height}, is_mobile=mobile) as context:
-        page = context.new_page()
+    with watched(phones_profile if mobile else profile) as page:
+        page.set_viewport_size({"width": width, "height": height})
         page.route("**/host.html", lambda route: route.fulfill(body=host, content_type="text/html"))
         page.goto(site.url + "host.html")
         inner, heights = page.frames[1], [0.0]
@@ -809,7 +769,6 @@ def test_a_tall_picture_and_its_buttons_are_seen_at_once_on_a_space(chromium, si
             heights.append(page.locator("iframe").bounding_box()["height"])
         frame, start = part(inner, "frame").bounding_box(), part(inner, "start").bounding_box()
         assert frame["height"] > 0.4 * height and start["y"] + start["height"] - frame["y"] < height
-        page.close()
 
 
 def luminance(colour: str) -> float:

@@ -513,71 +513,62 @@ def test_keys_steer_after_the_path_was_chosen_with_the_pointer(page, site):
     expect(part(page, "route")).to_have_value("dolly")
 
 
-def test_two_fingers_have_a_handle_each_on_a_phone_that_stays_as_it_is(chromium, site):
-    with chromium.new_context(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True) as context:
-        page = context.new_page()
-        open_camera(page, site)
-        part(page, "picture").scroll_into_view_if_needed()
-        for name in ("prompt", "route", "method"):
-            size = part(page, name).evaluate("element => parseFloat(getComputedStyle(element).fontSize)")
-            assert size >= 16  # pixels; below, iPhones zoom in on what is typed or chosen
-        view, touch = list(site.live._visitors.values())[-1].seats["camera"].own, context.new_cdp_session(page)
-        planes = view.planes
-        assert (planes.left, planes.top, planes.right) == (0, 0, 1)  # so the handles are at the picture's edge
-        hands = (0.03, 0.05, 0.97, planes.bottom), (0.2, 0.2, 0.8, 0.6)
-        for kind, hand in (("touchStart", hands[0]), ("touchMove", hands[1]), ("touchEnd", ())):
-            places = [at(page, *hand[i : i + 2]) for i in range(0, len(hand), 2)]
-            points = [{"x": x, "y": y, "id": n} for n, (x, y) in enumerate(places)]
-            touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
-        wait_for(lambda: page.wait_for_timeout(50) or view.planes != planes, "the new planes")
-        found = [getattr(view.planes, side) for side in ("left", "top", "right", "bottom")]
-        assert np.abs(np.subtract(found, hands[1])).max() < 0.02
-        page.close()
+def test_two_fingers_have_a_handle_each_on_a_phone_that_stays_as_it_is(phone, site):
+    open_camera(phone, site)
+    part(phone, "picture").scroll_into_view_if_needed()
+    for name in ("prompt", "route", "method"):
+        size = part(phone, name).evaluate("element => parseFloat(getComputedStyle(element).fontSize)")
+        assert size >= 16  # pixels; below, iPhones zoom in on what is typed or chosen
+    view, touch = list(site.live._visitors.values())[-1].seats["camera"].own, phone.context.new_cdp_session(phone)
+    planes = view.planes
+    assert (planes.left, planes.top, planes.right) == (0, 0, 1)  # so the handles are at the picture's edge
+    hands = (0.03, 0.05, 0.97, planes.bottom), (0.2, 0.2, 0.8, 0.6)
+    for kind, hand in (("touchStart", hands[0]), ("touchMove", hands[1]), ("touchEnd", ())):
+        places = [at(phone, *hand[i : i + 2]) for i in range(0, len(hand), 2)]
+        points = [{"x": x, "y": y, "id": n} for n, (x, y) in enumerate(places)]
+        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+    wait_for(lambda: phone.wait_for_timeout(50) or view.planes != planes, "the new planes")
+    found = [getattr(view.planes, side) for side in ("left", "top", "right", "bottom")]
+    assert np.abs(np.subtract(found, hands[1])).max() < 0.02
 
 
-def test_a_finger_on_the_stick_steers(chromium, site):
-    with chromium.new_context(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True) as context:
-        page = context.new_page()
-        open_camera(page, site)
-        assert page.evaluate("document.documentElement.scrollWidth") <= 390
-        part(page, "route").select_option("still")
-        part(page, "start").tap()
-        in_state(page, "live")
-        stick = part(page, "stick-move")
-        stick.scroll_into_view_if_needed()
-        box = stick.bounding_box()
-        touch = context.new_cdp_session(page)
-        x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-        for kind, points in (("touchStart", [(x, y)]), ("touchMove", [(x - 60, y)])):
-            touch.send("Input.dispatchTouchEvent", {
-                "type": kind, "touchPoints": [{"x": px, "y": py} for px, py in points]})
-        reach_chunks(page, site, len(site.paste.chunks) + 3)
-        assert (motion(site)[:, 0] > 0.5).all()  # the camera goes left
-        stick.evaluate("stick => stick.style.display = 'none'")  # as by another finger on Pause
-        touch.send("Input.dispatchTouchEvent", {"type": "touchMove", "touchPoints": [{"x": x - 30, "y": y}]})
-        reach_chunks(page, site, len(site.paste.chunks) + 3)
-        expect(part(page, "message")).not_to_contain_text("numbers")
-        stick.evaluate("stick => stick.style.display = ''")
-        touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
-        reach_chunks(page, site, len(site.paste.chunks) + 5)
-        assert np.abs(motion(site)).max() < 0.1
-        page.close()
+def test_a_finger_on_the_stick_steers(phone, site):
+    open_camera(phone, site)
+    assert phone.evaluate("document.documentElement.scrollWidth") <= 390
+    part(phone, "route").select_option("still")
+    part(phone, "start").tap()
+    in_state(phone, "live")
+    stick = part(phone, "stick-move")
+    stick.scroll_into_view_if_needed()
+    box = stick.bounding_box()
+    touch = phone.context.new_cdp_session(phone)
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    for kind, points in (("touchStart", [(x, y)]), ("touchMove", [(x - 60, y)])):
+        touch.send("Input.dispatchTouchEvent", {
+            "type": kind, "touchPoints": [{"x": px, "y": py} for px, py in points]})
+    reach_chunks(phone, site, len(site.paste.chunks) + 3)
+    assert (motion(site)[:, 0] > 0.5).all()  # the camera goes left
+    stick.evaluate("stick => stick.style.display = 'none'")  # as by another finger on Pause
+    touch.send("Input.dispatchTouchEvent", {"type": "touchMove", "touchPoints": [{"x": x - 30, "y": y}]})
+    reach_chunks(phone, site, len(site.paste.chunks) + 3)
+    expect(part(phone, "message")).not_to_contain_text("numbers")
+    stick.evaluate("stick => stick.style.display = ''")
+    touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    reach_chunks(phone, site, len(site.paste.chunks) + 5)
+    assert np.abs(motion(site)).max() < 0.1
 
 
 @pytest.mark.parametrize("width, height", [(844, 390), (390, 844)])
-def test_the_sticks_keep_clear_of_each_other_on_a_narrow_picture(chromium, site, tmp_path, width, height):
+def test_the_sticks_keep_clear_of_each_other_on_a_narrow_picture(phone, site, tmp_path, width, height):
     (tmp_path / "tall.png").write_bytes(png(np.full((1600, 500, 3), 99, np.uint8)))
-    size = {"width": width, "height": height}
-    with chromium.new_context(viewport=size, has_touch=True, is_mobile=True) as context:
-        page = context.new_page()
-        open_camera(page, site)
-        part(page, "file").set_input_files(tmp_path / "tall.png")
-        expect(page.locator(".ms:visible .ms-example[aria-pressed=true]")).to_have_count(0)
-        part(page, "start").tap()
-        in_state(page, "live")
-        left, right, stage = (part(page, name).bounding_box() for name in ("stick-move", "stick-look", "stage"))
-        assert left["x"] + left["width"] < right["x"]
-        assert stage["x"] < left["x"] and right["x"] + right["width"] < stage["x"] + stage["width"]
-        for name in ("stick-move", "stick-look"):  # within reach all over, also beside the picture
-            part(page, name).tap()
-        page.close()
+    phone.set_viewport_size({"width": width, "height": height})
+    open_camera(phone, site)
+    part(phone, "file").set_input_files(tmp_path / "tall.png")
+    expect(phone.locator(".ms:visible .ms-example[aria-pressed=true]")).to_have_count(0)
+    part(phone, "start").tap()
+    in_state(phone, "live")
+    left, right, stage = (part(phone, name).bounding_box() for name in ("stick-move", "stick-look", "stage"))
+    assert left["x"] + left["width"] < right["x"]
+    assert stage["x"] < left["x"] and right["x"] + right["width"] < stage["x"] + stage["width"]
+    for name in ("stick-move", "stick-look"):  # within reach all over, also beside the picture
+        part(phone, name).tap()

@@ -156,24 +156,22 @@ def test_two_points_are_aligned_by_their_handles(page, site, clip):
     in_state(page, "idle")
 
 
-def test_two_fingers_have_a_handle_each(chromium, site, clip):
-    with chromium.new_context(viewport={"width": 1280, "height": 900}, has_touch=True) as context:
-        page = context.new_page()
-        open_tab(page, site)
-        upload(page, clip)
-        expect(part(page, "progress")).to_be_hidden(timeout=20_000)
-        page.locator("button[data-fit=align]").click()
-        box, touch = part(page, "picture").bounding_box(), context.new_cdp_session(page)
-        for kind, hands in (("touchStart", (0.3, 0.7)), ("touchMove", (0.4, 0.6)), ("touchEnd", ())):
-            places = [(box["x"] + hand * box["width"], box["y"] + box["height"] / 2) for hand in hands]
-            points = [{"x": x, "y": y, "id": n} for n, (x, y) in enumerate(places)]
-            touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
-        part(page, "start").click()
-        in_state(page, "live")
-        chunk = site.paste.chunks[0]
-        steps = np.diff(chunk.tracks.points, axis=0)[..., 0][chunk.tracks.visible[1:]]
-        assert abs(np.median(steps) - 0.5 * SHIFT * chunk.frames.shape[2] / WIDTH) < 0.3
-        page.close()
+def test_two_fingers_have_a_handle_each(phone, site, clip):
+    phone.set_viewport_size({"width": 1280, "height": 900})
+    open_tab(phone, site)
+    upload(phone, clip)
+    expect(part(phone, "progress")).to_be_hidden(timeout=20_000)
+    phone.locator("button[data-fit=align]").click()
+    box, touch = part(phone, "picture").bounding_box(), phone.context.new_cdp_session(phone)
+    for kind, hands in (("touchStart", (0.3, 0.7)), ("touchMove", (0.4, 0.6)), ("touchEnd", ())):
+        places = [(box["x"] + hand * box["width"], box["y"] + box["height"] / 2) for hand in hands]
+        points = [{"x": x, "y": y, "id": n} for n, (x, y) in enumerate(places)]
+        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+    part(phone, "start").click()
+    in_state(phone, "live")
+    chunk = site.paste.chunks[0]
+    steps = np.diff(chunk.tracks.points, axis=0)[..., 0][chunk.tracks.visible[1:]]
+    assert abs(np.median(steps) - 0.5 * SHIFT * chunk.frames.shape[2] / WIDTH) < 0.3
 
 
 def test_a_bad_clip_is_explained(page, site, tmp_path):
@@ -211,7 +209,7 @@ def test_a_region_of_the_webcam_can_be_taken_away(page, site):
     expect(part(page, "region-clear")).to_be_hidden()
 
 
-def test_webcam_pictures_do_not_pile_up_before_a_slow_network(page, site):
+def test_webcam_pictures_do_not_pile_up_before_a_slow_network(anew, page, site):
     page.context.grant_permissions(["camera"])
     page.add_init_script(
         """window.pictures = 0; window.full = false;
@@ -234,7 +232,7 @@ def test_webcam_pictures_do_not_pile_up_before_a_slow_network(page, site):
     page.wait_for_function(f"pictures > {before + 3}")
 
 
-def test_a_stream_begins_with_the_newest_picture_of_the_webcam(page, site, monkeypatch):
+def test_a_stream_begins_with_the_newest_picture_of_the_webcam(anew, page, site, monkeypatch):
     page.context.grant_permissions(["camera"])
     page.add_init_script(
         """window.ages = []; const send = WebSocket.prototype.send;
@@ -255,7 +253,7 @@ def test_a_stream_begins_with_the_newest_picture_of_the_webcam(page, site, monke
     assert page.evaluate("Math.max(...ages)") < 500
 
 
-def test_the_webcam_is_off_once_it_was_left(page, site):
+def test_the_webcam_is_off_once_it_was_left(anew, page, site):
     page.context.grant_permissions(["camera"])
     page.add_init_script(
         """window.streams = []; const open = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);

@@ -107,11 +107,11 @@ def test_readme_is_complete():
     assert not missing
 
 
-def test_readme_python_runs_as_written(tmp_path):
+def test_readme_python_runs_as_written(tmp_path, monkeypatch):
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     (tmp_path / "examples").symlink_to(ROOT / "examples")
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}  # the machine may be busy
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
     assert (tmp_path / "boat.mp4").stat().st_size > 10_000
 
 

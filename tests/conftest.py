@@ -27,10 +27,7 @@ CHROMIUM_FLAGS = (
 ).split()
 DESKTOP = {"width": 1280, "height": 900}
 # A page that is opened is nobody's, one that is loaded anew goes on as it was.
-FORGET = """
-if (location.protocol === 'http:' && performance.getEntriesByType('navigation')[0].type === 'navigate')
-  sessionStorage.clear();
-"""
+FORGET = "if (location.protocol === 'http:' && performance.navigation.type === 0) sessionStorage.clear()"
 
 
 @pytest.fixture(scope="session")

@@ -12,14 +12,12 @@ import pytest
 from app_kit import Site, Visitor, wait_for
 from PIL import Image
 from playwright.sync_api import Page, expect
-from websockets.sync.client import connect
 
 from motionstream.controls.paths import Keyframes
 from motionstream.controls.pinhole import Camera
 from motionstream.controls.planes import ScenePlanes
 from motionstream.errors import InputError
 from motionstream.ui import camera
-from motionstream.ui.live import SUBPROTOCOL
 
 PLAN = {"route": "truck", "ends": "on", "speed": 1.0, "focal": 28.0}
 
@@ -45,17 +43,7 @@ CAMERAS = Keyframes([Camera.facing(320, 192, f) for f in (250, 500)], np.array([
 class Guest(Visitor):
     """A `Visitor` at the Camera tab's seat."""
 
-    def connect(self, **settings):
-        url = self.site.url.replace("http", "ws") + "motionstream/live/camera"
-        settings = {"subprotocols": [SUBPROTOCOL, self.token], "max_size": None} | settings
-        return self.open.enter_context(connect(url, **settings))
-
-    def event(self, route, handler, data):
-        if handler != "start":
-            return super().event(route, handler, data)
-        number = [number for number, fn in self.site.demo.fns.items() if fn.name == "start"][-1]  # the last tab
-        body = {"data": [], "event_data": data, "fn_index": number, "session_hash": self.session}
-        return self.http.post(route, json=body).raise_for_status().json()
+    seat = "camera"
 
     def depth(self):
         """The next depth message: header and picture."""
@@ -306,6 +294,29 @@ def test_depth_stays_as_it_is_while_a_stream_runs(guest):
         if header["kind"] == "frame" and header["index"] == header["count"] - 1:
             guest.say({"kind": "ack", "chunk": header["chunk"]})
     assert "steer" in header["text"]
+
+
+def test_a_stream_ends_in_order_also_where_its_visitor_was_forgotten(guest, site, monkeypatch):
+    ended, stream, pass_on = [], camera.CameraTab._stream, camera.CameraTab._pass_on
+
+    def watched(*args):
+        try:
+            stream(*args)
+            ended.append(None)
+        except BaseException as error:
+            ended.append(error)
+            raise
+
+    def forgotten(tab, news, *args):
+        if news.chunk is not None:
+            site.live.forget(guest.session)
+        pass_on(tab, news, *args)
+
+    monkeypatch.setattr(camera.CameraTab, "_stream", watched)
+    monkeypatch.setattr(camera.CameraTab, "_pass_on", forgotten)
+    guest.start(panel=PLAN)
+    wait_for(lambda: ended, "the end of the stream")
+    assert ended == [None]
 
 
 # --- in Chromium ---------------------------------------------------------------------------------------------------

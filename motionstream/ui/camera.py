@@ -136,6 +136,8 @@ class CameraTab(CanvasTab):
     def _pass_on(self, news: News, seat: Seat, encoder: ClipEncoder) -> None:
         super()._pass_on(news, seat, encoder)
         view = self._view(seat)
+        if view.recipe is None:  # the visitor has been forgotten
+            return
         if news.chunk is not None:
             view.lengths.append(len(news.chunk.frames))
         elif view.lengths:

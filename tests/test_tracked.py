@@ -1,5 +1,6 @@
 """What a tracker's tracks tell: which are of a thing and which of what is behind it, and that things stay whole."""
 
+import base64
 from pathlib import Path
 
 import cv2
@@ -9,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from motionstream.controls.transfer import Settings, WebcamMotion
 from motionstream.machine import Choice, fit_pictures
 from motionstream.model.checkpoint import load_model
 from motionstream.model.tracked import (
@@ -25,7 +27,7 @@ from motionstream.model.tracked import (
     well_within,
 )
 from motionstream.model.warping import CELL, cell_centres
-from motionstream.tracks import Tracks
+from motionstream.tracks import ChunkRequest, Tracks
 from motionstream.video import read_image
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -244,3 +246,28 @@ def test_a_clip_that_follows_a_thing_does_not_tear_it():
     land = moved[-height // 8 :, width // 3 :]
     assert np.median(land[..., 0]) == pytest.approx(-72 * 1.5 * width / 480, rel=0.1)
     assert cv2.connectedComponents((np.hypot(*moved.T).T < 0.06 * width).astype(np.uint8))[0] <= 3
+
+
+def test_a_webcam_does_not_tear_a_thing_with_the_first_motion_it_shows():
+    """The visitor stands still before some of the balloon, and what is behind them goes by."""
+    student, rng = load_model("embedded", "cpu", torch.float32), np.random.default_rng(0)
+    image, sharp = fit_pictures(student.preset, Choice(140), read_image(EXAMPLES / "balloon.jpg"))
+    height, width = image.shape[:2]
+    blocks = rng.integers(0, 255, (2, 24, 80), np.uint8)
+    wall, visitor = (cv2.resize(one, (8 * 80, 8 * 24), interpolation=cv2.INTER_CUBIC) for one in blocks)
+    webcam = WebcamMotion(Settings(tracker="lucas-kanade"))
+    with torch.no_grad():
+        state = student.motion_prior.start(*(torch.tensor(one).permute(2, 0, 1) / 127.5 - 1 for one in (image, sharp)))
+        for chunk, pictures in enumerate((1, 16)):
+            for number in range(pictures):
+                shown = wall[:, 3 * number * chunk :][:, :320].copy()
+                shown[:, 20:120] = visitor[:, 20:120]
+                jpeg = base64.b64encode(cv2.imencode(".jpg", shown)[1]).decode()
+                webcam.apply({"kind": "webcam", "jpeg": jpeg, "t": 0})
+            tracks = webcam.tracks_for(ChunkRequest(chunk, 9 * chunk, 9 + 3 * chunk, width, height, 16.0, {}))
+            moved = student.motion_prior.motion(state, tracks)
+    moved = moved[-1].unflatten(0, (height // CELL, width // CELL)).numpy()
+    rows, columns = np.mgrid[: height // CELL, : width // CELL]
+    inside = np.hypot((columns / columns.max() - 0.375) / 0.11, (rows / rows.max() - 0.38) / 0.24) < 1
+    assert np.hypot(*moved[:, -20:].T).mean() > 0.08 * width
+    assert np.ptp(moved[inside], axis=0).max() < 0.05 * width

@@ -291,7 +291,11 @@ class ClipMotion:
 
 
 class WebcamMotion:
-    """A `BaseSource` fed with webcam pictures: what moved since the last chunk becomes the next chunk's motion."""
+    """A `BaseSource` fed with webcam pictures: what moved since the last chunk becomes the next chunk's motion.
+
+    Of the points in the first picture every second one comes a chunk later. A tracker's points come while others go on,
+    a grid's do not; and a thing must not be torn by the first motion that there is.
+    """
 
     kinds = unrecorded = frozenset({"webcam"})
 
@@ -331,7 +335,7 @@ class WebcamMotion:
         spread = new.resample(request.frames + before).rows(before, request.frames + before)
         tracks = self._carried.carry(spread, self._size, request)
         self._carried.forget(self._newest.ids)
-        return tracks
+        return tracks if before else Tracks(tracks.points[:, ::2], tracks.visible[:, ::2], tracks.ids[::2])
 
     def close(self) -> None:
         self._waiting = []

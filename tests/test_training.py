@@ -364,10 +364,12 @@ def test_the_autoencoder_starts_from_pca_and_learns():
 
 
 def test_clips_of_one_colour_are_a_start_too():
-    vae = small_vae()
-    tiny_vae.start_from_pca(vae, torch.zeros(2, 3, 5, 64, 64))
-    assert all(value.isfinite().all() for value in vae.state_dict().values())
+    vae, clips = small_vae(), torch.zeros(2, 3, 5, 64, 64)
+    tiny_vae.start_from_pca(vae, clips)
     assert vae.encode(torch.full((1, 3, 5, 64, 64), 0.1)).abs().max() < 1000
+    tiny_vae.normalise(vae, clips)
+    assert all(value.isfinite().all() for value in vae.state_dict().values())
+    assert np.isfinite(vae.config.latent_variance).all()
 
 
 def test_a_tiny_decoder_learns_another_vaes_latents_and_leaves_it_alone():

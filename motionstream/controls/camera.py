@@ -169,7 +169,7 @@ class CameraRecipe:
         """The camera of frame 0, at the origin."""
         if self.plan.route != KEYFRAMES:
             return self.plan.camera(width, height)
-        return Camera(self.keyframes.scaled((width, height)).at(0.0).intrinsics, np.eye(4))
+        return Camera(self.keyframes.at(0.0).scaled(self.keyframes.size, (width, height)).intrinsics, np.eye(4))
 
     def rig(self, width: int, height: int, pivot: float) -> Rig:
         """The camera's motion, for a frame of this size."""

@@ -168,7 +168,7 @@ def normalise(vae: EmbeddedVAE, clips: Tensor) -> None:
     IDs then pay only where motion is by whole cells.
     """
     latents = vae.encode(clips)
-    worth, deviation = channel_worth(vae, latents), latents.std((0, 2, 3, 4))
+    worth, deviation = channel_worth(vae, latents), latents.std((0, 2, 3, 4)).clamp_min(FLAT)
     scale = worth / (worth * deviation).square().mean().sqrt()
     vae.latent_mean += vae.latent_std * latents.mean((0, 2, 3, 4))
     vae.latent_std /= scale
@@ -178,7 +178,7 @@ def normalise(vae: EmbeddedVAE, clips: Tensor) -> None:
 @torch.no_grad()
 def channel_worth(vae: EmbeddedVAE, latents: Tensor) -> Tensor:
     """[C]: by how much a unit in each channel of latents [B, C, t, h, w] changes the decoded picture, RMS."""
-    made, deviation = vae.decode(latents), latents.std((0, 2, 3, 4))
+    made, deviation = vae.decode(latents), latents.std((0, 2, 3, 4)).clamp_min(FLAT)
     sign = torch.randint(0, 2, latents[:, 0].shape, generator=torch.Generator().manual_seed(0)).to(latents) * 2 - 1
     changes = []
     for channel, size in enumerate(deviation):

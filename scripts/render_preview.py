@@ -1,4 +1,4 @@
-"""Renders the README's moving picture: `python scripts/render_preview.py -o docs/drag.webp`.
+"""Renders the README's moving picture: `python -m scripts.render_preview -o docs/drag.webp`.
 
 Examples side by side, as the bundled student moves them: their grips go along their paths and back the other way round,
 so that it repeats without a jump. The dot is where a visitor's pointer would be.

@@ -235,3 +235,18 @@ def test_a_ball_leaves_the_paper_around_it_where_it_is(student):
                 error[model.matte is None] = np.abs(chunk.frames[-1] - after)[ring].mean()
                 break
     assert error[False] < 0.6 * error[True]
+
+
+def test_what_came_along_with_a_thing_stays_with_it_where_the_ground_beside_is_dragged(student):
+    fit = partial(fit_pictures, student.preset, Choice(190))
+    pictures = fit(read_image(EXAMPLES / "balloon.jpg"))
+    (height, width), own = pictures[0].shape[:2], read_drags(EXAMPLES / "balloon.json", student.preset, fit).tracks
+    path = np.linspace((0.2, 0.75), (0.35, 0.7), 25) * (width, height)
+    ground = Tracks.rigid_grid(path, width / 40, 2, max(own.ids) + 1 + np.arange(4))
+    with torch.no_grad():
+        state = student.motion_prior.start(*(torch.tensor(one).permute(2, 0, 1) / 127.5 - 1 for one in pictures))
+        both = Tracks.concatenate([own.rows(44, 45).resample(25), ground])
+        came, after = (student.motion_prior.motion(state, tracks)[-1] for tracks in (own.rows(0, 45), both))
+    along, gone = came.norm(dim=1) > 0.9 * came.norm(dim=1).max(), (after - came).norm(dim=1)
+    assert gone.max() > 0.1 * width
+    assert gone[along].max() < 2

@@ -546,12 +546,14 @@ class MotionPrior(ModelMixin, ConfigMixin):
             state.weights = together(state.weights, weights, number, held)
         state.solid = (seen[0] if state.thin is None else torch.maximum(seen[0], state.thin)).flatten() > IN_FRONT
         outline, rim, foremost = outlines(seen[0])
-        # What a thing has left behind is no rim of it any more.
-        rim &= ((state.base - state.base[foremost]).norm(dim=1) < PARTS).view(rim.shape)
+        # What a thing has left behind is no rim of it any more; what has come along with it stays with it.
+        along = ((state.base - state.base[foremost]).norm(dim=1) < PARTS).view(rim.shape)
+        rim &= along
+        came = along & (state.base.norm(dim=1) >= PARTS).view(rim.shape) & (not state.tracked)
         if state.cells is None or not state.tracked:
             state.cells = seen.numpy()
         state.outlines = (outline, rim, foremost)
-        rim, foremost = rim.numpy(), foremost.numpy()
+        rim, foremost = (rim | came).numpy(), foremost.numpy()
         state.parts = np.where(rim & (number == 0), number.ravel()[foremost].reshape(rim.shape), number)
         state.pairs = straddling(anchors, torch.stack([*state.firsts.values(), torch.zeros(2)])[:-1], seen[0])
         state.bearer = with_rims(bearer, *state.outlines[1:])

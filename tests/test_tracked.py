@@ -225,7 +225,7 @@ def test_a_clip_that_follows_a_thing_does_not_tear_it():
     student, rng = load_model("embedded", "cpu", torch.float32), np.random.default_rng(0)
     image, sharp = fit_pictures(student.preset, Choice(140), read_image(EXAMPLES / "balloon.jpg"))
     height, width = image.shape[:2]
-    ids, at = np.arange(0), np.zeros((0, 2))
+    ids, at, parts = np.arange(0), np.zeros((0, 2)), []
     with torch.no_grad():
         state = student.motion_prior.start(*(torch.tensor(one).permute(2, 0, 1) / 127.5 - 1 for one in (image, sharp)))
         for chunk in range(6):
@@ -237,8 +237,10 @@ def test_a_clip_that_follows_a_thing_does_not_tear_it():
             points += rng.normal(0, 0.1, points.shape)
             visible = ((points >= 0) & (points < (width, height))).all(-1)
             moved = student.motion_prior.motion(state, Tracks(np.float32(points), visible, ids))
+            parts.append(state.parts)
             at = points[-1]
             ids, at = ids[visible.all(0)], at[visible.all(0)]
+    assert state.tracked and np.array_equal(parts[1], parts[-1])  # rims are not lost one by one
     moved = moved[-1].unflatten(0, (height // CELL, width // CELL)).numpy()
     rows, columns = np.mgrid[: height // CELL, : width // CELL]
     inside = np.hypot((columns / columns.max() - 0.375) / 0.11, (rows / rows.max() - 0.38) / 0.24) < 1

@@ -546,9 +546,10 @@ class MotionPrior(ModelMixin, ConfigMixin):
             state.weights = together(state.weights, weights, number, held)
         state.solid = (seen[0] if state.thin is None else torch.maximum(seen[0], state.thin)).flatten() > IN_FRONT
         outline, rim, foremost = outlines(seen[0])
-        # What a thing has left behind is no rim of it any more; what has come along with it stays with it.
+        # What a thing has left behind is no rim of it any more, but under a tracker's tracks, which miss some of its
+        # motion; what has come along with it stays with it.
         along = ((state.base - state.base[foremost]).norm(dim=1) < PARTS).view(rim.shape)
-        rim &= along
+        rim &= along | state.tracked
         came = along & (state.base.norm(dim=1) >= PARTS).view(rim.shape) & (not state.tracked)
         if state.cells is None or not state.tracked:
             state.cells = seen.numpy()

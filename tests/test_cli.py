@@ -3,7 +3,6 @@
 import dataclasses
 import io
 import json
-import multiprocessing
 import subprocess
 import sys
 import time
@@ -184,18 +183,17 @@ def test_ctrl_c_exits_with_130_and_leaves_nothing(run, tmp_path, monkeypatch):
     assert [p.read_bytes() for p in tmp_path.iterdir()] == [b"old"]
 
 
-def test_a_program_that_is_asked_to_end_leaves_nothing(folder, tmp_path, monkeypatch):
+def test_a_program_that_is_asked_to_end_leaves_nothing(folder, tmp_path):
     words = f"generate {folder}/photo.png -o {tmp_path}/out.mp4 --model {folder}/model --seconds 3000"
-    monkeypatch.setattr(sys, "argv", ["motionstream", *words.split()])
-    program = multiprocessing.get_context("fork").Process(target=lambda: sys.exit(main()))
-    program.start()
-    while not list(tmp_path.iterdir()):
-        assert program.is_alive()
-        time.sleep(0.01)
-    time.sleep(0.5)  # it has begun to write: a fork that ends while it makes the folder runs no clean-up at exit
-    program.terminate()
-    program.join(60)
-    assert program.exitcode == 130 and list(tmp_path.iterdir()) == []
+    with subprocess.Popen([sys.executable, "-m", "motionstream", *words.split()]) as program:
+        try:
+            while not list(tmp_path.iterdir()):
+                assert program.poll() is None
+                time.sleep(0.01)
+            program.terminate()
+            assert program.wait(60) == 130 and list(tmp_path.iterdir()) == []
+        finally:
+            program.kill()
 
 
 def test_progress_is_shown_on_a_terminal_only(run, monkeypatch):

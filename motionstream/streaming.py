@@ -252,7 +252,8 @@ class _Stream:
         height, width = (side // preset.spatial_stride for side in image.shape[:2])
         self.model, self.seed, self.index, self.start = model, seed, 0, 0
         self.shape = (1, preset.latent_channels, preset.chunk_size, height, width)
-        self.sharp, self.history = None if sharp is None else Sharp(sharp), {0: image}
+        self.sharp = Sharp(image if sharp is None else sharp) if preset.composite else None
+        self.history = {0: image}
         self.clean: tuple[Tensor, Condition] | None = None  # the newest chunk, not yet in the cache
         self.prompt: str | None = None
         self.light: Light | None = None  # of the newest frame; None: the picture's own
@@ -294,12 +295,12 @@ class _Stream:
         self.clock = _Clock(self.model.device)
         if self.beside is not None:
             self.prepare(self.index + 1)
-        small = frames = pixels.wait()
+        found = pixels.wait()
         with clock.stage("sharpen", on_gpu=False):
-            if self.sharp is not None:
-                small, frames = quantised(frames), sharpened(frames, moved, self.shown_in, self.sharp)
-        chunk = Chunk(self.index, self.start, np.asarray(frames), tracks, clock.timings())
-        self.remember(small.numpy())
+            frames = found.numpy() if self.sharp is None else sharpened(found, moved, self.shown_in, self.sharp)
+        chunk = Chunk(self.index, self.start, frames, tracks, clock.timings())
+        larger = frames.shape[1:3] != self.picture.shape[1:]
+        self.remember(quantised(found).numpy() if larger else frames)
         return chunk
 
     def prepare(self, index: int) -> None:
@@ -436,7 +437,7 @@ def stream(
     image: uint8 RGB [H, W, 3] at generation size (see `presets.fit_size`), which frame 0 reproduces. source: asked for
     a chunk's tracks when the chunk is due. prompt: text, or a function asked for it once a chunk. seed: any integer.
     sharp: the same image a whole number of times as large (see `machine.fit_pictures`), for a model with a composite:
-    then frames come at its size, while tracks stay in pixels of `image`.
+    then frames come at its size, while tracks stay in pixels of `image`. None: as large as the image.
 
     Raises `InputError` if the image has another type, shape or size, or if the GPU has no room for the stream. Close
     the generator to free what it holds.

@@ -122,7 +122,9 @@ def test_a_page_that_is_loaded_anew_still_has_the_clip_and_its_settings(page, si
     blocks, number = seat.own.tracked[1], seat.shown[0]["number"]
     part(page, "start").click()
     in_state(page, "live")
-    assert site.paste.chunks[0].tracks.N > 5
+    first = site.paste.chunks[0].tracks
+    assert first.N > 5
+    assert ((first.visible[1] & ~first.visible[0]).mean() > 0.1) == (image == "own")  # see `ClipRecipe`
     page.reload()
     in_state(page, "idle")  # of the tab that was open
     wait_for(lambda: page.wait_for_timeout(50) or drawn() > 0, "a preview")

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from motionstream.controls.transfer import Settings, WebcamMotion
+from motionstream.controls.transfer import ClipMotion, Settings, WebcamMotion
 from motionstream.machine import Choice, fit_pictures
 from motionstream.model.checkpoint import load_model
 from motionstream.model.tracked import (
@@ -273,3 +273,26 @@ def test_a_webcam_does_not_tear_a_thing_with_the_first_motion_it_shows():
     inside = np.hypot((columns / columns.max() - 0.375) / 0.11, (rows / rows.max() - 0.38) / 0.24) < 1
     assert np.hypot(*moved[:, -20:].T).mean() > 0.08 * width
     assert np.ptp(moved[inside], axis=0).max() < 0.05 * width
+
+
+def test_a_clip_does_not_tear_a_thing_of_another_picture_at_once():
+    """Where the balloon's left half is, the clip stands still; where its right half is, something goes by."""
+    student, rng = load_model("embedded", "cpu", torch.float32), np.random.default_rng(0)
+    image, sharp = fit_pictures(student.preset, Choice(140), read_image(EXAMPLES / "balloon.jpg"))
+    height, width = image.shape[:2]
+    at = rng.uniform(0, 1, (300, 2)) * (width, height)
+    points = at + np.arange(9)[:, None, None] * np.where(at[:, :1] > 0.375 * width, [3.0, 0], 0)
+    clip = Tracks(np.float32(points + rng.normal(0, 0.1, points.shape)), np.ones((9, 300), bool), np.arange(300))
+    rows, columns = np.mgrid[: height // CELL, : width // CELL]
+    inside = np.hypot((columns / columns.max() - 0.375) / 0.11, (rows / rows.max() - 0.38) / 0.24) < 1
+    bent = {}
+    for another in (False, True):
+        source = ClipMotion(iter([clip]), (width, height), Settings(), another)
+        tracks = source.tracks_for(ChunkRequest(0, 0, 9, width, height, 16.0, {}))
+        with torch.no_grad():
+            pictures = (torch.tensor(one).permute(2, 0, 1) / 127.5 - 1 for one in (image, sharp))
+            state = student.motion_prior.start(*pictures)
+            moved = student.motion_prior.motion(state, tracks)[-1].view(*inside.shape, 2).numpy()
+        assert moved[inside.shape[0] // 2, -4:].mean(0) == pytest.approx([24, 0], abs=3)
+        bent[another] = np.ptp(moved[inside], axis=0).max()
+    assert bent[True] < 0.4 * bent[False]

@@ -125,6 +125,16 @@ def test_blocks_are_read_when_they_are_due_and_no_sooner():
     source.close()
 
 
+@pytest.mark.parametrize("amplify", [1.0, 2.0])
+def test_of_the_points_that_move_another_picture_some_come_in_its_second_frame(amplify):
+    settings, clip = Settings(amplify=amplify), ready(line(40, 12).points * [0.5, 1])
+    own, other = (chunks(ClipMotion(iter([clip]), (WIDTH, HEIGHT), settings, another), 2) for another in (False, True))
+    for one, same in zip(own, other, strict=True):
+        np.testing.assert_array_equal(one.points, same.points)
+        assert one.visible.all() and same.visible[1:].all()
+    assert other[1].visible[0].all() and 2 <= (~other[0].visible[0]).sum() <= 6
+
+
 def test_reverse_begins_at_the_end_and_twice_reversed_is_the_clip():
     clip, backwards = line(21), motion([line(21)], reverse=True)
     rows = join(chunks(backwards, 2))

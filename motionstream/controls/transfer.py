@@ -36,6 +36,7 @@ FITS = ("crop", "stretch", "align")
 MIN_AMPLIFY, MAX_AMPLIFY = 0.25, 2.0
 MAX_REGION = 200  # corners
 NEIGHBOURS = 4  # tracks that tell a new one's origin
+LATE = 4  # one of so many of a clip's first points comes late
 MAX_WEBCAM_BYTES = 200_000  # of one picture, decoded
 MAX_WEBCAM_SIDE = 1_280
 MAX_WAITING = 60  # webcam pictures that wait for a busy generator; then every second one is dropped
@@ -161,25 +162,26 @@ class ClipRecipe:
     """A `SourceRecipe`: a clip's motion.
 
     path: of the file, which must stay while the stream runs; fps: the stream's; blocks: tracks of the whole piece as
-    `track_clip` gives them, if it has been tracked already.
+    `track_clip` gives them, if it has been tracked already; another: whether the picture is not the clip's own frame.
     """
 
     path: str
     settings: Settings
     fps: float
     blocks: tuple[Tracks, ...] | None = None
+    another: bool = False
 
     def build(self) -> ClipMotion:
         clip = Clip.open(self.path)
         size = tracking_size(clip.width, clip.height)
         if self.blocks is not None:
-            return ClipMotion(iter(self.blocks), size, self.settings)
-        tracker = self.settings.open_tracker()
-        return ClipMotion((t for _, t in track_clip(clip, self.settings, self.fps, tracker)), size, self.settings)
+            return ClipMotion(iter(self.blocks), size, self.settings, self.another)
+        found = track_clip(clip, self.settings, self.fps, self.settings.open_tracker())
+        return ClipMotion((tracks for _, tracks in found), size, self.settings, self.another)
 
     def describe(self) -> dict:
-        settings = self.settings.to_json()
-        return {"kind": "clip", "sha256": _digest(Path(self.path)), "fps": self.fps, "settings": settings}
+        facts = {"fps": self.fps, "another": self.another, "settings": self.settings.to_json()}
+        return {"kind": "clip", "sha256": _digest(Path(self.path)), **facts}
 
 
 @dataclass(frozen=True)
@@ -236,14 +238,16 @@ class Carried:
 class ClipMotion:
     """A `BaseSource`: a clip's tracks, read from `blocks` no further than the stream has come.
 
-    blocks: tracks of frame after frame, in pixels of a frame of `size` (width, height).
+    blocks: tracks of frame after frame, in pixels of a frame of `size` (width, height); another: see `ClipRecipe`. Then
+    its things lie elsewhere than the clip's, which must not tear them: some points come into sight in the second frame,
+    as a tracker's do while others go on.
     """
 
     kinds: frozenset[str] = frozenset()
     unrecorded: frozenset[str] = frozenset()
 
-    def __init__(self, blocks: Iterator[Tracks], size: tuple[int, int], settings: Settings):
-        self._blocks, self._size, self._settings = blocks, size, settings
+    def __init__(self, blocks: Iterator[Tracks], size: tuple[int, int], settings: Settings, another: bool = False):
+        self._blocks, self._size, self._settings, self._another = blocks, size, settings, another
         self._known: list[Tracks] = []  # at most MAX_SECONDS of tracks
         self._length, self._complete = 0, False
         self._carried = Carried(settings)
@@ -254,7 +258,12 @@ class ClipMotion:
             self._read()
         if not self._length:
             return Tracks.empty(request.frames)
-        return self._carried.carry(self._rows(self._rows_at(at)), self._size, request)
+        tracks = self._carried.carry(self._rows(self._rows_at(at)), self._size, request)
+        if request.start or not self._another:
+            return tracks
+        visible = tracks.visible.copy()
+        visible[0, ::LATE] = False
+        return Tracks(tracks.points, visible, tracks.ids)
 
     def apply(self, message: dict) -> None:
         raise InputError("a clip takes no messages")

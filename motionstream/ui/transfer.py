@@ -195,8 +195,8 @@ class TransferTab(CanvasTab):
         with desk.lock:  # from here on the picture stays
             desk.cancelled.set()
         key, blocks = desk.tracked or (None, None)
-        fps = self.engine.model.preset.fps
-        return ClipRecipe(str(desk.clip.path), settings, fps, blocks if key == settings.tracking else None)
+        blocks = blocks if key == settings.tracking else None
+        return ClipRecipe(str(desk.clip.path), settings, self.engine.model.preset.fps, blocks, desk.shown is None)
 
     def _desk(self, seat: Seat) -> Desk:
         if seat.own is None:

@@ -7,6 +7,7 @@ Decisions:
   does, the smallest is, and its frames are shown less sharp. Every stream tells anew how fast the machine is, for the
   next picture: it may have got other work.
 - On a CPU freed memory is kept (`keep_memory`): getting it from the system anew took a sixth of a chunk's time.
+- No more threads than a container may have cores (`keep_to_cores`): it often sees all of its host's.
 - A GPU gets bfloat16 and the largest size: the models for it were trained at one.
 - Attention on a GPU is FlashAttention 3 where the `kernels` package brings it (Hopper), else PyTorch's own with cuDNN.
   On a CPU in bfloat16, PyTorch's fused kernel takes 0.6 to twice the time of plain matrix products: it is measured.
@@ -24,6 +25,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+import cv2
 import numpy as np
 import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
@@ -94,6 +96,7 @@ def tune(model: Model, compile: bool = False, fp8: bool = False) -> str:
         given, least = (".".join(map(str, capability)) for capability in (found, ADA))
         raise InputError(f"--fp8 needs a GPU of compute capability {least} (Ada) or more, this one has {given}: "
                          "leave it out")
+    keep_to_cores()
     if model.device.type == "cpu":
         keep_memory()
     backend = _pick_attention(model)
@@ -108,6 +111,14 @@ def tune(model: Model, compile: bool = False, fp8: bool = False) -> str:
         if isinstance(model.vae, WanVAE) and model.tiny_vae is None:
             model.vae.compile_blocks(recompile_limit=MAX_VAE_GRAPHS)
     return ", ".join([f"attention {backend}"] + ["fp8"] * fp8 + ["compiled"] * compile)
+
+
+def keep_to_cores() -> None:
+    """Lets PyTorch use no more threads than this process may have cores, by its affinity and its container's quota.
+
+    A free Space sees 16 and has the time of 2. Once that is used up, all threads stop until the next tenth of a second.
+    """
+    torch.set_num_threads(min(torch.get_num_threads(), cv2.getNumberOfCPUs()))
 
 
 def keep_memory() -> None:

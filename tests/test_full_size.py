@@ -6,12 +6,14 @@ import json
 import platform
 import subprocess
 import sys
+import threading
 import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from unittest.mock import create_autospec
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -320,6 +322,7 @@ def test_a_fused_network_is_the_same_function():
 
 
 FREED = """
+import cv2
 import numpy as np
 from motionstream.machine import keep_memory
 
@@ -341,6 +344,21 @@ def test_freed_memory_is_kept_once_asked_for():
     before, _, after = done.stdout.split()
     assert int(before) < 2**24
     assert (int(after) > 2**25) == (platform.libc_ver()[0] == "glibc")  # others cannot be told
+
+
+@pytest.mark.parametrize("cores, expected", [(1, 1), (2, 2), (64, 3)])
+def test_a_container_that_may_have_fewer_cores_than_it_sees_gets_no_more_threads(monkeypatch, wan21, cores, expected):
+    before, found = torch.get_num_threads(), []
+    monkeypatch.setattr(cv2, "getNumberOfCPUs", lambda: cores)
+    try:
+        torch.set_num_threads(3)
+        machine.tune(wan21)
+        later = threading.Thread(target=lambda: found.append(torch.get_num_threads()))  # as a session's
+        later.start()
+        later.join()
+        assert [torch.get_num_threads(), *found] == [expected, expected]
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("capability, kernels, expected", [

@@ -30,7 +30,7 @@ from torch import Tensor
 from motionstream.cli import parse_seed
 from motionstream.controls.trackers import TRACKERS
 from motionstream.errors import InputError, make_folder, writing
-from motionstream.machine import keep_memory, parse_resolution, pick_device, pick_dtype, size_for
+from motionstream.machine import keep_memory, keep_to_cores, parse_resolution, pick_device, pick_dtype, size_for
 from motionstream.model.checkpoint import follow_umask, load_component, read_json
 from motionstream.model.device import usable_device
 from motionstream.model.matte import Matte
@@ -116,6 +116,7 @@ def main(argv: Sequence[str]) -> int:
         if getattr(args, name) is None:
             raise InputError(f"train {args.command} needs --{name}")
     world = join_world(str(usable_device(args.device or pick_device())), torch.float32)
+    keep_to_cores()
     if world.device.type == "cpu":
         keep_memory()
     if args.precision is None:  # of all processes, and of the run when it is resumed

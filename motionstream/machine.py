@@ -49,6 +49,7 @@ HEADROOM = 1.25  # generation must be this many times as fast as playback
 ALONE_HEADROOM = 1.75  # the same where nothing else was at work while it was measured: a browser here takes a core
 SEEN_HEADROOM = 1.1  # the same where server and encoder were, and it was too slow
 COST_EXPONENT = 0.9  # a chunk's time grows with its pixels to this power at most (measured: 0.5 to 1.0)
+SHOWN_EXPONENT = 0.7  # the time to make its frames sharp with theirs (measured: 0.4 to 0.7)
 PROBE_ASPECT = (5, 3)
 PROBE_SIDE = 512  # of the matrices and pictures of the format measurement
 PROBE_SECONDS = 1.0  # a quarter of it for the format; what is under way at the end is still finished
@@ -184,7 +185,7 @@ def _fastest(probes: Mapping[T, Callable[[], None]]) -> T:
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds that a frame takes here: to generate, for each pixel to the power COST_EXPONENT; to show, for each."""
+    """Seconds that a frame takes here, for each pixel to a power: COST_EXPONENT to generate, SHOWN_EXPONENT to show."""
 
     generated: float
     shown: float
@@ -192,24 +193,27 @@ class Cost:
     @classmethod
     def of(cls, image: np.ndarray, sharp: np.ndarray | None, seconds: tuple[float, float]) -> Cost:
         """From the seconds that a frame took, to generate and to show, of a stream from `image` and `sharp`."""
-        width, height = shown_size(image, sharp)
-        return cls(seconds[0] / math.prod(image.shape[:2]) ** COST_EXPONENT, seconds[1] / (width * height))
+        generated, shown = math.prod(image.shape[:2]), math.prod(shown_size(image, sharp))
+        return cls(seconds[0] / generated**COST_EXPONENT, seconds[1] / shown**SHOWN_EXPONENT)
 
     def fps(self, preset: Preset, budget: int, times: int | None = None) -> float:
         """Frames a second at one of the preset's sizes, shown at most so many times as large."""
         width, height = fit_size(preset, *PROBE_ASPECT, budget)
         full = sharp_times(preset, width, height, *(MAX_PROBE_TIMES * side for side in (width, height)))
-        area = width * height
-        return 1 / (self.generated * area**COST_EXPONENT + self.shown * area * min(full, times or full) ** 2)
+        generated, shown = width * height, width * height * min(full, times or full) ** 2
+        return 1 / (self.generated * generated**COST_EXPONENT + self.shown * shown**SHOWN_EXPONENT)
 
     def best(self, preset: Preset, headroom: float) -> Choice:
-        """The largest trained size that is so many times as fast as playback, or the smallest, shown as sharp as that
-        leaves time for."""
+        """The largest trained size that is so many times as fast as playback, or the smallest.
+
+        That is shown as sharp as HEADROOM leaves time for: less would be seen at once, and saves little.
+        """
         smallest = min(preset.budgets)
         rows = [(budget, None) for budget in sorted(preset.budgets, reverse=True)]
         rows += [(smallest, times) for times in range(MAX_PROBE_TIMES, 0, -1)]
         choices = [Choice(budget, fps=self.fps(preset, budget, times), times=times) for budget, times in rows]
-        return next((choice for choice in choices if choice.fps >= headroom * preset.fps), choices[-1])
+        needed = {budget: headroom for budget in preset.budgets} | {smallest: min(headroom, HEADROOM)}
+        return next((choice for choice in choices if choice.fps >= needed[choice.budget] * preset.fps), choices[-1])
 
 
 def pick_size(preset: Preset, run: Run) -> Choice:

@@ -23,7 +23,7 @@ HOLE = 4.0  # pixels from a track to the nearest cell of the first frame, more t
 WITHIN = 2  # cells: what is farther than these from where a thing ends is surely on it, or surely is not
 # How far parts stray, at the most, from how most of a thing moves, of its size; within how much of that they go alike;
 # and how much longer one side may get, to the other.
-THING = 0.03, 0.05, 1.2
+THING = 0.03, 0.05, 1.05
 BACKGROUND = 0.15, 0.0, 1e6  # it is not of one piece, but lies near and far
 LEAST, MOST = 2.0, 4.0  # cells within which parts go alike
 SMALL = 12  # cells, fewer of which do not tell

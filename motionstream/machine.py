@@ -117,7 +117,8 @@ def tune(model: Model, compile: bool = False, fp8: bool = False) -> str:
 def keep_to_cores() -> None:
     """Lets PyTorch use no more threads than this process may have cores, by its affinity and its container's quota.
 
-    A free Space sees 16 and has the time of 2. Once that is used up, all threads stop until the next tenth of a second.
+    Where 16 are seen, say, and 2 may be used, all threads stop once that time is used up, until the next tenth of a
+    second.
     """
     torch.set_num_threads(min(torch.get_num_threads(), cv2.getNumberOfCPUs()))
 

@@ -4,8 +4,8 @@ Decisions:
 - bfloat16 is used where it is measured to be faster than float32: CPUs without its instructions are slower with it.
 - A chunk of the smallest trained size is generated; its time is scaled up to the larger sizes. The largest one that
   keeps up with playback, with ALONE_HEADROOM to spare for web server, encoder and browser, is taken. Where none
-  does, the smallest is, and its frames are shown less sharp. Every stream tells anew how fast the machine is, for the
-  next picture: it may have got other work.
+  does, the smallest is, shown as sharp as HEADROOM leaves time for. Every stream tells anew how fast the machine is,
+  for the next picture: it may have got other work.
 - On a CPU freed memory is kept (`keep_memory`): getting it from the system anew took a sixth of a chunk's time.
 - No more threads than a container may have cores (`keep_to_cores`): it often sees all of its host's.
 - A GPU gets bfloat16 and the largest size: the models for it were trained at one.

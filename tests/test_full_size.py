@@ -322,7 +322,6 @@ def test_a_fused_network_is_the_same_function():
 
 
 FREED = """
-import cv2
 import numpy as np
 from motionstream.machine import keep_memory
 

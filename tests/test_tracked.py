@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from motionstream.controls.transfer import ClipMotion, Settings, WebcamMotion
 from motionstream.machine import Choice, fit_pictures
 from motionstream.model.checkpoint import load_model
+from motionstream.model.motion_prior import MotionPrior, PriorState
+from motionstream.model.presets import PRESETS
 from motionstream.model.tracked import (
     BACKGROUND,
     HOLE,
@@ -220,14 +222,23 @@ def test_most_of_a_thing_tells_how_it_moves():
     assert np.abs(together(torn, number) - motion).max() < 10
 
 
+@torch.no_grad()
+def begun_with_the_balloon(prior: MotionPrior) -> tuple[PriorState, tuple[int, int], np.ndarray]:
+    """A stream of the example at 140 tokens; its height and width; and which cells [h, w] are of the balloon."""
+    pictures = fit_pictures(PRESETS["embedded"], Choice(140), read_image(EXAMPLES / "balloon.jpg"))
+    state = prior.start(*(torch.tensor(one).permute(2, 0, 1) / 127.5 - 1 for one in pictures))
+    height, width = state.size
+    rows, columns = np.mgrid[: height // CELL, : width // CELL]
+    inside = np.hypot((columns / columns.max() - 0.375) / 0.11, (rows / rows.max() - 0.38) / 0.24) < 1
+    return state, state.size, inside
+
+
 def test_a_clip_that_follows_a_thing_does_not_tear_it():
     """As of a camera that goes along with it: the balloon stays, the land goes by, and each chunk finds new points."""
-    student, rng = load_model("embedded", "cpu", torch.float32), np.random.default_rng(0)
-    image, sharp = fit_pictures(student.preset, Choice(140), read_image(EXAMPLES / "balloon.jpg"))
-    height, width = image.shape[:2]
+    prior, rng = load_model("embedded", "cpu", torch.float32).motion_prior, np.random.default_rng(0)
+    state, (height, width), inside = begun_with_the_balloon(prior)
     ids, at, parts = np.arange(0), np.zeros((0, 2)), []
     with torch.no_grad():
-        state = student.motion_prior.start(*(torch.tensor(one).permute(2, 0, 1) / 127.5 - 1 for one in (image, sharp)))
         for chunk in range(6):
             stays = rng.random(len(at)) < 0.7  # the others are lost
             new = rng.uniform(0, 1, (240 - stays.sum(), 2)) * (width, height)
@@ -236,14 +247,12 @@ def test_a_clip_that_follows_a_thing_does_not_tear_it():
             points = at + np.arange(12)[:, None, None] * np.where(balloon[:, None], 0, [-1.5, 0]) * width / 480
             points += rng.normal(0, 0.1, points.shape)
             visible = ((points >= 0) & (points < (width, height))).all(-1)
-            moved = student.motion_prior.motion(state, Tracks(np.float32(points), visible, ids))
+            moved = prior.motion(state, Tracks(np.float32(points), visible, ids))
             parts.append(state.parts)
             at = points[-1]
             ids, at = ids[visible.all(0)], at[visible.all(0)]
     assert state.tracked and np.array_equal(parts[1], parts[-1])  # rims are not lost one by one
     moved = moved[-1].unflatten(0, (height // CELL, width // CELL)).numpy()
-    rows, columns = np.mgrid[: height // CELL, : width // CELL]
-    inside = np.hypot((columns / columns.max() - 0.375) / 0.11, (rows / rows.max() - 0.38) / 0.24) < 1
     assert np.abs(moved[inside]).max() < 0.03 * width
     land = moved[-height // 8 :, width // 3 :]
     assert np.median(land[..., 0]) == pytest.approx(-72 * 1.5 * width / 480, rel=0.1)
@@ -252,14 +261,12 @@ def test_a_clip_that_follows_a_thing_does_not_tear_it():
 
 def test_a_webcam_does_not_tear_a_thing_with_the_first_motion_it_shows():
     """The visitor stands still before some of the balloon, and what is behind them goes by."""
-    student, rng = load_model("embedded", "cpu", torch.float32), np.random.default_rng(0)
-    image, sharp = fit_pictures(student.preset, Choice(140), read_image(EXAMPLES / "balloon.jpg"))
-    height, width = image.shape[:2]
+    prior, rng = load_model("embedded", "cpu", torch.float32).motion_prior, np.random.default_rng(0)
+    state, (height, width), inside = begun_with_the_balloon(prior)
     blocks = rng.integers(0, 255, (2, 24, 80), np.uint8)
     wall, visitor = (cv2.resize(one, (8 * 80, 8 * 24), interpolation=cv2.INTER_CUBIC) for one in blocks)
     webcam = WebcamMotion(Settings(tracker="lucas-kanade"))
     with torch.no_grad():
-        state = student.motion_prior.start(*(torch.tensor(one).permute(2, 0, 1) / 127.5 - 1 for one in (image, sharp)))
         for chunk, pictures in enumerate((1, 16)):
             for number in range(pictures):
                 shown = wall[:, 3 * number * chunk :][:, :320].copy()
@@ -267,32 +274,25 @@ def test_a_webcam_does_not_tear_a_thing_with_the_first_motion_it_shows():
                 jpeg = base64.b64encode(cv2.imencode(".jpg", shown)[1]).decode()
                 webcam.apply({"kind": "webcam", "jpeg": jpeg, "t": 0})
             tracks = webcam.tracks_for(ChunkRequest(chunk, 9 * chunk, 9 + 3 * chunk, width, height, 16.0, {}))
-            moved = student.motion_prior.motion(state, tracks)
+            moved = prior.motion(state, tracks)
     moved = moved[-1].unflatten(0, (height // CELL, width // CELL)).numpy()
-    rows, columns = np.mgrid[: height // CELL, : width // CELL]
-    inside = np.hypot((columns / columns.max() - 0.375) / 0.11, (rows / rows.max() - 0.38) / 0.24) < 1
     assert np.hypot(*moved[:, -20:].T).mean() > 0.08 * width
     assert np.ptp(moved[inside], axis=0).max() < 0.05 * width
 
 
 def test_a_clip_does_not_tear_a_thing_of_another_picture_at_once():
     """Where the balloon's left half is, the clip stands still; where its right half is, something goes by."""
-    student, rng = load_model("embedded", "cpu", torch.float32), np.random.default_rng(0)
-    image, sharp = fit_pictures(student.preset, Choice(140), read_image(EXAMPLES / "balloon.jpg"))
-    height, width = image.shape[:2]
+    prior, rng = load_model("embedded", "cpu", torch.float32).motion_prior, np.random.default_rng(0)
+    _, (height, width), inside = begun_with_the_balloon(prior)
     at = rng.uniform(0, 1, (300, 2)) * (width, height)
     points = at + np.arange(9)[:, None, None] * np.where(at[:, :1] > 0.375 * width, [3.0, 0], 0)
     clip = Tracks(np.float32(points + rng.normal(0, 0.1, points.shape)), np.ones((9, 300), bool), np.arange(300))
-    rows, columns = np.mgrid[: height // CELL, : width // CELL]
-    inside = np.hypot((columns / columns.max() - 0.375) / 0.11, (rows / rows.max() - 0.38) / 0.24) < 1
     bent = {}
     for another in (False, True):
         source = ClipMotion(iter([clip]), (width, height), Settings(), another)
         tracks = source.tracks_for(ChunkRequest(0, 0, 9, width, height, 16.0, {}))
         with torch.no_grad():
-            pictures = (torch.tensor(one).permute(2, 0, 1) / 127.5 - 1 for one in (image, sharp))
-            state = student.motion_prior.start(*pictures)
-            moved = student.motion_prior.motion(state, tracks)[-1].view(*inside.shape, 2).numpy()
+            moved = prior.motion(begun_with_the_balloon(prior)[0], tracks)[-1].view(*inside.shape, 2).numpy()
         assert moved[inside.shape[0] // 2, -4:].mean(0) == pytest.approx([24, 0], abs=3)
         bent[another] = np.ptp(moved[inside], axis=0).max()
     assert bent[True] < 0.4 * bent[False]

@@ -137,7 +137,7 @@ def page(profile, kept, request) -> Iterator:
     elif (canvas := kept.page.locator(".ms:visible")).get_attribute("data-state") in ("starting", "live", "paused"):
         kept.page.mouse.up()
         canvas.locator("[data-ms=start]").click()
-        expect(canvas).to_have_attribute("data-state", "idle")
+        expect(canvas).to_have_attribute("data-state", "idle", timeout=20_000)  # its clip is finished first
 
 
 @pytest.fixture

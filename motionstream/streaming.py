@@ -35,8 +35,8 @@ from motionstream.model.cache import RollingCache
 from motionstream.model.checkpoint import Model
 from motionstream.model.composite import Light, Sharp, composite, fade, find_light, sharpened
 from motionstream.model.device import GIB, Download, beside, free_bytes, stream_bytes, upload, visiting
-from motionstream.model.motion_prior import Moved
 from motionstream.model.presets import Preset, fit_size
+from motionstream.model.prior_state import Moved
 from motionstream.model.text import FALLING
 from motionstream.model.track_head import pack_time, track_map
 from motionstream.model.transformer import Context, MotionTransformer

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from motionstream.model.completion import Completion, Plate
 from motionstream.model.composite import FILLING, Light, Sharp, composite, fade, find_light, sharpened
-from motionstream.model.motion_prior import Moved
+from motionstream.model.prior_state import Moved
 
 CELL = 16
 GREY = torch.full((3, 3), 1 / 3)

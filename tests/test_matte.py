@@ -10,7 +10,7 @@ import torch
 from motionstream.model.completion import Completion, Plate
 from motionstream.model.composite import Light, Sharp, sharpened
 from motionstream.model.matte import Matte, told, whole
-from motionstream.model.motion_prior import Moved
+from motionstream.model.prior_state import Moved
 from motionstream.model.warping import beneath
 
 ROWS, COLUMNS, TIMES = 24, 40, 2  # cells, and how many times as large as 2 pixels to a cell the sharp copy is

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from motionstream.controls.transfer import ClipMotion, Settings, WebcamMotion
 from motionstream.machine import Choice, fit_pictures
 from motionstream.model.checkpoint import load_model
-from motionstream.model.motion_prior import MotionPrior, PriorState
+from motionstream.model.motion_prior import MotionPrior
 from motionstream.model.presets import PRESETS
+from motionstream.model.prior_state import PriorState
 from motionstream.model.tracked import (
     BACKGROUND,
     HOLE,

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from motionstream.model.completion import Completion, Plate
 from motionstream.model.matte import Matte, told
-from motionstream.model.motion_prior import Moved
+from motionstream.model.prior_state import Moved
 from motionstream.model.warping import (
     CELL,
     PARTS,

@@ -85,13 +85,30 @@ def in_motion(
         stays = np.float32(np.clip((MOST - gone.mean()) / FADES, 0, 1))
         if stays:
             under = np.where(holes, under + stays * (beneath(flow, tells, things | gone) - under), under)
-        cells = around(holes)
-        part, places = in_pixels(cells), places_within(under, np.ones_like(sure), cells)
-        room, warped, known = shown[(slice(None), *part)], warped[(slice(None), *part)], known[part]
-        filled, there = lying_behind(plate, ground, places)
-        room += there * (filled + known * (warped - filled) - room)
-        guessed[part] = there * (1 - known)
+        guessed = show_behind(shown, warped, known, plate, ground, under, around(holes))
     return shown, confidence, guessed, beyond, flow, under, sure
+
+
+def show_behind(
+    shown: np.ndarray,
+    warped: np.ndarray,
+    known: np.ndarray,
+    plate: np.ndarray,
+    ground: np.ndarray,
+    under: np.ndarray,
+    cells: tuple[slice, slice],
+) -> np.ndarray:
+    """Puts what lies behind into shown [3, H, W] where these cells of it have holes -> how far that is guessed, [H, W].
+
+    warped [3, H, W]: what is seen, as far as it is known [H, W]; plate, ground: see `PriorState`; under: of `Moved`.
+    """
+    guessed, part = np.zeros_like(known), in_pixels(cells)
+    places = places_within(under, np.ones(under.shape[1:], np.float32), cells)
+    room, warped, known = shown[(slice(None), *part)], warped[(slice(None), *part)], known[part]
+    filled, there = lying_behind(plate, ground, places)
+    room += there * (filled + known * (warped - filled) - room)
+    guessed[part] = there * (1 - known)
+    return guessed
 
 
 def lying_behind(

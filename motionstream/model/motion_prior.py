@@ -23,7 +23,6 @@ which new tracks add; a track that starts later finds its anchor through the inv
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import cv2
@@ -41,6 +40,7 @@ from motionstream.model.grids import idling, straddling
 from motionstream.model.least_squares import decided_motion
 from motionstream.model.limbs import borne, limbs, with_rims
 from motionstream.model.pieces import SURE, attached, connect, numbered, together, undivided
+from motionstream.model.prior_state import Moved, PriorState
 from motionstream.model.tracked import each_by_itself, in_one_piece, of_the_background, own_tracks
 from motionstream.model.unet import UNet
 from motionstream.model.warping import (
@@ -55,8 +55,6 @@ from motionstream.model.warping import (
     between,
     cell_centres,
     cells_of,
-    enlarged_motion,
-    in_the_first_frame,
     meet,
     nearest_cells,
     on_all_cores,
@@ -102,7 +100,7 @@ def seen_at(shape: Sequence[int], image: Tensor) -> Tensor:
     return F.interpolate(image[None], shape, mode="bicubic", align_corners=False, antialias=True).clamp(-1, 1)
 
 
-def _cell_at(point: Tensor, displacement: Tensor, state: "PriorState") -> int:
+def _cell_at(point: Tensor, displacement: Tensor, state: PriorState) -> int:
     """Number of the cell that one sees at a point [2], pixels: of all that have come there [P, 2] the one in front."""
     away = (cell_centres(*state.size) + displacement - point).square().sum(1)
     return int((away - (0 if state.front is None else (away < 4 * CELL**2) * state.front * 4 * CELL**2)).argmin())
@@ -155,80 +153,6 @@ class Looked(NamedTuple):
     bearer: Tensor
     alike: Tensor
     found: Tensor
-
-
-@dataclass(frozen=True)
-class Moved:
-    """Some frames of the first frame in motion.
-
-    picture: [1, 3, T, H, W] in [-1, 1]; confidence: [1, 1, T, H, W]; guessed: likewise, where it shows what may lie
-    behind; beyond: likewise, where it is mirrored at the first frame's edges. backward: [T, 2, h, w], pixels, where the
-    cells of each frame are to be found in the first one, and sure: [T, h, w], their confidence; under: as backward, of
-    what lies behind things; None where nothing has moved. behind, cells: see `PriorState`; things: bool [T, h, w],
-    cells of the first frame that go with a thing in front, see `with_hem`; anchors: [N, 2], pixels, where tracks start
-    in it that tell how what they are on moves: not those beside a thing that are of a grid across its edge, nor a
-    tracker's.
-    """
-
-    picture: Tensor
-    confidence: Tensor
-    guessed: Tensor
-    beyond: Tensor
-    backward: np.ndarray | None = None
-    under: np.ndarray | None = None
-    sure: np.ndarray | None = None
-    behind: Completion | None = None
-    cells: np.ndarray | None = None
-    things: np.ndarray | None = None
-    anchors: np.ndarray | None = None
-
-    def to(self, device: torch.device) -> "Moved":
-        parts = ("picture", "confidence", "guessed", "beyond")
-        return replace(self, **{name: getattr(self, name).to(device) for name in parts})
-
-    def places(self, t: int, times: int) -> tuple[np.ndarray, np.ndarray]:
-        """`in_the_first_frame` of frame t, for a picture that is so many times as large; where anything has moved."""
-        return in_the_first_frame(times * enlarged_motion(self.backward[t], self.sure[t], CELL * times))
-
-
-@dataclass
-class PriorState:
-    """What one stream's prior remembers: fixed size but for one row a track."""
-
-    image: Tensor  # [3, H, W] in [-1, 1]: the reference
-    sharp: Tensor  # [3, kH, kW]: the same, as large as there is
-    base: Tensor  # [P, 2] displacement in pixels when the present set of tracks began
-    latest: Tensor  # [P, 2] displacement at the newest frame
-    ids: tuple[int, ...] = ()
-    anchors: dict[int, Tensor] = field(default_factory=dict)  # id -> [2], its place in the first frame
-    firsts: dict[int, Tensor] = field(default_factory=dict)  # id -> [2], its place where it was first seen
-    pairs: Tensor | None = None  # [2, K]: see `straddling`
-    dense: bool = False  # whether tracks are all over the picture, or were
-    tracked: bool = False  # whether they are a tracker's, or were: see `each_by_itself`
-    number: np.ndarray | None = None  # int [h, w]: see `numbered`; under a tracker's tracks, as first seen
-    parts: np.ndarray | None = None  # int [h, w]: the same, and the rims of things are of them
-    held: Tensor | None = None  # [N, 2] how far each track had come when the present set began
-    newest: Tensor | None = None  # [N, 2] each track's newest known displacement on top of that
-    found: Tensor | None = None  # see `Looked`; under a tracker's tracks, of the first look
-    weights: Tensor | None = None  # [P, 1 + N]
-    bodies: Tensor | None = None  # bool [N, N]: which tracks hold the same thing, at places that look alike
-    gripped: Tensor | None = None  # bool [P]: cells of things that tracks hold
-    front: Tensor | None = None  # [P]
-    outlines: tuple[Tensor, Tensor, Tensor] | None = None  # see `outlines`
-    thin: Tensor | None = None  # [h, w], see `MotionPrior.closely`
-    bearer: Tensor | None = None  # [P], see `limbs`, with their rims
-    solid: Tensor | None = None  # bool [P]: what lies in front, ropes and feet as well
-    cells: np.ndarray | None = None  # [2, h, w] in [0, 1]: see `as_seen`; under a tracker's tracks, of the first look
-    behind: Completion | None = None  # what lies behind things of the first frame that have left
-    filled: Plate | None = None  # the first frame with that
-    picture: np.ndarray | None = None  # `between` of [H, W, 4]: the first frame, and how far in front it lies
-    plate: np.ndarray | None = None  # `between` of [H, W, 4]: the first frame so filled, and how much of that is seen
-    ground: np.ndarray | None = None  # float32 [H, W] in [0, 1]: where nothing lies in front
-    alone: np.ndarray | None = None  # the same: where things do, with rims, that no edge cuts off
-
-    @property
-    def size(self) -> tuple[int, int]:
-        return self.image.shape[1], self.image.shape[2]
 
 
 class MotionPrior(ModelMixin, ConfigMixin):

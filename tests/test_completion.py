@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from motionstream.model.completion import (
     FEW,
+    LEVEL,
     RIM,
     SQUARE,
     THIN,
@@ -225,11 +226,11 @@ def test_what_a_thing_still_covers_waits():
     moved[..., 0] = 2 * 3 * front.round()  # three cells to the right
     assert found.uncover(picture, front, moved)
     hidden = box(20 + RIM, 40 - RIM, 33 + RIM, 53 - RIM)
-    assert np.array_equal(covered(box(), moved), hidden)
+    assert np.array_equal(covered(box(), box(), moved), hidden)
     assert found.filled[with_rim(box()) & ~hidden].all() and not found.filled[hidden & box(right=46)].all()
     assert not found.seen[~found.filled].any() and found.seen[found.filled].min() == 1
     pan = np.float32([2 * 5, -2 * 4])  # that everything moves along with
-    assert np.array_equal(covered(box(), moved + pan), hidden)
+    assert np.array_equal(covered(box(), box(), moved + pan), hidden)
     seen = found.filled.copy()
     before = found.shift[seen], found.colour[seen]
     moved[0, ..., 0] = 80 * front.round()  # in one frame of the next chunk it is far away
@@ -237,10 +238,19 @@ def test_what_a_thing_still_covers_waits():
     assert all(np.array_equal(*pair) for pair in zip((found.shift[seen], found.colour[seen]), before, strict=True))
 
 
+def test_through_a_ring_one_sees_what_is_behind_it():
+    thing, inside = box(10, 50, 20, 60), box(26, 34, 36, 44)
+    front, moved = np.where(thing & ~inside, 0.9, 0.1).astype(np.float32), np.zeros((1, H, W, 2), np.float32)
+    moved[0][thing] = 2.0 * 4, 0.0  # what is seen in the ring goes along, too
+    found, picture = Completion.empty(H, W), cv2.resize(stripes(), None, fx=2, fy=2).astype(np.uint8)
+    assert found.uncover(picture, front, moved) and np.array_equal(found.things, thing)
+    assert found.filled[box(26, 34, 40, 48)].all() and not found.filled[thing].all()
+
+
 def test_ground_that_goes_along_does_not_make_a_thing_cover_its_place():
     front, moved = np.where(box(), 0.9, 0.1).astype(np.float32), np.zeros((1, H, W, 2), np.float32)
     moved[:, 10:50, 28:70] = 2.0 * 12, 0.0  # most of what is around it, too
-    assert not covered(box(), moved)[:, :42].any()
+    assert not covered(box(), box(), moved)[:, :42].any()
     found, picture = Completion.empty(H, W), cv2.resize(stripes(), None, fx=2, fy=2).astype(np.uint8)
     assert found.uncover(picture, front, moved) and found.filled[box(right=42)].all()
 
@@ -273,7 +283,18 @@ def test_colours_of_copies_do_not_add_up():
     hole = box(4, 56, 0, 60)
     found, _ = filled(cells, hole)
     assert found.filled.sum() > 0.9 * hole.sum() and np.abs(found.colour).max() == TINT
-    assert (np.abs(found.colour) == TINT).mean() < 0.1
+    assert (np.abs(found.colour) == TINT).mean() < 0.25  # 0.34 if they did
+
+
+def test_ground_is_not_copied_into_the_sky_unless_there_is_nothing_else():
+    rng = np.random.default_rng(3)
+    cells, hole = np.full((H, W, 3), 120, np.float32), box(15, 22, 35, 55)
+    cells[10:30, 30:60] += rng.uniform(-60, 60, (20, 30, 3)).astype(np.float32)
+    cells[40:] = cells[8:28]  # as what is around the hole
+    found, _ = filled(cells, hole)
+    assert found.filled[hole].all() and np.abs(found.shift[hole][:, 0]).max() <= LEVEL * H
+    found, _ = filled(cells, hole, box(40, H, 0, W))
+    assert found.filled[hole].all() and found.shift[hole][:, 0].min() > LEVEL * H
 
 
 def test_where_nothing_fits_nothing_is_filled():

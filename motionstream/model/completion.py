@@ -29,10 +29,12 @@ RING = 2  # cells around them that must be alike
 ODD = 0.15  # how much it counts that what would be copied is unlike the surroundings: it may be another thing
 NEAR = 2.0  # squared difference of colours, of 255, that a cell of distance counts as much as
 UPRIGHT = 12.0  # cells to the side that one up or down counts as much as: most pictures lie in layers
+LEVEL = 0.25  # of the picture's height up or down, from where nothing is copied if there is anything else
+WORSE = 1e6  # than any difference of colours
 SOFT = (2 * (SQUARE + RING) + 1,) * 2  # cells from which colours spread
 ROUNDS = 60  # in which colours settle: from then on they hardly change
-TINT = 60.0  # of 255, what is added to a copy's colours at the most: from copy to copy of letters, that would add up
-FADE = 5  # cells within which one copy fades into another
+TINT = 30.0  # of 255, what is added to a copy's colours at the most: from copy to copy it adds up
+FADE = 3  # cells within which one copy fades into another: the mean of two has less detail than either
 BESIDE = np.array([[[-1, 0]], [[1, 0]], [[0, -1]], [[0, 1]]])
 
 
@@ -86,7 +88,8 @@ class Completion:
             seen = seen_behind(gone, thing & (far < np.median(far[gone]) / 2))
             self.holes.append(Hole.behind(cells, gone, seen, source))
             self.things[gone] = True
-        bare = [(hole, hole.left & (beyond | ~covered(hole.thing, moved))) for hole in self.holes if hole.left.any()]
+        solid, unfilled = front > SOLID, [hole for hole in self.holes if hole.left.any()]
+        bare = [(hole, hole.left & (beyond | ~covered(hole.thing, solid, moved))) for hole in unfilled]
         for hole, wanted in bare:
             complete(self, hole, wanted)
             np.maximum(self.seen, hole.seen * self.filled, out=self.seen)
@@ -248,12 +251,14 @@ def seen_behind(thing: np.ndarray, stays: np.ndarray) -> np.ndarray:
     return with_rim(thing) * np.clip(away / RIM, 0, 1)
 
 
-def covered(thing: np.ndarray, moved: np.ndarray) -> np.ndarray:
+def covered(thing: np.ndarray, solid: np.ndarray, moved: np.ndarray) -> np.ndarray:
     """What a thing hides in every frame of what lies behind it, less its rim, bool [h, w]; moved: [T, h, w, 2], pixels.
+
+    solid: bool [h, w], of the thing what cannot be seen through, as a ring can.
     """
-    hidden, (rows, columns) = np.ones_like(thing), np.nonzero(thing)
+    hidden, (rows, columns) = np.ones_like(thing), np.nonzero(thing & solid)
     for beside in past_what_is_behind(thing, moved):
-        at = np.rint(beside / CELL).astype(int) + np.stack([columns, rows], axis=1)
+        at = np.rint(beside[solid[thing]] / CELL).astype(int) + np.stack([columns, rows], axis=1)
         column, row = at[((at >= 0) & (at < thing.shape[::-1])).all(1)].T
         landed = np.zeros_like(thing)
         landed[row, column] = True
@@ -336,6 +341,7 @@ class Searched:
         planes = np.dstack([picture, np.square(picture).sum(2), ~source]).astype(np.float32)
         rows, columns = (np.arange(1 - side, side, dtype=np.float32) for side in source.shape)
         far = NEAR * np.hypot(UPRIGHT * rows[:, None], columns)
+        far[abs(rows) > LEVEL * len(source)] += WORSE
         return cls(torch.fft.rfft2(torch.from_numpy(planes).movedim(2, 0)), far)
 
     def best_place(

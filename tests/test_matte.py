@@ -9,7 +9,7 @@ import torch
 
 from motionstream.model.completion import Completion, Plate
 from motionstream.model.composite import Light, Sharp, sharpened
-from motionstream.model.matte import Matte, told, whole
+from motionstream.model.matte import Matte, told, whole, with_colours
 from motionstream.model.prior_state import Moved
 from motionstream.model.warping import beneath
 
@@ -61,8 +61,8 @@ def frame(photo, opaque, light=None):
     return sharpened(parts.picture[0].transpose(0, 1), parts, light, sharp)[0]
 
 
-def pixels(cells):
-    return np.kron(cells, np.ones((2 * TIMES, 2 * TIMES), bool))
+def pixels(cells, times=TIMES):
+    return np.kron(cells, np.ones((2 * times, 2 * times), bool))
 
 
 def test_beneath_a_thing_lies_what_moves_as_its_surroundings():
@@ -117,8 +117,8 @@ def test_what_has_been_filled_behind_is_seen_through_it(photo):
     parts, sharp = moved(photo), Sharp(photo)
     behind = Completion.empty(ROWS, COLUMNS)
     behind.filled[8:16, 10:20], behind.shift[8:16, 10:20] = True, (-8, 0)
-    sharp.thing = np.where(pixels(THING), np.float32(1), np.float32(0))
-    sharp.opaque = 1 - sharp.thing  # so that one sees through all of it
+    sharp.hides = pixels(THING).astype(np.float32)
+    sharp.opaque = 1 - sharp.hides  # so that one sees through all of it
     made = sharpened(parts.picture[0].transpose(0, 1), dataclasses.replace(parts, behind=behind), None, sharp)[0]
     inside = cv2.erode(pixels(LANDED).astype(np.uint8), np.ones((9, 9), np.uint8)) > 0
     assert np.abs(made.astype(int) - Plate(photo).update(behind))[inside].max() <= 1
@@ -144,7 +144,7 @@ def test_where_a_thing_is_clear_nothing_behind_it_is_guessed(photo):
     behind = Completion.empty(ROWS, COLUMNS)
     behind.filled[8:16, 10:20], behind.shift[8:16, 10:20] = True, (-8, 0)
     sharp, right = Sharp(photo), square(8, 15, 8, 5)
-    sharp.thing = pixels(right).astype(np.float32)
+    sharp.hides = pixels(right).astype(np.float32)
     sharp.fill(behind)
     rows, columns = np.indices(photo.shape[:2], np.float32)
     seen = sharp.seen(columns, rows, behind=True)
@@ -176,9 +176,41 @@ def test_before_it_has_learned_a_matte_is_what_the_prior_sees(times):
     picture = np.zeros((2 * times * ROWS, 2 * times * COLUMNS, 3), np.uint8)
     found = matte.of(picture, np.stack([THING, THING]).astype(np.float32))
     assert found.shape == picture.shape[:2] and found.dtype == np.float32
-    seen = cv2.resize(THING.astype(np.float32), picture.shape[1::-1])
-    assert np.array_equal(found > 0.5, seen > 0.5)
+    seen, near = pixels(THING, times).astype(np.uint8), np.ones((8 * times + 1, 8 * times + 1), np.uint8)
+    assert (found[cv2.erode(seen, near) > 0] > 0.5).all() and (found[cv2.dilate(seen, near) == 0] < 0.5).all()
     assert found.min() < 0.05 and found.max() > 0.95
+
+
+def test_what_the_prior_takes_for_a_thing_is_filled_though_the_matte_finds_it_clear(photo):
+    class Half:
+        def of(self, picture, cells):
+            return pixels(square(8, 10, 8, 5)).astype(np.float32)
+
+    sharp, behind = Sharp(photo), Completion.empty(ROWS, COLUMNS)
+    behind.filled[4:20, 6:24], behind.shift[4:20, 6:24] = True, (-4, 0)
+    sharp.cut_out(moved(photo), Half())
+    sharp.fill(behind)
+    rows, columns = np.indices(photo.shape[:2], np.float32)
+    seen, far = sharp.seen(columns, rows, behind=True), pixels(square(4, 6, 16, 2) | square(4, 22, 16, 2))
+    assert np.array_equal(seen[pixels(THING)], Plate(photo).update(behind)[pixels(THING)])
+    assert np.array_equal(seen[far], photo[far])
+
+
+def test_opacities_change_where_colours_do():
+    """A jagged outline, two pixels off here and there, along an edge between two colours."""
+    picture = np.full((96, 160, 3), 40, np.uint8)
+    picture[:, 80:] = (90, 60, 50)
+    edge = 80 + np.random.default_rng(0).integers(-1, 2, 24).repeat(4) * 2
+    jagged = (np.arange(160) >= edge[:, None]).astype(np.float32)
+    matte = Matte(widths=(8, 8))
+    matte.forward = lambda picture, seen: 20 * torch.from_numpy(jagged)[None, None] - 10
+    cells = np.tile(np.float32(np.arange(40) >= 20), (2, 24, 1))
+    off = [np.square(found - (np.arange(160) >= 80)).mean() for found in (jagged, matte.of(picture, cells))]
+    assert off[1] < 0.5 * off[0]
+    same = np.full((96, 160), 0.3, np.float32)
+    np.testing.assert_allclose(with_colours(same, picture, 2), same, atol=1e-4)
+    plain = with_colours(jagged, np.full_like(picture, 40), 2)  # colours that tell nothing smooth it
+    assert np.abs(np.diff(plain, axis=0)).max() < 0.5 and plain[:, :60].max() < 1e-3 and plain[:, 100:].min() > 0.999
 
 
 def test_tracks_tell_how_what_lies_behind_moves():
@@ -263,6 +295,7 @@ def test_the_matte_fills_holes(photo):
     with torch.no_grad():
         logits = torch.full((1, 1, *photo.shape[:2]), 4.0)
         logits[..., 40:52, 60:72] = -4.0
+        logits[..., 20:26, 30:36] = 1.0  # a thing, but not quite
     matte.forward = lambda picture, seen: logits
     assert (matte.of(photo, cells) > 0.9).all()
     assert (matte.of(photo, 0 * cells)[40:52, 60:72] < 0.1).all()

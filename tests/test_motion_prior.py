@@ -25,6 +25,7 @@ from motionstream.model.warping import (
     BESIDE,
     CELL,
     HEM,
+    IN_FRONT,
     MISSED,
     PARTS,
     SEEN,
@@ -447,7 +448,7 @@ def test_tracks_of_one_grid_are_near_and_go_alike():
     assert straddling(torch.zeros(0, 2), torch.zeros(0, 2), front).shape == (2, 0)
 
 
-def test_beside_what_moves_the_background_is_put_behind_and_not_brought_to_the_front(prior, monkeypatch):
+def test_beside_what_moves_the_background_is_put_behind_unless_it_goes_along(prior, monkeypatch):
     centres, cells, seen = cell_centres(HEIGHT, WIDTH), HEIGHT * WIDTH // 4, []
     thing = (centres - 32).abs().amax(1) < 8
     told = Cells(torch.zeros(1, cells, 4), torch.zeros(1, cells), torch.where(thing, 20.0, 0.0)[None])
@@ -461,9 +462,14 @@ def test_beside_what_moves_the_background_is_put_behind_and_not_brought_to_the_f
     rim = state.outlines[1].flatten()
     assert 0 < rim.sum() and not (rim & thing).any()
     torch.testing.assert_close(state.front, torch.where(thing, 1.0, torch.where(rim, 0.5 - BEHIND, 0.5)))
-    last = torch.from_numpy(seen[-1]).float().flatten()
-    torch.testing.assert_close(last[rim], state.front[rim])
+    first, last = (torch.from_numpy(frame).float().flatten() for frame in (seen[0], seen[-1]))
+    goes = rim & (state.latest.norm(dim=1) > PARTS)
+    assert goes.sum() > 20 and torch.equal(first[rim], state.front[rim]) and (last[goes] == IN_FRONT).all()
+    assert torch.equal(last[rim & ~goes], state.front[rim & ~goes])  # no track brings it to the front
     assert (last[thing] > 1 + 0.99 * SEEN).sum() > 20  # what the track shows
+    state.dense = True  # there is no matte under such tracks
+    prior.step(state, tracks(np.linspace([[44.0, 32.0]], [[50.0, 32.0]], 9)))
+    assert torch.equal(torch.from_numpy(seen[-1]).float().flatten()[rim], state.front[rim])
 
 
 def drifting(count: int, from_frame: int, frames: int = 8) -> np.ndarray:
@@ -738,6 +744,29 @@ def test_what_lies_between_two_motions_is_no_motion(seed, shift, rise):
         at = motion[:, seen].T
         off = [np.linalg.norm(at - wanted, axis=1) for wanted in ([0, 0], [-shift, -rise])]
         assert np.minimum(*off).max() <= PARTS + 1e-3  # and not half of how far they are apart
+
+
+@given(seed=st.integers(0, 999), shift=st.floats(-30, 30), rise=st.floats(-20, 20))
+def test_where_something_is_seen_no_hole_beside_it_changes_its_motion(seed, shift, rise):
+    """A thing and its rim go along, as far in front as nothing else."""
+    rng = np.random.default_rng(seed)
+    centres, size = cell_centres(HEIGHT, WIDTH).numpy(), (HEIGHT // 2, WIDTH // 2)
+    goes = np.linalg.norm(centres - rng.uniform(10, 50, 2), axis=1) < rng.uniform(4, 16)
+    displacement = np.where(goes[:, None], np.float32([shift, rise]), np.float32([0, 0]))
+    nowhere, things = np.zeros((HEIGHT, WIDTH), np.float32), goes.reshape(size)
+    picture = between(np.zeros((HEIGHT, WIDTH, 4), np.float32))
+    *_, flow, _, sure = in_motion(picture, picture, nowhere, nowhere, things, displacement, np.float32(things))
+    at = flow[:, sure >= 0.5].T
+    off = [np.linalg.norm(at - wanted, axis=1) for wanted in ([0, 0], [-shift, -rise])]
+    assert np.minimum(*off).max() <= PARTS + 1e-3
+
+
+def test_what_lands_by_a_hair_is_not_seen_there():
+    thing = cell_centres(HEIGHT, WIDTH).numpy()[:, 0] < 20
+    for hair, seen in ((1e-4, 14), (0.4, 15)):  # it ends at column 10, and moves by four more
+        displacement = np.where(thing[:, None], np.float32([8 + hair, 0]), np.float32(0))
+        backward, _ = splat(displacement, thing.astype(np.float32), HEIGHT, WIDTH)
+        assert (backward[0, :, seen - 1] < -7).all() and (backward[0, :, seen:] == 0).all()
 
 
 def test_magnifying_leaves_no_gaps():

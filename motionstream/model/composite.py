@@ -21,6 +21,7 @@ from motionstream.model.matte import Matte, told
 from motionstream.model.prior_state import Moved
 from motionstream.model.warping import (
     CELL,
+    IN_FRONT,
     PARTS,
     around,
     between,
@@ -148,6 +149,7 @@ class Sharp:
         self._plate, self._behind, self._filled = Plate(picture), self._thirds, 0  # cells that are filled in it
         self.thing: np.ndarray | None = None  # float32 [kH, kW] in [0, 1]: how opaque what lies in front is, if known
         self.opaque: np.ndarray | None = None  # the same, but 1 where tracks tell how what lies behind moves
+        self.hides: np.ndarray | None = None  # the same, and what else the prior takes for a thing
         self._cells: np.ndarray | None = None  # what the prior saw when that was found
 
     def seen(self, columns: np.ndarray, rows: np.ndarray, behind: bool = False) -> np.ndarray:
@@ -161,15 +163,17 @@ class Sharp:
         if moved.cells is not self._cells:
             self._cells, self._filled = moved.cells, 0
             self.thing = matte.of(self.picture, moved.cells)
+            front = np.float32(moved.cells[0] > IN_FRONT)
+            self.hides = np.maximum(self.thing, cv2.resize(front, self.thing.shape[::-1]))
         self.opaque = np.maximum(self.thing, told(self.thing, moved.anchors, *moved.things.shape[1:]))
 
     def fill(self, behind: Completion | None) -> None:
         """Takes over what has been filled since."""
         if behind is not None and (filled := np.count_nonzero(behind.filled)) > self._filled:
             plate = self._plate.update(behind)
-            if self.thing is not None:  # what surrounds a thing need not be guessed
+            if self.hides is not None:  # what surrounds a thing need not be guessed
                 margin = np.ones((2 * MARGIN + 1, 2 * MARGIN + 1), np.uint8)
-                share = cv2.blur(np.minimum(cv2.dilate(self.thing, margin) / CLEAR, 1), (3, 3))
+                share = cv2.blur(np.minimum(cv2.dilate(self.hides, margin) / CLEAR, 1), (3, 3))
                 plate = cv2.blendLinear(plate, self.picture, share, 1 - share)
             self._behind, self._filled = _thirds(plate), filled
 

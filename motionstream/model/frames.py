@@ -28,6 +28,7 @@ from motionstream.model.warping import (
 )
 
 MOST, FADES = 0.8, 0.2  # of the cells: if fewer have moved, the ground stays; from how many fewer on all of it
+KNOWN = 0.5  # confidence from which on a cell has a motion of its own
 LEAST = 0.01  # of a frame that shows the picture, from which on it tells how the picture moves as a whole
 
 
@@ -53,8 +54,9 @@ def in_motion(
     backward, sure = close_gaps(*splat(displacement, front.ravel(), height, width))
     trend = trend_of(backward, sure, things)
 
-    def continued(source: np.ndarray | None = None) -> np.ndarray:
-        return fill_holes(backward - trend, sure, source) + trend
+    def continued(source: np.ndarray = sure) -> np.ndarray:
+        # Of what is known none is mixed with what is not: through a motion between two one sees a piece of something.
+        return fill_holes(backward - trend, np.float32(sure >= KNOWN), source) + trend
 
     flow = continued()
     if not sure.any():  # all of it has left: one sees its mirror image

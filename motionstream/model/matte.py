@@ -18,6 +18,8 @@ from motionstream.model.warping import BESIDE, CELL, IN_FRONT, are_dense, neares
 
 SEES = 2  # pixels to a side of what the network sees as one
 RIM = 3  # pixels about a hole in which opacities fade towards it
+HOLE = 0.95  # opacity below which pixels amid a thing are a hole in it
+CONTRAST = 3e-4  # variance of colours, in [0, 1], below which they tell little
 GIVEN = 4.0  # log-odds of what is surely a thing, before the network has looked
 
 
@@ -42,9 +44,11 @@ class Matte(ModelMixin, ConfigMixin):
 
     @torch.no_grad()
     def of(self, picture: np.ndarray, cells: np.ndarray) -> np.ndarray:
-        """Opacities, float32 [H, W] in [0, 1], of a picture, uint8 [H, W, 3], with cells [2, h, w]; see `whole`."""
+        """Opacities, float32 [H, W] in [0, 1], of a picture, uint8 [H, W, 3], with cells [2, h, w]; see `whole` and
+        `with_colours`."""
         seen = torch.from_numpy(picture).movedim(2, 0)[None] / 127.5 - 1
-        return whole(self(seen, torch.from_numpy(cells)[None])[0, 0].sigmoid().numpy(), cells[0])
+        found = self(seen, torch.from_numpy(cells)[None])[0, 0].sigmoid().numpy()
+        return with_colours(whole(found, cells[0]), picture, len(picture) // (CELL * cells.shape[1]))
 
 
 def whole(opaque: np.ndarray, front: np.ndarray) -> np.ndarray:
@@ -54,7 +58,7 @@ def whole(opaque: np.ndarray, front: np.ndarray) -> np.ndarray:
     """
     around = np.ones((2 * RIM + 1, 2 * RIM + 1), np.uint8)
     lies = (cv2.resize(front, opaque.shape[::-1], interpolation=cv2.INTER_LINEAR) > IN_FRONT).ravel()
-    _, number, boxes, _ = cv2.connectedComponentsWithStats((opaque < 0.5).view(np.uint8), connectivity=4)
+    _, number, boxes, _ = cv2.connectedComponentsWithStats((opaque < HOLE).view(np.uint8), connectivity=4)
     left, top, width, height, area = boxes.T
     inside = (left > 0) & (top > 0) & (left + width < opaque.shape[1]) & (top + height < opaque.shape[0])
     hole = inside & (np.bincount(number.ravel(), lies, len(area)) > area / 2)
@@ -64,6 +68,30 @@ def whole(opaque: np.ndarray, front: np.ndarray) -> np.ndarray:
     thing = np.bincount(number.ravel(), lies)[number] > 0
     speck = cv2.dilate(((number > 0) & ~thing).view(np.uint8), around) > 0
     return np.where(filled, np.float32(1), np.where(speck & ((number == 0) | ~thing), np.float32(0), opaque))
+
+
+def with_colours(opaque: np.ndarray, picture: np.ndarray, times: int) -> np.ndarray:
+    """Opacities [H, W] that change where colours do, not in jags: in each small square a linear function of the
+    colours of the picture, uint8 [H, W, 3] (He et al. 2010, "Guided Image Filtering"), found at half the size.
+
+    times: by how much the picture is larger than a frame of the student's.
+    """
+    size, picture = opaque.shape[::-1], picture.astype(np.float32) / 255
+    half = size[0] // 2, size[1] // 2
+    colours, wanted = (cv2.resize(part, half, interpolation=cv2.INTER_AREA) for part in (picture, opaque))
+
+    def mean(part: np.ndarray) -> np.ndarray:
+        return cv2.blur(part, (2 * times + 1, 2 * times + 1))
+
+    usual, usually = mean(colours), mean(wanted)
+    along = mean(colours * wanted[..., None]) - usual * usually[..., None]
+    products = (colours[..., None] * colours[..., None, :]).reshape(*half[::-1], 9)
+    spread = np.dstack([mean(products[..., n : n + 3]) for n in (0, 3, 6)]).reshape(*half[::-1], 3, 3)
+    spread = spread - usual[..., None] * usual[..., None, :] + CONTRAST * np.eye(3, dtype=np.float32)
+    slope = np.linalg.solve(spread, along[..., None])[..., 0]
+    level = usually - (slope * usual).sum(-1)
+    slope, level = (cv2.resize(mean(part), size) for part in (slope, level))
+    return ((slope * picture).sum(-1) + level).clip(0, 1)
 
 
 def told(opaque: np.ndarray, anchors: np.ndarray, rows: int, columns: int) -> np.ndarray:

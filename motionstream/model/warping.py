@@ -25,6 +25,7 @@ PARTS = 2.0  # pixels by which motions differ, at the least, where things part
 HEM = 4  # cells to either side of a thing that it takes along of its surroundings, at the most
 PART = 0.3  # share of what moves farthest that does, where all moves little
 ABRUPT = 0.5  # share of a change of motion within five cells that is one step, where things part
+SLIVER = 0.04  # of a cell's area: what lands by less is not seen there, however far in front it lies
 FINEST = 4  # times two to a side, at the most, that cells are laid out finer
 STRETCHED, WIDELY = 1.0, 0.01  # pixels by which cells move apart that are laid out finer, and the share that must
 IN_FRONT = 0.5  # how far in front, of 1, a cell of a thing lies
@@ -233,7 +234,7 @@ def splat(displacement: np.ndarray, front: np.ndarray, height: int, width: int) 
     column, row = column + right, row + down
     share = np.abs(1 - right - x) * np.abs(1 - down - y)
     share *= (column >= 0) & (column < w) & (row >= 0) & (row < h)
-    landing = np.flatnonzero(share)  # what stays lies on one cell, not on four
+    landing = np.flatnonzero(share > SLIVER)  # what stays lies on one cell, not on four
     share, cell = share.ravel()[landing], landing % len(displacement)
     index, motion = (row * w + column).ravel()[landing].astype(np.intp), displacement.T[:, cell]
     weight = share * np.exp(FRONT * front)[cell]

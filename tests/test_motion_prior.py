@@ -418,7 +418,7 @@ def test_of_a_grid_across_the_edge_of_a_thing_only_what_is_on_it_leads(together,
     torch.testing.assert_close(motion, prior.motion(prior.start(image()), path))
     last = motion[-1].unflatten(0, thing.shape)
     assert (last[thing][:, 0] > 8).float().mean() > 0.8
-    beside = last[14:19, 21:24, 0]  # around where the third one starts
+    beside = last[14:19, 22:25, 0]  # around where the third one starts, but for the thing's rim
     assert beside.abs().max() < 0.5 if together else beside.min() < -8
     if together:  # grabbed again where it is now
         again = tracks(starts + [9, 0] + gone[..., :1] * np.float32([0, 1]), ids=[5, 6, 7])
@@ -1189,8 +1189,25 @@ def test_medians_do_not_eat_what_lies_in_front():
     going = going.flatten(1, 2)
     eaten = settle(going, near, rim, foremost)
     kept = whole(eaten, going, solid.flatten(), rim, foremost).view(*size, 2)
-    assert not eaten.view(*size, 2)[4, 6].any()
+    assert not eaten.view(*size, 2)[4, 6].any() and not kept[:4].any()
     assert torch.equal(kept[4:9, 6:11, 0], torch.full((5, 5), 6.0)) and not kept[16, 20].any()
+
+
+def test_what_medians_would_eat_goes_with_its_rim():
+    """A basket that is four cells wide; beside one that they leave whole, nothing changes."""
+    front = torch.zeros(24, 32)
+    front[8:12, 6:10] = front[4:20, 18:28] = 0.9
+    solid, (near, rim, foremost) = (front > 0).flatten(), outlines(front)
+    going = torch.tensor([6.0, 0.0]) * solid[None, :, None]
+    settled = settle(going, near, torch.zeros_like(rim), foremost)  # as when they were eaten before their rims came
+    kept = whole(settled, going, solid, rim, foremost).view(24, 32, 2)[..., 0]
+    assert not settled.view(24, 32, 2)[8, 6].any() and (kept[8:12, 6:10] == 6).all()
+    around = rim.clone()
+    around[:, 13:] = False
+    assert around.sum() == 48 and (kept[around] == 6).float().mean() > 0.9
+    beside = torch.zeros_like(rim)
+    beside[10:14, 14:18] = True
+    assert not kept[beside].any()
 
 
 def test_the_rim_of_a_thing_that_stays_does_not_go_with_what_is_behind_it():

@@ -117,13 +117,15 @@ def whole(motion: Tensor, going: Tensor, solid: Tensor, rim: Tensor, foremost: T
     """Motion [T, P, 2], pixels, as `going` where medians have made that stay: they eat small things from their corners.
 
     solid: bool [P], what is no speck, wherever it goes; rim, foremost: see `outlines`. The rim of a thing that stays is
-    left to it.
+    left to it, and what goes after all takes its own along.
     """
     of = torch.where(rim.flatten(), foremost, torch.arange(len(foremost)))
     parts = torch.tensor([parting(frame) for frame in going.numpy()])[:, None]
     far, farther = (torch.hypot(*of.unbind(2)) for of in (motion, going))  # `norm` over two takes ten times as long
     eaten = solid & (far < parts) & (farther > parts) & (farther[:, of] > parts)
-    return torch.where(eaten[..., None], going, motion)
+    motion = torch.where(eaten[..., None], going, motion)
+    along = rim.flatten() & (far < parts) & eaten[:, foremost]
+    return torch.where(along[..., None], motion[:, foremost], motion)
 
 
 def meet(motion: Tensor, share: Tensor, anchors: Tensor, moved: Tensor, visible: Tensor, rows: int) -> Tensor:

@@ -104,13 +104,17 @@ def parting(motion: np.ndarray) -> float:
 
 def medians(motion: np.ndarray, side: int = 5) -> np.ndarray:
     """Of the motion [2, h, w] of cells, over so many to a side; what would then go alone goes with those beside it."""
-    beside = np.uint8([[0, 1, 0], [1, 0, 1], [0, 1, 0]])
-    found, parts = [cv2.medianBlur(along, side) for along in motion], parting(motion)
-    for along in found:
+    return in_company(np.stack([cv2.medianBlur(along, side) for along in motion]), parting(motion))
+
+
+def in_company(motion: np.ndarray, parts: float) -> np.ndarray:
+    """Motion [2, h, w], pixels, where a cell that parts from those beside it, by so many pixels, goes with them."""
+    beside, motion = np.uint8([[0, 1, 0], [1, 0, 1], [0, 1, 0]]), motion.copy()
+    for along in motion:
         most, least = cv2.dilate(along, beside), cv2.erode(along, beside)
         alone = (most - least < parts) & ((along > most + parts) | (along < least - parts))
         np.copyto(along, (most + least) / 2, where=alone)
-    return np.stack(found)
+    return motion
 
 
 def whole(motion: Tensor, going: Tensor, solid: Tensor, rim: Tensor, foremost: Tensor) -> Tensor:
@@ -125,7 +129,11 @@ def whole(motion: Tensor, going: Tensor, solid: Tensor, rim: Tensor, foremost: T
     eaten = solid & (far < parts) & (farther > parts) & (farther[:, of] > parts)
     motion = torch.where(eaten[..., None], going, motion)
     along = rim.flatten() & (far < parts) & eaten[:, foremost]
-    return torch.where(along[..., None], motion[:, foremost], motion)
+    motion = torch.where(along[..., None], motion[:, foremost], motion)
+    for frame in along.any(1).nonzero()[:, 0]:
+        grid = in_company(motion[frame].T.unflatten(1, rim.shape).numpy(), float(parts[frame]))
+        motion[frame] = torch.from_numpy(grid).flatten(1).T
+    return motion
 
 
 def meet(motion: Tensor, share: Tensor, anchors: Tensor, moved: Tensor, visible: Tensor, rows: int) -> Tensor:

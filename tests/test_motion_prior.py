@@ -1,4 +1,4 @@
-"""The motion prior's geometry against closed forms, and its state against one pass over the same tracks."""
+"""How tracks move the cells of a picture, against closed forms, and the state against one pass over the same tracks."""
 
 import itertools
 
@@ -12,43 +12,25 @@ from hypothesis import strategies as st
 
 from motionstream.model import motion_prior
 from motionstream.model.checkpoint import assemble
-from motionstream.model.elastic import pulled
-from motionstream.model.frames import in_motion, trend_of
+from motionstream.model.frames import in_motion
 from motionstream.model.grids import ALIKE, GRID, idling, straddling
-from motionstream.model.least_squares import GOES, decided_motion, least_squares_motion, most_go
-from motionstream.model.limbs import borne, limbs, with_rims
-from motionstream.model.motion_prior import Cells, Grips, Looked, MotionPrior, as_seen
-from motionstream.model.pieces import attached, connect, numbered, pieces, together, undivided
+from motionstream.model.least_squares import GOES, decided_motion, least_squares_motion
+from motionstream.model.motion_prior import Cells, Grips, Looked, MotionPrior
 from motionstream.model.presets import PRESETS
 from motionstream.model.warping import (
     BEHIND,
-    BESIDE,
-    CELL,
     HEM,
     IN_FRONT,
     MISSED,
     PARTS,
     SEEN,
-    behind,
-    between,
     cell_centres,
-    cell_numbers,
     cells_of,
-    close_gaps,
-    enlarged_motion,
-    fill_holes,
-    in_the_first_frame,
     meet,
-    mirrored,
-    on_top,
     outlines,
-    seen_through,
     settle,
-    splat,
-    surely,
     whole,
     with_hem,
-    without_seams,
 )
 from motionstream.tracks import Tracks
 
@@ -133,107 +115,6 @@ def test_motion_is_cut_along_outlines_and_stretches_elsewhere():
     torch.testing.assert_close(kept, settle(gentle, *outlines(0 * front))[0, :, 0].view(HEIGHT // 2, -1))
 
 
-def spider() -> torch.Tensor:
-    """How far in front cells [30, 40] lie: a body (rows 10 to 19, columns 10 to 19), and a leg to column 30."""
-    front = torch.zeros(30, 40)
-    front[10:20, 10:20] = 1
-    front[14:16, 20:30] = 0.8
-    return front
-
-
-def bearers(front: torch.Tensor, anchors: list[tuple[float, float]]) -> np.ndarray:
-    return limbs(front, torch.tensor(anchors).reshape(-1, 2)).view(front.shape).numpy()
-
-
-def inside_of_spider(cells: np.ndarray) -> bool:
-    row, column = np.divmod(cells, 40)
-    return bool((12 <= row).all() and (row < 18).all() and (12 <= column).all() and (column < 18).all())
-
-
-OWN = np.arange(1200).reshape(30, 40)
-
-
-def test_a_limb_goes_with_the_thing_that_it_hangs_on():
-    bearer = bearers(spider(), [(30.0, 30.0)])
-    assert inside_of_spider(bearer[14:16, 20:30])
-    bearer[14:16, 20:30] = OWN[14:16, 20:30]
-    assert np.array_equal(bearer, OWN)
-
-
-def test_the_rim_of_a_limb_goes_with_it_and_no_other():
-    front = spider()
-    rim, foremost = outlines(front)[1:]
-    bearer = with_rims(limbs(front, torch.zeros(0, 2)), rim, foremost).view(30, 40).numpy()
-    assert inside_of_spider(bearer[12:18, 23:30])
-    assert rim[:, :18].any() and np.array_equal(bearer[:, :18], OWN[:, :18])
-
-
-def test_a_limb_is_seen_as_its_thing_is():
-    """Be it one that only a closer look shows."""
-    front, body = spider(), spider() == 1
-    weights = torch.stack([1 - 0.9 * body, 0.9 * body], 2).flatten(0, 1)
-    for far, near in ((front, None), (torch.where(body, front, 0.0), front)):
-        seen, _ = as_seen(weights, far, torch.tensor([1.0]), torch.tensor([[30.0, 30.0]]), near)
-        assert (seen[0, 14:16, 20:30] == 1).all()
-        torch.testing.assert_close(seen[1, 14:16, 20:30], torch.full((2, 10), 0.9))
-        assert seen.sum() == pytest.approx((100 + 20) * 1.9)
-
-
-def test_a_limb_with_a_track_goes_as_it_likes():
-    assert np.array_equal(bearers(spider(), [(30.0, 30.0), (54.0, 29.0)]), OWN)
-
-
-def test_what_is_thin_but_hangs_on_nothing_goes_as_it_likes():
-    front = spider()
-    front[10:20, 10:26] = 0
-    assert np.array_equal(bearers(front, []), OWN)
-
-
-@given(st.integers(0, 2**32 - 1))
-def test_what_hangs_on_a_thing_goes_with_what_does_not_hang_itself(seed):
-    rng = np.random.default_rng(seed)
-    front = torch.from_numpy(cv2.resize(rng.random((8, 10), np.float32), (40, 30), interpolation=cv2.INTER_CUBIC))
-    front = (front + 0.8 * (torch.from_numpy(rng.random((30, 40))) < 0.05)).float().clamp(0, 1)
-    bearer = bearers(front, rng.uniform(0, 60, (3, 2)).tolist()).ravel()
-    assert np.array_equal(bearer[bearer], bearer)
-
-
-def test_a_limb_that_would_stay_behind_goes_along_with_its_bearer():
-    motion, share, bearer = torch.zeros(12, 20, 2), torch.full((12, 20), 0.1), torch.arange(240).view(12, 20)
-    motion[:, :8, 0], share[:, :8] = 10.0, 0.9
-    motion[2, 16, 0] = 10.0
-    limb, speck = np.s_[4:7, 8:14], np.s_[10, 16]
-    bearer[limb] = bearer[speck] = 5 * 20 + 4
-    bearer[:, 0] = 5 * 20 + 18  # goes by itself, though what it hangs on stays
-    moved, follows = (part[0] for part in borne(motion.view(1, -1, 2), share.view(1, -1), bearer.flatten(), 12))
-    wanted = torch.zeros(12, 20)
-    wanted[:, :8] = 10.0
-    wanted[4:7, 8:13] = 10.0
-    wanted[5, 13] = wanted[[3, 7], 8:10] = wanted[[2, 8], 8] = 10.0  # medians round the corners off
-    assert torch.equal(moved[:, 0].view(12, 20), wanted) and not moved[:, 1].any()
-    assert (follows.view(12, 20)[limb] == 0.9).all() and (follows.view(12, 20)[:, 8:][:4] == 0.1).all()
-
-
-def test_limbs_go_along_frame_by_frame():
-    """So that a stream is the same however it is cut into chunks."""
-    rng = np.random.default_rng(0)
-    motion = torch.from_numpy(rng.normal(0, 3, (5, 240, 2)).astype(np.float32)).cumsum(0)
-    motion[2] = 0  # nothing goes along
-    share = torch.linspace(0, 1, 1200).view(5, 240)
-    bearer = torch.from_numpy(np.where(rng.random(240) < 0.1, 50, np.arange(240)))
-    whole = borne(motion, share, bearer, 12)
-    for t in range(5):
-        for part, all_of_them in zip(borne(motion[t : t + 1], share[t : t + 1], bearer, 12), whole, strict=True):
-            assert torch.equal(part[0], all_of_them[t])
-    assert torch.equal(whole[0][2], motion[2]) and not torch.equal(whole[0][3], motion[3])
-
-
-def test_tracks_on_the_background_are_not_seen_as_a_thing():
-    weights = torch.tensor([[0.1, 0.6, 0.3], [0.0, 0.0, 1.0]])
-    seen, _ = as_seen(weights, torch.tensor([[0.7, 0.2]]), torch.tensor([1.0, 0.0]), torch.zeros(0, 2))
-    torch.testing.assert_close(seen, torch.tensor([[[0.7, 0.2]], [[0.6, 0.0]]]))
-
-
 def test_outlines_lie_between_front_and_back():
     front = torch.zeros(12, 20)
     front[:, 10:] = 0.9
@@ -241,22 +122,6 @@ def test_outlines_lie_between_front_and_back():
     assert near[0].nonzero().flatten().tolist() == [*range(6, 14)] and rim[0].nonzero().flatten().tolist() == [8, 9]
     assert (front.flatten()[foremost].view(12, 20)[:, 8:] == 0.9).all()
     assert not outlines(torch.full((12, 20), 0.4))[0].any()
-
-
-def test_motion_of_pixels_is_never_between_two_things():
-    cells = np.zeros((2, 8, 12), np.float32)
-    cells[0, :, 6:] = -30.0
-    pixels = enlarged_motion(cells, np.ones((8, 12), np.float32))
-    assert pixels.shape == (2, 16, 24) and np.array_equal(np.unique(pixels[0]), [-30.0, 0.0])
-    assert (pixels[0, :, 12:] == -30).all() and (pixels[0, :, :12] == 0).all() and not pixels[1].any()
-    smooth = np.linspace(0, 5, 12, dtype=np.float32).repeat(8).reshape(12, 8).T[None].repeat(2, 0)
-    pixels = enlarged_motion(smooth.copy(), np.ones((8, 12), np.float32))
-    np.testing.assert_allclose(pixels[0], cv2.resize(smooth[0], None, fx=2, fy=2), atol=1e-5)
-    pixels = enlarged_motion(cells, np.ones((8, 12), np.float32), 6)
-    assert (pixels[0, :, 36:] == -30).all() and (pixels[0, :, :36] == 0).all() and pixels.shape == (2, 48, 72)
-    known = np.ones((8, 12), np.float32)
-    known[:, 6:] = 0  # of what is not known nothing is taken over
-    assert not enlarged_motion(cells, known)[0, :, :12].any()
 
 
 def test_a_hidden_track_hardly_counts_beside_a_visible_one():
@@ -294,26 +159,6 @@ def test_motion_meets_hidden_tracks_only_where_none_is_visible():
     one, _ = met(missed, visible=(False, True, False))
     torch.testing.assert_close(one, missed[1:2].expand_as(one), atol=1e-4, rtol=0)
     torch.testing.assert_close(met(missed, visible=(False, False, False))[1], missed)
-
-
-@pytest.mark.parametrize("goes", [True, False])
-def test_what_moves_as_a_visible_track_lies_in_front(goes):
-    """The left part slides over the right one, which stays: a track says which of them is seen where they meet."""
-    centres = cell_centres(HEIGHT, WIDTH).numpy()
-    shift = np.array([20, 0], np.float32)
-    displacement = shift * (centres[:, :1] < 20)
-    point, moved = np.array([[31.0, 25.0]], np.float32), shift[None] * goes
-
-    def surely(visible):
-        return on_top(displacement, point, moved, np.array([visible]), HEIGHT, WIDTH)
-
-    near = np.linalg.norm(centres + displacement - point, axis=1) < BESIDE - 2
-    agrees = (displacement[:, 0] > 0) == goes
-    assert surely(True)[near & agrees].min() > 0.99 and surely(True)[~agrees].max() < 1e-6
-    far = np.linalg.norm(centres + displacement - point, axis=1) > BESIDE + 4
-    assert not surely(False).any() and not surely(True)[far].any()
-    backward, _ = splat(displacement, 0.5 + 0.25 * surely(True), HEIGHT, WIDTH)
-    np.testing.assert_allclose(backward[:, 12, 15], -moved[0], atol=1e-2)
 
 
 def decided(weights, moved):
@@ -628,27 +473,6 @@ def test_what_a_thing_has_left_behind_is_no_rim_of_it_when_it_is_dragged_again(p
     assert torch.equal(state.outlines[1], rim & came) and (rim & came).any()
 
 
-def test_what_is_filled_behind_a_thing_stays_right_up_to_it():
-    """The picture brightens from left to right; so does what lies behind a thing that moves right, with its rim."""
-    rows, columns = HEIGHT // 2, WIDTH // 2
-    ramp = np.broadcast_to(np.linspace(-0.8, 0.8, WIDTH, dtype=np.float32), (HEIGHT, WIDTH))
-    things = np.zeros((rows, columns), bool)
-    things[6:18, 6:16] = True
-    inner = np.zeros_like(things)
-    inner[8:16, 8:14] = True
-    front = np.where(inner, np.float32(1), np.float32(0))
-    displacement = np.where(things.ravel()[:, None], np.float32([12, 0]), np.float32(0))
-    picture = between(np.dstack([ramp] * 3 + [cv2.resize(front, (WIDTH, HEIGHT))]))
-    plate = between(np.dstack([ramp] * 3 + [np.ones_like(ramp)]))
-    nowhere = np.zeros_like(ramp)
-    shown, _, guessed, *_ = in_motion(picture, plate, nowhere, nowhere, things, displacement, front)
-    seen = guessed > 0.9
-    assert seen.sum() > 24 * 8
-    assert np.abs(shown[0] - ramp)[seen].max() < 0.05
-    partly = (guessed > 0.3) & ~seen
-    assert partly.any() and np.abs(shown[0] - ramp)[partly].max() < 0.25
-
-
 def test_what_a_thing_takes_along_does_not_tell_how_the_ground_behind_it_moves(prior, monkeypatch):
     """The ground stays, also in what one sees through the thing's edges."""
     size = rows, columns = HEIGHT // 2, WIDTH // 2
@@ -663,152 +487,6 @@ def test_what_a_thing_takes_along_does_not_tell_how_the_ground_behind_it_moves(p
     moved = prior.step(state, tracks(np.full((9, 1, 2), 20.0)))
     assert np.abs(moved.under[-1]).max() < 1 and moved.backward[-1][0].min() < -15
     assert np.array_equal(moved.things[-1].flatten(), goes.numpy()) and moved.things[0].sum() == 64
-
-
-@pytest.mark.parametrize("shrunk", [0.3, 0.15])
-def test_how_most_of_a_picture_shrinks_is_told_whatever_some_of_it_does(shrunk):
-    rng, places = np.random.default_rng(0), cell_numbers(14, 22)
-    away = (places - places.mean(1, keepdims=True)) / places.shape[1] ** 0.5
-    growth = 100 * (1 / shrunk - 1)
-    gone = growth * away.T + rng.normal(0, 1, away.T.shape)
-    basis = np.vstack([np.ones(len(gone)), away])
-    np.testing.assert_allclose(most_go(basis, gone)[1:] / growth, np.eye(2), atol=0.01)
-    gone[rng.random(len(gone)) < 0.3] = -20, 5
-    np.testing.assert_allclose(most_go(basis, gone)[1:] / growth, np.eye(2), atol=0.2)
-
-
-@pytest.mark.parametrize("seen", [True, False])
-def test_what_lags_behind_does_not_tell_how_the_picture_goes_on_beyond_its_edge(seen):
-    """The camera turns right, so that the picture goes left, but for a thing at its left, which it follows."""
-    rows, columns = HEIGHT // 2, WIDTH // 2
-    thing = np.zeros((rows, columns), bool)
-    thing[slice(1, 23) if seen else slice(4, 20), 14:24] = True  # more of what is in sight than all else
-    displacement = np.where(thing.ravel()[:, None], np.float32([-3, 0]), np.float32([-24, 0]))
-    displacement += np.float32([0.02, 0.01]) * cell_centres(HEIGHT, WIDTH).numpy()  # a little nearer, too
-    backward, sure = close_gaps(*splat(displacement, thing.ravel().astype(np.float32), HEIGHT, WIDTH))
-    trend = trend_of(backward, sure, thing & seen)
-    assert np.abs(trend[0, :, -4:] - 24).max() < 3
-
-
-@pytest.mark.parametrize("taken, stays", [(12, 1), (22, 0.5625), (29, 0)])
-def test_ground_that_goes_along_leaves_itself_behind_unless_nearly_all_of_it_does(taken, stays):
-    """Of a picture without any thing, of 32 columns of cells, the last ones go to the right: as many as are `taken`."""
-    rows, columns = HEIGHT // 2, WIDTH // 2
-    colours = np.random.default_rng(0).uniform(-0.8, 0.8, (HEIGHT, WIDTH, 3)).astype(np.float32)
-    goes = np.tile(np.arange(columns) >= columns - taken, rows)
-    displacement = np.where(goes[:, None], np.float32([12, 0]), np.float32(0))
-    front, nothing = np.zeros((rows, columns), np.float32), np.zeros((HEIGHT, WIDTH), np.float32)
-    still, plate = (between(np.dstack([colours, nothing])) for _ in range(2))
-    shown, _, guessed, beyond, _, under, _ = in_motion(
-        still, plate, nothing + 1, nothing, front > 1, displacement, front
-    )
-    begins = WIDTH - 2 * taken
-    hole = (slice(None), slice(begins + 4, begins + 10))
-    assert (guessed + beyond)[hole].min() > 0.98 and guessed[hole].any()  # it is ground in any case, not a blur
-    moved = under[0, :, begins // 2 + 3 : begins // 2 + 4]
-    if stays == 1:
-        assert np.abs(moved).max() < 0.1 and np.abs(shown.transpose(1, 2, 0) - colours)[hole].max() < 0.02
-    elif stays == 0:
-        assert moved.max() < -6 and shown[(slice(None), *hole)].std() > 0.8 * colours.std()
-    else:
-        assert np.abs(moved).mean() > 0.5
-
-
-def test_splatting_a_translation_gives_its_inverse_and_an_uncovered_strip():
-    cells = HEIGHT // 2 * (WIDTH // 2)
-    backward, coverage = splat(np.tile(np.float32([8, 0]), (cells, 1)), np.zeros(cells, np.float32), HEIGHT, WIDTH)
-    assert backward.shape == (2, HEIGHT // 2, WIDTH // 2) and not coverage[:, :4].any()
-    assert (coverage[:, 4:] == 1).all() and (backward[0, :, 4:] == -8).all() and not backward[1].any()
-    _, confidence = close_gaps(backward, coverage)
-    assert not confidence[:, :3].any() and confidence[:, 5:].min() == 1
-
-
-def test_what_is_in_front_hides_what_is_behind():
-    left = cell_centres(HEIGHT, WIDTH).numpy()[:, 0] < 20
-    displacement = np.where(left[:, None], np.float32([20, 0]), np.float32([0, 0]))
-    for front, wanted in ((left, -20), (~left, 0)):
-        backward, _ = splat(displacement, front.astype(np.float32), HEIGHT, WIDTH)
-        np.testing.assert_allclose(backward[0, :, 10:20], wanted, atol=1e-2)
-
-
-@given(seed=st.integers(0, 999), shift=st.floats(-30, 30), rise=st.floats(-20, 20))
-def test_what_lies_between_two_motions_is_no_motion(seed, shift, rise):
-    rng = np.random.default_rng(seed)
-    centres = cell_centres(HEIGHT, WIDTH).numpy()
-    goes = np.linalg.norm(centres - rng.uniform(10, 50, 2), axis=1) < rng.uniform(4, 16)
-    displacement = np.where(goes[:, None], np.float32([shift, rise]), np.float32([0, 0]))
-    front = rng.uniform(0.4, 0.41, len(goes)).astype(np.float32)  # neither is much in front of the other
-    backward, coverage = splat(displacement, front, HEIGHT, WIDTH)
-    filled, confidence = close_gaps(backward, coverage)
-    for motion, seen in ((backward, coverage > 0), (filled, confidence > 0)):
-        at = motion[:, seen].T
-        off = [np.linalg.norm(at - wanted, axis=1) for wanted in ([0, 0], [-shift, -rise])]
-        assert np.minimum(*off).max() <= PARTS + 1e-3  # and not half of how far they are apart
-
-
-@given(seed=st.integers(0, 999), shift=st.floats(-30, 30), rise=st.floats(-20, 20))
-def test_where_something_is_seen_no_hole_beside_it_changes_its_motion(seed, shift, rise):
-    """A thing and its rim go along, as far in front as nothing else."""
-    rng = np.random.default_rng(seed)
-    centres, size = cell_centres(HEIGHT, WIDTH).numpy(), (HEIGHT // 2, WIDTH // 2)
-    goes = np.linalg.norm(centres - rng.uniform(10, 50, 2), axis=1) < rng.uniform(4, 16)
-    displacement = np.where(goes[:, None], np.float32([shift, rise]), np.float32([0, 0]))
-    nowhere, things = np.zeros((HEIGHT, WIDTH), np.float32), goes.reshape(size)
-    picture = between(np.zeros((HEIGHT, WIDTH, 4), np.float32))
-    *_, flow, _, sure = in_motion(picture, picture, nowhere, nowhere, things, displacement, np.float32(things))
-    at = flow[:, sure >= 0.5].T
-    off = [np.linalg.norm(at - wanted, axis=1) for wanted in ([0, 0], [-shift, -rise])]
-    assert np.minimum(*off).max() <= PARTS + 1e-3
-
-
-def test_what_lands_by_a_hair_is_not_seen_there():
-    thing = cell_centres(HEIGHT, WIDTH).numpy()[:, 0] < 20
-    for hair, seen in ((1e-4, 14), (0.4, 15)):  # it ends at column 10, and moves by four more
-        displacement = np.where(thing[:, None], np.float32([8 + hair, 0]), np.float32(0))
-        backward, _ = splat(displacement, thing.astype(np.float32), HEIGHT, WIDTH)
-        assert (backward[0, :, seen - 1] < -7).all() and (backward[0, :, seen:] == 0).all()
-
-
-def test_magnifying_leaves_no_gaps():
-    centres = cell_centres(HEIGHT, WIDTH).numpy()
-    away = (centres - np.float32([32, 24])) * np.float32(0.9)
-    backward, coverage = splat(away, np.zeros(len(away), np.float32), HEIGHT, WIDTH)
-    assert coverage.min() > 0.05
-    _, confidence = close_gaps(backward, coverage)
-    assert confidence.min() > 0.9
-
-
-def test_holes_take_the_colour_around_them():
-    picture, confidence = np.full((3, 32, 32), 0.5, np.float32), np.ones((32, 32), np.float32)
-    confidence[10:20, 10:20] = 0
-    picture[:, 10:20, 10:20] = -1
-    np.testing.assert_allclose(fill_holes(picture, confidence), 0.5, atol=1e-3)
-
-
-def test_beyond_the_edge_the_picture_is_mirrored():
-    picture = np.linspace(-1, 1, WIDTH, dtype=np.float32)[:, None].repeat(4, 1)[None].repeat(HEIGHT, 0)
-    motion = np.zeros((2, HEIGHT // 2, WIDTH // 2), np.float32)
-    motion[0] = 20  # every pixel shows what was 20 px to its right
-    places = in_the_first_frame(enlarged_motion(motion, np.ones(motion.shape[1:], np.float32)))
-    seen, beyond = seen_through(between(picture), *places), mirrored(*places)
-    assert beyond[:, : WIDTH - 21].max() == 0 and beyond[:, WIDTH - 19 :].min() == 1
-    assert not mirrored(places[0] - 20.9, places[1] + 0.9).any()  # less than a pixel beyond is still the edge
-    np.testing.assert_allclose(seen[:, 30], picture[:, 50], atol=1e-6)
-    np.testing.assert_allclose(seen[:, 60], picture[:, 2 * (WIDTH - 1) - 80], atol=1e-6)
-
-
-def test_a_picture_seen_at_other_places_is_as_sharp_as_bicubic_interpolation_makes_it():
-    picture = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 4), np.uint8)
-    picture = cv2.resize(picture, None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC)
-    columns, rows = (x.astype(np.float32) for x in np.meshgrid(np.arange(2 * WIDTH), np.arange(2 * HEIGHT)))
-    assert np.array_equal(seen_through(between(picture), columns, rows), picture)
-    for step in (0.1, 1 / 6, 0.25, 0.5):
-        seen = seen_through(between(picture), columns + step, rows + step).astype(float)
-        cubic, linear = (
-            cv2.remap(picture, columns + step, rows + step, kind, borderMode=cv2.BORDER_REFLECT_101)
-            for kind in (cv2.INTER_CUBIC, cv2.INTER_LINEAR)
-        )
-        assert np.square(seen - cubic).mean() < 0.2 * np.square(linear.astype(float) - cubic).mean(), step
 
 
 def test_it_is_known_where_the_picture_is_a_mirror_image(monkeypatch):
@@ -890,12 +568,6 @@ def test_beside_a_gpu_the_motion_prior_stays_on_the_cpu(prior):
     model = assemble(PRESETS["embedded"], parts, "meta", torch.float32)
     assert {p.device.type for p in model.motion_prior.parameters()} == {"cpu"}
     assert model.vae.weight.device.type == "meta"
-
-
-def test_holes_are_filled_however_far_what_is_known_lies():
-    picture, confidence = np.zeros((3, 40, 96), np.float32), np.zeros((40, 96), np.float32)
-    picture[..., :8], confidence[..., :8] = 0.75, 1
-    np.testing.assert_allclose(fill_holes(picture, confidence), 0.75, rtol=1e-5)
 
 
 def test_without_motion_the_picture_stays_exactly(prior):
@@ -989,117 +661,6 @@ def test_what_is_dragged_out_of_the_frame_does_not_come_back(prior):
     assert motion[-1, :, 0].max() > motion[4, :, 0].max()
 
 
-NEAR = torch.ones(HEIGHT // 2, WIDTH // 2)
-
-
-def test_what_looks_like_the_dragged_object_elsewhere_stays():
-    follow = torch.zeros(2, HEIGHT // 2, WIDTH // 2)
-    follow[0, 4:10, 4:10] = 0.9  # the object of track 0 ...
-    follow[0, 4:10, 20:26] = 0.8  # ... and its twin, which is not connected to it
-    follow[1, 16:22, 4:30] = 0.9  # the object of track 1, of which track 0 claims a part
-    follow[:, 16:22, 12:20] = 0.45
-    weights = torch.cat([1 - follow.sum(0, keepdim=True), follow]).flatten(1).T
-    anchors = torch.tensor([[12.0, 12.0], [20.0, 36.0]])
-    kept = connect(weights, NEAR, anchors).T.unflatten(1, (HEIGHT // 2, WIDTH // 2))
-    torch.testing.assert_close(kept.sum(0), torch.ones(HEIGHT // 2, WIDTH // 2))
-    assert (kept[0, 4:10, 20:26] == 1).all() and (kept[1, 4:10, 4:10] > 0.89).all()
-    torch.testing.assert_close(kept[2, 16:22, 4:30], torch.full((6, 26), 0.9))
-
-
-def test_a_pin_on_the_sky_does_not_take_the_basket_from_the_balloon():
-    rows, columns = HEIGHT // 2, WIDTH // 2
-    balloon, ropes, basket, away = (np.zeros((rows, columns), bool) for _ in range(4))
-    balloon[2:12, 6:16], ropes[12:15, 11], basket[15:19, 10:13] = True, True, True
-    away[:, 4:18] = True
-    weights = np.zeros((rows, columns, 3), np.float32)
-    weights[...] = [0.05, 0, 0.95]  # all follows the pin on the sky,
-    weights[balloon | ropes | basket] = [0.05, 0.9, 0.05]  # but for the balloon and what hangs on it
-    weights[away & ~(balloon | ropes | basket) & (np.arange(rows)[:, None] < 14)] = [0.9, 0, 0.1]  # and around it
-    front = torch.from_numpy(np.where(balloon | basket, np.float32(0.9), np.float32(0.1)))
-    anchors = torch.tensor([[20.0, 12.0], [56.0, 30.0]])
-    kept = connect(torch.from_numpy(weights).flatten(0, 1), front, anchors).view(rows, columns, 3).numpy()
-    assert (kept[balloon | basket][:, 1] > 0.8).all() and not kept[~(balloon | basket | ropes)][:, 1].any()
-    assert (kept[:, 24:][..., 2] > 0.9).all()
-    # A track on the basket itself takes the balloon along, and the basket's rim, which the prior does not see in front.
-    rim = cv2.dilate(basket.view(np.uint8), np.ones((3, 3), np.uint8)).view(bool) & ~basket & ~ropes
-    weights[rim] = [0.05, 0.9, 0.05]
-    anchors[0] = torch.tensor([23.0, 34.0])
-    kept = connect(torch.from_numpy(weights).flatten(0, 1), front, anchors).view(rows, columns, 3).numpy()
-    assert (kept[balloon | basket | rim][:, 1] > 0.8).all()
-
-
-def test_ropes_follow_as_what_they_join_does():
-    rows, columns = HEIGHT // 2, WIDTH // 2
-    balloon, ropes, basket = (np.zeros((rows, columns), bool) for _ in range(3))
-    balloon[2:12, 6:16], ropes[12:15, 9:12], basket[15:18, 9:12] = True, True, True
-    weights = np.where((balloon | basket)[..., None], np.float32([0.1, 0.9]), np.float32([0.9, 0.1]))
-    front, thin = np.where(balloon | basket, np.float32(0.9), np.float32(0.2)), np.zeros((rows, columns), np.float32)
-    thin[ropes] = 0.8
-    given = torch.from_numpy(weights).flatten(0, 1), torch.from_numpy(front), torch.tensor([[20.0, 12.0]])
-    for closer, follow in ((None, False), (torch.zeros(rows, columns), False), (torch.from_numpy(thin), True)):
-        kept = connect(*given, closer).view(rows, columns, 2).numpy()[..., 1]
-        assert (kept[balloon | basket] > 0.8).all() and (kept[ropes] > 0.8).all() == follow
-        assert not kept[~(balloon | basket | ropes)].any()
-    assert np.array_equal(given[0].view(rows, columns, 2).numpy(), weights)
-
-
-def test_a_thing_that_nobody_holds_goes_as_a_whole_or_stays():
-    size = rows, columns = HEIGHT // 2, WIDTH // 2
-    one, other, held = (np.zeros(size, bool) for _ in range(3))
-    one[2:10, 2:10], other[2:10, 17:25], held[16:22, 4:16] = True, True, True
-    follows = np.full(size, 0.7, np.float32)
-    follows[one], follows[other], follows[held] = 0.1, 0.8, 0.9
-    follows[2, 2:10] = 0.95  # a rim of the one that goes with the sky
-    follows[5:7, 17:25] = 0.2  # a stripe of the other that does not
-    follows[18:, 4:16] = 0.3
-    front = np.where(one | other | held, np.float32(0.9), np.float32(0.2))
-    front[10, 2:10], follows[10, 2:10] = 0.6, 0.95  # a soft edge
-    weights = torch.from_numpy(np.stack([1 - follows, follows], 2)).flatten(0, 1)
-    number = numbered(torch.from_numpy(front))
-    assert np.array_equal(number > 0, one | other | held | (front == np.float32(0.6))) and number.max() == 3
-    found = undivided(weights, number, number[[17], [10]]).view(*size, 2)[..., 1].numpy()
-    assert not found[one].any() and not found[10, 2:10].any()
-    assert found[other] == pytest.approx(follows[other].mean(), abs=1e-5)
-    assert np.array_equal(found[held], follows[held]) and np.array_equal(found[number == 0], follows[number == 0])
-    closer = numbered(torch.from_numpy(front), torch.from_numpy(np.where(front > 0.5, front, np.float32(0))))
-    assert np.array_equal(closer, number)
-
-
-def test_what_is_of_a_thing_goes_with_it_if_it_is_not_sure_to_stay():
-    size = HEIGHT // 2, WIDTH // 2
-    number, follows = np.zeros(size, int), np.full(size, 0.05, np.float32)
-    number[4:16, 4:16], number[4:16, 20:30] = 1, 2  # one that mostly goes, and one that mostly stays
-    follows[4:16, 4:16], follows[4:8, 20:30] = 0.9, 0.8
-    follows[4:6, 4:16] = follows[14:16, 20:30] = follows[20, 4:16] = 0.2  # hair; a foot; some of the background
-    follows[6, 4] = 0.01
-    shares = np.stack([1 - follows, follows / 4, 3 * follows / 4], 2)  # the second track is on another thing
-    weights = torch.from_numpy(shares).flatten(0, 1)
-    connected = weights.clone()
-    connected[(weights[:, 0] > 0.5), 1:], connected[(weights[:, 0] > 0.5), 0] = 0, 1
-    found = together(connected, weights, number, np.array([1, 2])).view(*size, 3).numpy()
-    hair = np.zeros(size, bool)
-    hair[4:6, 4:16] = True
-    assert (found[hair, 1] > 0.5).all() and not found[hair, 2].any()
-    assert found.sum(2) == pytest.approx(1, abs=1e-6)
-    assert np.array_equal(found[~hair], connected.view(*size, 3).numpy()[~hair])
-
-
-def test_crumbs_that_no_track_is_attached_to_stay():
-    size = rows, columns = HEIGHT // 2, WIDTH // 2
-    motion = np.zeros((2, *size, 2), np.float32)
-    motion[:, 8:16, 8:16] = motion[:, 17:19, 10:14] = motion[1, 4:6, 25:28] = [9, 0]  # a basket under it; a crumb
-    motion[:, 8:16, 16] = [0.5, 0]  # what is stretched
-    motion[:, 10:13, 18:20] = [9, 0]  # near, but no thing
-    solid = torch.zeros(size, dtype=torch.bool)
-    solid[:20, :16] = True
-    motion[:, 8:10, 6] = [9, 0]  # neither is a speck
-    given, anchors = torch.from_numpy(motion).flatten(1, 2), torch.tensor([[22.0, 22.0], [60.0, 40.0]])
-    found = attached(given, anchors, solid, rows).view(2, *size, 2).numpy()
-    motion[1, 4:6, 25:28] = motion[:, 10:13, 18:20] = motion[:, 8:10, 6] = 0
-    assert np.array_equal(found, motion)
-    assert torch.equal(attached(given, anchors[1:], solid, rows), given)  # its track has left what it was on
-
-
 def test_a_hem_is_narrow_lies_beside_a_thing_and_goes_as_that_does():
     things = np.zeros((40, 60), bool)
     things[10:20, 10:20] = things[30:36, 40:50] = True  # one that goes, one that stays
@@ -1112,72 +673,6 @@ def test_a_hem_is_narrow_lies_beside_a_thing_and_goes_as_that_does():
     motion[:] = 0
     motion[10:20, 10:20], motion[9:21, 20:22], motion[30:36, 50:52] = [9, 3], [-9, 0], [9, 3]
     assert np.array_equal(with_hem(things, motion.reshape(-1, 2)), things)
-
-
-def dragged_ground(reach: int, pins: tuple = ()) -> tuple[np.ndarray, ...]:
-    """Motion [h, w, 2] of cells of which only a square goes, to the right by 12 pixels, before and after it has pulled
-    what is around it; share [h, w] after it; things: bool [h, w], two of `reach` cells beside it."""
-    size = 40, 80
-    motion, things = np.zeros((*size, 2), np.float32), np.zeros(size, bool)
-    motion[16:24, 20:30, 0] = 12
-    things[4 : 4 + reach, 22:28] = things[16:24, 33 : 33 + reach] = True
-    anchors, moved = [[50.0, 40.0], *pins], [[12.0, 0.0]] + [[0.0, 0.0]] * len(pins)
-    given = torch.from_numpy(motion).flatten(0, 1)[None], torch.from_numpy(motion[..., 0] / 12).flatten()[None]
-    found, share = pulled(*given, things, ~things, torch.tensor(anchors), torch.tensor([moved]))
-    return motion, found.view(*size, 2).numpy(), share.view(size).numpy(), things
-
-
-def test_background_that_is_dragged_stretches_what_is_around_it():
-    before, after, share, _ = dragged_ground(0)
-    assert np.array_equal(after[16:24, 20:30], before[16:24, 20:30]) and not after[..., 1].any()
-    went = after[..., 0]
-    assert np.abs(np.diff(went, axis=1)).max() < 1.1 * CELL  # or it would fold
-    assert went.min() == 0 and not went[:, 60:].any() and (went[20, 30:36] > 1).all()
-    assert share == pytest.approx(went / 12, abs=0.2) and share[20, 25] == 1
-    assert went[20, 10:20] == pytest.approx(went[20, 39:29:-1], abs=0.5)
-
-
-def test_what_stays_is_not_pulled_along():
-    _, after, _, things = dragged_ground(6)
-    assert not after[things].any() and (after[things.any(1), 31][:, 0] > 0).any()
-    free, pinned = (dragged_ground(0, pins)[1][..., 0] for pins in ((), ((68.0, 40.0),)))
-    assert pinned[20, 34] < 0.5 * free[20, 34] and (pinned <= free + 1e-4).all()
-    assert pinned[20, 16] > 0.7 * free[20, 16]  # on the other side
-
-
-def test_a_thing_that_is_dragged_pulls_no_background_along():
-    motion = torch.zeros(1, 40, 80, 2)
-    motion[0, 16:24, 20:30] = torch.tensor([12.0, 0.0])
-    background = ~(motion[0, ..., 0] > 0).numpy()
-    given = motion.flatten(1, 2), (motion[..., 0] / 12).flatten(1)
-    anchors, moved = torch.tensor([[50.0, 40.0], [140.0, 70.0]]), torch.tensor([[[12.0, 0.0], [0.0, 0.0]]])
-    for one, other in zip(pulled(*given, ~background, background, anchors, moved), given, strict=True):
-        assert torch.equal(one, other)
-
-
-def test_the_hem_of_a_thing_pulls_no_background_along():
-    """Also where some other track lies on the background."""
-    motion = torch.zeros(1, 40, 80, 2)
-    motion[0, 16:24, 20:30] = torch.tensor([12.0, 0.0])
-    things = np.zeros((40, 80), bool)
-    things[18:22, 22:28] = True
-    given = motion.flatten(1, 2), (motion[..., 0] / 12).flatten(1)
-    anchors, moved = torch.tensor([[50.0, 40.0], [140.0, 70.0]]), torch.tensor([[[12.0, 0.0], [12.0, 0.0]]])
-    for one, other in zip(pulled(*given, things, ~things, anchors, moved), given, strict=True):
-        assert torch.equal(one, other)
-
-
-def test_what_is_pulled_goes_along_steadily():
-    """While the drag goes on, nothing jumps when it has come a certain way."""
-    generator = torch.Generator().manual_seed(0)
-    share = F.avg_pool2d(torch.rand(1, 1, 44, 84, generator=generator), 5, 1) ** 2 * 4
-    share = share.clamp(0, 1).flatten()
-    way = torch.linspace(0, 30, 61)[:, None, None] * torch.tensor([1.0, 0.0])
-    motion = share[None, :, None] * way
-    anchor = torch.tensor([[2.0 * (share.argmax() % 80) + 1, 2.0 * (share.argmax() // 80) + 1]])
-    found, _ = pulled(motion, share.expand(61, -1), *(np.full((40, 80), on) for on in (False, True)), anchor, way)
-    assert found[..., 0].diff(dim=0).abs().max() < 3 * 0.5
-    assert found[-1].norm(dim=1).mean() > motion[-1].norm(dim=1).mean()
 
 
 def test_medians_do_not_eat_what_lies_in_front():
@@ -1220,114 +715,6 @@ def test_the_rim_of_a_thing_that_stays_does_not_go_with_what_is_behind_it():
     settled = settle(going, near, rim, foremost)
     assert (settled[0].norm(dim=1) == 0)[rim.flatten()].float().mean() > 0.2
     assert torch.equal(whole(settled, going, solid, rim, foremost), settled)
-
-
-def test_connecting_changes_nothing_where_everything_moves_together():
-    weights = torch.rand(HEIGHT // 2 * WIDTH // 2, 4, generator=torch.Generator().manual_seed(0)) + 0.5
-    weights = weights / weights.sum(1, keepdim=True)
-    anchors = torch.tensor([[3.0, 3.0], [60.0, 40.0], [-5.0, 99.0]])  # one begins outside the frame
-    torch.testing.assert_close(connect(weights, NEAR, anchors), weights)
-
-
-def test_a_patch_of_background_that_a_neck_joins_is_a_piece_of_its_own():
-    follows, front = np.zeros((40, 60), bool), np.ones((40, 60), np.float32)
-    follows[4:16, 4:20] = follows[24:36, 30:50] = True  # two bodies,
-    follows[8:11, 20:50] = follows[11:24, 44:47] = True  # which something thin joins,
-    follows[28:31, 5:25] = True  # and something thin that no body is joined to
-    found = pieces(follows, front)[0]
-    assert np.array_equal(found > 0, follows) and len(np.unique(found)) == 3  # a head and a trunk are one
-    front[22:] = 0.2
-    found = pieces(follows, front)[0]
-    assert np.array_equal(found > 0, follows) and len(np.unique(found)) == 4
-    own, other = found[10, 10], found[30, 40]
-    assert own != other and (found[4:16, 4:20] == own).all() and (found[24:36, 30:50] == other).all()
-    assert (found[8:11, 20:30] == own).all() and (found[18:24, 44:47] == other).all()
-    front[26:30, 34:38] = 0.9  # what lies in front on it is of both
-    found, besides = pieces(follows, front)
-    assert (found[26:30, 34:38] == other).all() and (besides[26:30, 34:38] == own).all()
-    assert np.array_equal(besides[front < 0.5], found[front < 0.5])
-    follows[4:36, 20:30] = True  # a wide one makes them one
-    assert len(np.unique(pieces(follows, front)[:, [10, 30], [10, 40]])) == 1
-
-
-def test_what_hangs_in_front_across_a_small_gap_is_of_one_piece():
-    follows = np.zeros((60, 60), bool)
-    follows[10:30, 20:40] = True  # a balloon,
-    basket, across = np.s_[34:40, 27:33], np.s_[34:40, 50:56]
-    follows[basket] = follows[across] = True  # its basket, and one of another
-    for lies, joined in ((0.9, True), (0.1, False)):
-        front = np.full(follows.shape, lies)
-        found = pieces(follows, front)[0]
-        assert found[10:30, 20:40].min() == found[10:30, 20:40].max() > 0
-        assert (found[20, 30] == found[36, 30]) == joined and found[36, 53] not in (0, found[20, 30])
-        assert not found[~follows].any()
-
-
-
-def test_nothing_that_follows_is_no_piece():
-    shape = (8, 9)
-    assert not pieces(np.zeros(shape, bool), np.ones(shape)).any()
-    assert len(np.unique(pieces(np.ones(shape, bool), np.zeros(shape)))) == 1
-
-
-@pytest.mark.parametrize("seed", range(40))
-def test_shares_stay_shares_however_they_are_rounded(seed):
-    generator = torch.Generator().manual_seed(seed)
-    logits = 12 * torch.randn(HEIGHT // 2 * WIDTH // 2, 6, generator=generator)
-    anchors = torch.rand(5, 2, generator=generator) * torch.tensor([WIDTH, HEIGHT])
-    kept = connect(logits.softmax(1), torch.rand(HEIGHT // 2, WIDTH // 2, generator=generator), anchors)
-    assert kept.min() >= 0 and kept.max() <= 1 + 1e-6
-
-
-def test_a_track_whose_place_stays_moves_nothing():
-    weights = torch.tensor([[0.9, 0.1]]).repeat(HEIGHT // 2 * WIDTH // 2, 1)
-    weights[:40] = torch.tensor([0.2, 0.8])  # looks like the dragged object, and is not attached to the track
-    kept = connect(weights, NEAR, torch.tensor([[32.0, 32.0]]))
-    assert torch.equal(kept, torch.tensor([[1.0, 0.0]]).expand_as(kept))
-
-
-def test_no_tracks_are_connected_to_nothing():
-    stays = torch.ones(HEIGHT // 2 * WIDTH // 2, 1)
-    assert torch.equal(connect(stays, NEAR, torch.zeros(0, 2)), stays)
-
-
-def test_a_hole_is_filled_with_what_lies_behind_the_object_that_left_it():
-    red, green = (np.float32(colour)[:, None, None] for colour in ((1, -1, -1), (-1, 1, -1)))
-    picture = np.tile(green, (1, 48, 64))
-    picture[:, 16:32, 8:20] = red
-    front, known = np.zeros((48, 64), np.float32), np.ones((48, 64), np.float32)
-    front[16:32, 8:20], known[16:32, 20:40] = 1, 0
-    filled = fill_holes(picture, known, behind(front, known))
-    assert np.array_equal(filled[:, 16:32, 8:20], picture[:, 16:32, 8:20])
-    assert np.abs(filled[:, 16:32, 20:40] - green).max() < 0.15
-    assert np.abs(fill_holes(picture, known)[:, 16:32, 20:40] - green).max() > 0.5
-
-
-def test_the_soft_rim_of_a_hole_tells_nothing_of_what_lies_behind():
-    known = np.ones((48, 64), np.float32)
-    known[16:32, 20:40] = 0
-    told, rim = behind(np.zeros_like(known), known), np.zeros(known.shape, bool)
-    rim[13:35, 17:43] = True
-    assert told[rim].max() < 0.01 and (told[~rim] == 1).all()
-
-
-def test_what_lies_behind_does_not_move_with_a_thing_that_is_nearly_surely_in_front():
-    motion, known = np.zeros((2, 48, 64), np.float32), np.ones((48, 64), np.float32)
-    front = np.zeros_like(known)
-    motion[0, 8:40, 8:20], front[8:40, 8:20], known[8:40, 20:40] = 30, 0.9, 0  # dragged to the left
-    flow = fill_holes(motion, known, surely(behind(front, known)))
-    assert flow[0, 8:40, 24:40].max() < 1 and (flow[0, 8:40, 8:20] == 30).all()
-
-
-def test_what_lies_behind_is_not_sure_along_a_hole():
-    confidence, beyond, front = (np.full((24, 24), value, np.float32) for value in (1, 0, 0))
-    confidence[8:16, 8:16] = 0
-    front[:, 16:] = 1  # right of the hole
-    confidence[:2], beyond[:2] = 0, 1
-    sure = without_seams(confidence, beyond, front)
-    assert not sure[6:18, 6:16].any()
-    sure[6:18, 6:16] = confidence[6:18, 6:16]
-    assert np.array_equal(sure, confidence)
 
 
 def thing_on_waves(prior):
@@ -1386,36 +773,6 @@ def test_what_moves_more_and_more_is_no_number_of_things():
     assert 0 < steps.min() and steps.max() < 6
 
 
-STRIPES = np.sin(np.arange(WIDTH, dtype=np.float32) / 3)[None, :, None]
-
-
-def panned(shift: float, front: np.ndarray | None = None) -> tuple[np.ndarray, ...]:
-    """All of a striped picture moved to the right, see `in_motion`."""
-    size = HEIGHT // CELL, WIDTH // CELL
-    front = np.zeros(size, np.float32) if front is None else front
-    picture = between(np.dstack([np.tile(STRIPES, (HEIGHT, 1, 3)), np.zeros((HEIGHT, WIDTH), np.float32)]))
-    displacement = np.tile(np.float32([shift, 0]), (front.size, 1))
-    nowhere = np.zeros((HEIGHT, WIDTH), np.float32)
-    return in_motion(picture, np.zeros_like(picture), nowhere, nowhere, front > 1, displacement, front)
-
-
-@pytest.mark.parametrize("shift", [5, 20, 50])
-def test_beyond_the_edges_of_what_has_moved_away_motion_is_that_of_what_is_beside(shift):
-    """The sharp copy is moved by it: else it would show there what has not moved."""
-    shown, _, _, beyond, flow, under, sure = panned(shift)
-    assert beyond[:, : shift - 2].all() and not beyond[:, shift + 2 :].any()
-    for motion in (flow, under):
-        np.testing.assert_allclose(motion[0], -shift, atol=0.01)
-    picture = between(np.tile(STRIPES, (HEIGHT, 1, 3)))
-    again = seen_through(picture, *in_the_first_frame(enlarged_motion(flow, sure)))
-    assert (np.abs(again.transpose(2, 0, 1) - shown) < 0.01).mean() > 0.94  # but for three columns at the seam
-
-
-def test_what_leaves_the_frame_altogether_does_not_jump():
-    before, after = panned(WIDTH - 1), panned(WIDTH + 1)
-    assert after[3].all() and np.abs(after[0] - before[0]).mean() < 0.4 and after[0].std() > 0.3
-
-
 def test_a_lone_track_that_comes_into_the_frame_moves_nothing_before(prior):
     x = np.arange(-30, 24, 6)[:, None]
     path = tracks(np.stack([x, np.full_like(x, 20)], -1), visible=(x >= 0))
@@ -1438,43 +795,6 @@ def test_a_track_that_comes_in_later_goes_with_those_that_move_alike(prior):
         assert (moved[:, 0] > 20).any() and moved[moved[:, 0] > 5, 0].min() > 25
 
 
-def test_a_thing_that_the_edge_cuts_off_is_not_mirrored_below_itself():
-    """It is drawn up from the lower edge; what lies behind it is known, and seen there."""
-    size = HEIGHT // CELL, WIDTH // CELL
-    thing = np.zeros(size, bool)
-    thing[14:, 10:22] = True
-    shade = cv2.resize(np.where(thing, np.float32(1), np.float32(-1)), (WIDTH, HEIGHT), interpolation=cv2.INTER_NEAREST)
-    picture = between(np.dstack([shade] * 3 + [(shade > 0).astype(np.float32)]))
-    plate = between(np.dstack([np.full_like(shade, -1)] * 3 + [np.ones_like(shade)]))
-    displacement = np.where(thing.ravel()[:, None], np.float32([0, -12]), np.float32(0))
-    front, nowhere = thing.astype(np.float32), np.zeros_like(shade)
-    shown, _, guessed, beyond, *_ = in_motion(picture, plate, nowhere, nowhere, thing, displacement, front)
-    below = np.s_[-9:, 24:40]
-    assert not beyond[below].any() and guessed[below].min() > 0.9 and shown[0][below].max() < -0.9
-
-
-@pytest.mark.parametrize("turn", [0.0, 0.5])
-@pytest.mark.parametrize("growth", [1.6, 2.2, 3.0, 6.0, 8.0])
-def test_a_thing_that_grows_or_turns_stays_whole(growth, turn):
-    """Before a background that stays: nothing of that is seen through it, and pixels move as the thing does."""
-    size = rows, columns = 48, 64
-    centres = cell_centres(2 * rows, 2 * columns).numpy()
-    thing = (np.abs(centres - (columns, rows)) < 16).all(1)
-    to = growth * np.float32([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
-    away = (centres - (columns, rows)) @ (to.T - np.eye(2, dtype=np.float32))
-    displacement = np.where(thing[:, None], away, 0).astype(np.float32)
-    flow, sure = close_gaps(*splat(displacement, thing.astype(np.float32), 2 * rows, 2 * columns))
-    back = (centres - (columns, rows)) @ np.linalg.inv(to).T
-    inside = (np.abs(back) < 12).all(1).reshape(size)
-    wanted = (back - (centres - (columns, rows))).T.reshape(2, *size)
-    off = np.abs(flow - wanted).max(0)[inside]
-    assert sure[inside].min() > 0.9 and (off > 3).mean() < 0.02
-    motion = enlarged_motion(flow, sure)
-    around = cv2.erode(inside.astype(np.uint8), np.ones((5, 5), np.uint8)).repeat(2, 0).repeat(2, 1) > 0
-    change = np.abs(np.diff(motion, axis=2)).max(0)[around[:, 1:] & around[:, :-1]]
-    assert np.quantile(change, 0.98) < 1.5 * growth  # no blocks
-
-
 @pytest.mark.parametrize("left, alone", [(20, True), (1, False)])
 def test_only_what_no_edge_cuts_off_is_known_to_be_alone(left, alone, prior, monkeypatch):
     front = torch.zeros(HEIGHT // 2, WIDTH // 2)
@@ -1487,39 +807,3 @@ def test_only_what_no_edge_cuts_off_is_known_to_be_alone(left, alone, prior, mon
     prior._look_anew(state, torch.tensor([[30.0, 24.0]]))
     on = cv2.resize(front.numpy(), state.size[::-1]) > 0.5
     assert (state.alone[on] == alone).all() and not state.ground[on].any() and not state.alone[state.ground == 1].any()
-
-
-@pytest.mark.parametrize("alone", [True, False])
-def test_beyond_the_edge_of_a_picture_one_sees_what_is_behind_things_and_not_them_once_more(alone):
-    rows, columns = HEIGHT // 2, WIDTH // 2
-    thing = np.zeros((rows, columns), bool)
-    thing[6:18, -8:-4] = True
-    here = cv2.resize(thing.astype(np.float32), (WIDTH, HEIGHT))
-    filled = np.full((HEIGHT, WIDTH, 3), 0.5, np.float32)
-    shown = np.where(here[..., None] > 0.5, np.float32(-0.9), filled)
-    picture, plate = between(np.dstack([shown, here])), between(np.dstack([filled, here]))
-    displacement = np.float32([-24, 0]) + np.zeros((thing.size, 2), np.float32)  # its mirror image lands right of it
-    around = cv2.dilate(here, np.ones((7, 7)))
-    image, _, guessed, beyond, *_ = in_motion(
-        picture, plate, 1 - around, alone * around, thing & False, displacement, thing.astype(np.float32)
-    )
-    again = np.s_[16:32, WIDTH - 16 + 2 : WIDTH - 8 - 2]  # eight pixels beyond the edge, which is at 40
-    assert image[0][16:32, 26:30].max() < -0.8 and (image[0][again].min() > 0.4) == alone
-    assert (image[0][again].max() < -0.8) == (not alone)
-    assert (guessed[again] == alone).all() and (beyond[again] == (not alone)).all()
-    assert (beyond[:8, WIDTH - 20 :] == 1).all()
-
-
-@pytest.mark.parametrize("left", [0.6, 0.3, 0.15])
-def test_beyond_a_picture_that_shrinks_its_mirror_image_goes_on(left):
-    centres = cell_centres(HEIGHT, WIDTH).numpy()
-    displacement = ((centres - (WIDTH / 2, HEIGHT / 2)) * (left - 1)).astype(np.float32)
-    front, nowhere = np.zeros((HEIGHT // 2, WIDTH // 2), np.float32), np.zeros((HEIGHT, WIDTH), np.float32)
-    picture = between(np.dstack([np.tile(STRIPES, (HEIGHT, 1, 3)), nowhere]))
-    *_, flow, under, _ = in_motion(
-        picture, np.zeros_like(picture), nowhere, nowhere, front > 1, displacement, front
-    )
-    wanted = ((centres - (WIDTH / 2, HEIGHT / 2)) * (1 / left - 1)).T.reshape(flow.shape)
-    off = np.abs(flow - wanted) / np.abs(wanted).max()  # the smaller, the fewer cells tell
-    assert off.max() < (0.12 if left == 0.6 else 0.25)
-    assert off.mean() < (0.015 if left == 0.6 else 0.12)

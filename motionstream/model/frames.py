@@ -14,6 +14,7 @@ from motionstream.model.warping import (
     close_gaps,
     enlarged_motion,
     fill_holes,
+    has_moved,
     in_cells,
     in_pixels,
     in_the_first_frame,
@@ -83,10 +84,10 @@ def in_motion(
     under = beneath(flow, tells, things)
     holes = in_cells(known < 1)
     if holes.any():
-        gone = (np.square(displacement).sum(1) > PARTS**2).reshape(front.shape)
-        stays = np.float32(np.clip((MOST - gone.mean()) / FADES, 0, 1))
+        goes = has_moved(displacement, front.shape)
+        stays = np.float32(np.clip((MOST - goes.mean()) / FADES, 0, 1))
         if stays:
-            under = np.where(holes, under + stays * (beneath(flow, tells, things | gone) - under), under)
+            under = np.where(holes, under + stays * (beneath(flow, tells, things | goes) - under), under)
         guessed = show_behind(shown, warped, known, plate, ground, under, around(holes))
     return shown, confidence, guessed, beyond, flow, under, sure
 

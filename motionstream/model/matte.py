@@ -85,9 +85,9 @@ def with_colours(opaque: np.ndarray, picture: np.ndarray, times: int) -> np.ndar
 
     usual, usually = mean(colours), mean(wanted)
     along = mean(colours * wanted[..., None]) - usual * usually[..., None]
-    products = (colours[..., None] * colours[..., None, :]).reshape(*half[::-1], 9)
-    spread = np.dstack([mean(products[..., n : n + 3]) for n in (0, 3, 6)]).reshape(*half[::-1], 3, 3)
-    spread = spread - usual[..., None] * usual[..., None, :] + CONTRAST * np.eye(3, dtype=np.float32)
+    products, squares = (part[..., None] * part[..., None, :] for part in (colours, usual))
+    spread = mean(products.reshape(*half[::-1], 9)).reshape(squares.shape) - squares
+    spread += CONTRAST * np.eye(3, dtype=np.float32)
     slope = np.linalg.solve(spread, along[..., None])[..., 0]
     level = usually - (slope * usual).sum(-1)
     slope, level = (cv2.resize(mean(part), size) for part in (slope, level))

@@ -55,6 +55,7 @@ from motionstream.model.warping import (
     between,
     cell_centres,
     cells_of,
+    has_moved,
     meet,
     nearest_cells,
     on_all_cores,
@@ -265,9 +266,9 @@ class MotionPrior(ModelMixin, ConfigMixin):
 
         def frame(moved: np.ndarray, points: np.ndarray, visible: np.ndarray) -> tuple[np.ndarray, ...]:
             shown = on_top(moved, points, points - anchors, visible, height, width)
-            goes = (np.square(moved).sum(1) > PARTS**2).reshape(front.shape)
             # The rim that a thing takes along hides what stays: where the thing ends in it is for the matte to say.
-            now = np.where(goes & ~moving & (not state.dense), np.maximum(front, np.float32(IN_FRONT)), front)
+            hides = ~moving & has_moved(moved, front.shape) & (not state.dense)
+            now = np.where(hides, np.maximum(front, np.float32(IN_FRONT)), front)
             now, taken = now + SEEN * moving * shown.reshape(front.shape), with_hem(things, moved)
             return *in_motion(state.picture, state.plate, state.ground, state.alone, taken, moved, now), taken
 

@@ -282,10 +282,15 @@ def showing(things: np.ndarray, flow: np.ndarray) -> np.ndarray:
     return cv2.remap(things.astype(np.float32), *places, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE) > 0
 
 
+def has_moved(displacement: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Which cells have moved so far that things part there, bool as large as `size`; displacement [P, 2], pixels."""
+    return (np.square(displacement).sum(1) > PARTS**2).reshape(size)
+
+
 def with_hem(things: np.ndarray, displacement: np.ndarray) -> np.ndarray:
     """The cells of things, bool [h, w], and those beside them that they take along: a narrow hem, which does not tell
     how what lies behind moves, as wide background does that goes. displacement [P, 2], pixels."""
-    goes = (np.square(displacement).sum(1) > PARTS**2).reshape(things.shape)
+    goes = has_moved(displacement, things.shape)
     taken, things_go = goes & ~things, goes & things
     if not (taken.any() and things_go.any()):
         return things

@@ -9,7 +9,7 @@ import torch
 
 from motionstream.model.completion import Completion, Plate
 from motionstream.model.composite import Light, Sharp, sharpened
-from motionstream.model.matte import Matte, told, whole, with_colours
+from motionstream.model.matte import Matte, told, whole, with_colours, without_slits
 from motionstream.model.prior_state import Moved
 from motionstream.model.warping import beneath
 
@@ -49,7 +49,7 @@ def moved(photo):
         flow()[None],
         np.zeros((1, 2, ROWS, COLUMNS), np.float32),
         np.ones((1, ROWS, COLUMNS), np.float32),
-        cells=np.stack([THING, THING]).astype(np.float32),
+        cells=np.stack([THING, THING, THING]).astype(np.float32),
         things=THING[None],
         anchors=np.zeros((0, 2), np.float32),
     )
@@ -174,7 +174,7 @@ def test_before_it_has_learned_a_matte_is_what_the_prior_sees(times):
     for weight in matte.net.parameters():
         weight.data.zero_()
     picture = np.zeros((2 * times * ROWS, 2 * times * COLUMNS, 3), np.uint8)
-    found = matte.of(picture, np.stack([THING, THING]).astype(np.float32))
+    found = matte.of(picture, np.stack([THING, THING, THING]).astype(np.float32))
     assert found.shape == picture.shape[:2] and found.dtype == np.float32
     seen, near = pixels(THING, times).astype(np.uint8), np.ones((8 * times + 1, 8 * times + 1), np.uint8)
     assert (found[cv2.erode(seen, near) > 0] > 0.5).all() and (found[cv2.dilate(seen, near) == 0] < 0.5).all()
@@ -204,7 +204,7 @@ def test_opacities_change_where_colours_do():
     jagged = (np.arange(160) >= edge[:, None]).astype(np.float32)
     matte = Matte(widths=(8, 8))
     matte.forward = lambda picture, seen: 20 * torch.from_numpy(jagged)[None, None] - 10
-    cells = np.tile(np.float32(np.arange(40) >= 20), (2, 24, 1))
+    cells = np.tile(np.float32(np.arange(40) >= 20), (3, 24, 1))
     off = [np.square(found - (np.arange(160) >= 80)).mean() for found in (jagged, matte.of(picture, cells))]
     assert off[1] < 0.5 * off[0]
     same = np.full((96, 160), 0.3, np.float32)
@@ -280,6 +280,18 @@ def test_what_is_open_to_a_side_is_no_hole():
     assert (whole(np.ones((8, 8), np.float32), np.ones((2, 2), np.float32)) == 1).all()
 
 
+def test_a_narrow_slit_deep_in_a_thing_is_of_the_thing():
+    opaque, things = np.zeros((96, 160), np.float32), square(4, 5, 16, 30).astype(np.float32)
+    opaque[16:80, 20:140] = 1
+    opaque[:60, 40:52] = opaque[:60, 80:110] = opaque[60:, 120:128] = 0  # two slits, and a gap between them
+    things[14:, 28:] = 0  # one slit is none for the prior
+    found = without_slits(opaque, things)
+    assert (found[26:54, 41:51] == 1).all()  # as far as it is deep
+    assert not found[:22].any(where=opaque[:22] == 0) and not found[:50, 84:106].any()
+    np.testing.assert_array_equal(found[60:], opaque[60:])
+    np.testing.assert_array_equal(without_slits(opaque, np.zeros_like(things)), opaque)
+
+
 def test_specks_that_are_no_part_of_a_thing_are_clear():
     opaque, front = np.zeros((96, 160), np.float32), np.zeros((24, 40), np.float32)
     opaque[16:80, 20:100], front[4:20, 5:20] = 1, 1  # to the right of what the prior sees, it goes on
@@ -290,12 +302,15 @@ def test_specks_that_are_no_part_of_a_thing_are_clear():
     np.testing.assert_array_equal(found[:, :99], cv2.GaussianBlur(opaque, (0, 0), 0.8)[:, :99])
 
 
-def test_the_matte_fills_holes(photo):
-    matte, cells = Matte(widths=(8, 8)), np.ones((2, ROWS, COLUMNS), np.float32)
+def test_the_matte_fills_holes_and_slits(photo):
+    matte, cells = Matte(widths=(8, 8)), np.ones((3, ROWS, COLUMNS), np.float32)
     with torch.no_grad():
         logits = torch.full((1, 1, *photo.shape[:2]), 4.0)
         logits[..., 40:52, 60:72] = -4.0
         logits[..., 20:26, 30:36] = 1.0  # a thing, but not quite
+        logits[..., :60, 120:134] = -4.0  # no hole, since it is open above
     matte.forward = lambda picture, seen: logits
     assert (matte.of(photo, cells) > 0.9).all()
+    without = matte.of(photo, np.stack([*cells[:2], 0 * cells[2]]))
+    assert (without[:58, 122:132] < 0.5).all() and (np.delete(without, range(112, 142), 1) > 0.9).all()
     assert (matte.of(photo, 0 * cells)[40:52, 60:72] < 0.1).all()

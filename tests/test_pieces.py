@@ -197,6 +197,19 @@ def test_a_thing_that_nobody_holds_goes_as_a_whole_or_stays():
     assert np.array_equal(closer, number)
 
 
+def test_a_closer_look_makes_surer_of_what_is_one_thing():
+    front, closer = np.zeros((2, HEIGHT // 2, WIDTH // 2), np.float32)
+    front[10:20, 8:24], front[4:10, 8:24] = 0.95, 0.75  # a face, and above it dark hair
+    front[4:20, 26:34], closer[4:20, 8:34] = 0.5, 0.9  # beside them what might lie in front
+
+    def numbers(closer):
+        return numbered(torch.from_numpy(front), closer if closer is None else torch.from_numpy(closer))
+
+    assert not numbers(None)[4, 12] and not numbers(front)[4, 12]  # too far from what is sure
+    assert (numbers(closer)[4:20, 8:24] == 1).all()
+    assert not numbers(closer)[:, 30:].any()
+
+
 def test_what_is_of_a_thing_goes_with_it_if_it_is_not_sure_to_stay():
     size = HEIGHT // 2, WIDTH // 2
     number, follows = np.zeros(size, int), np.full(size, 0.05, np.float32)

@@ -18,6 +18,7 @@ from motionstream.model.warping import BESIDE, CELL, IN_FRONT, are_dense, neares
 
 SEES = 2  # pixels to a side of what the network sees as one
 RIM = 3  # pixels about a hole in which opacities fade towards it
+SLIT = 2  # cells: what is clear well within a thing, and no wider than twice these, is of it
 HOLE = 0.95  # opacity below which pixels amid a thing are a hole in it
 CONTRAST = 3e-4  # variance of colours, in [0, 1], below which they tell little
 GIVEN = 4.0  # log-odds of what is surely a thing, before the network has looked
@@ -44,11 +45,22 @@ class Matte(ModelMixin, ConfigMixin):
 
     @torch.no_grad()
     def of(self, picture: np.ndarray, cells: np.ndarray) -> np.ndarray:
-        """Opacities, float32 [H, W] in [0, 1], of a picture, uint8 [H, W, 3], with cells [2, h, w]; see `whole` and
-        `with_colours`."""
+        """Opacities, float32 [H, W] in [0, 1], of a picture, uint8 [H, W, 3], with cells [3, h, w], see `PriorState`;
+        see also `without_slits`, `whole` and `with_colours`."""
         seen = torch.from_numpy(picture).movedim(2, 0)[None] / 127.5 - 1
-        found = self(seen, torch.from_numpy(cells)[None])[0, 0].sigmoid().numpy()
-        return with_colours(whole(found, cells[0]), picture, len(picture) // (CELL * cells.shape[1]))
+        found = self(seen, torch.from_numpy(cells[:2])[None])[0, 0].sigmoid().numpy()
+        found = whole(without_slits(found, cells[2]), cells[0])
+        return with_colours(found, picture, len(picture) // (CELL * cells.shape[1]))
+
+
+def without_slits(opaque: np.ndarray, things: np.ndarray) -> np.ndarray:
+    """Opacities [H, W] without narrow slits that reach deep into a thing: dark hair beside a face, before dark trees.
+    things: 1 in its cells, else 0, float32 [h, w]."""
+    reach = SLIT * len(opaque) // len(things)
+    deep = cv2.erode(things, np.ones((2 * SLIT + 1, 2 * SLIT + 1), np.uint8))
+    over = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1))
+    closed = cv2.morphologyEx(opaque, cv2.MORPH_CLOSE, over)
+    return np.maximum(opaque, np.minimum(closed, cv2.resize(deep, opaque.shape[::-1])))
 
 
 def whole(opaque: np.ndarray, front: np.ndarray) -> np.ndarray:

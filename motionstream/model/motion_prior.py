@@ -480,7 +480,7 @@ class MotionPrior(ModelMixin, ConfigMixin):
         rim &= along | state.tracked
         came = along & (state.base.norm(dim=1) >= PARTS).view(rim.shape) & (not state.tracked)
         if state.cells is None or not state.tracked:
-            state.cells = seen.numpy()
+            state.cells = np.stack([*seen.numpy(), np.float32(number > 0)])
         state.outlines = (outline, rim, foremost)
         rim, foremost = (rim | came).numpy(), foremost.numpy()
         state.parts = np.where(rim & (number == 0), number.ravel()[foremost].reshape(rim.shape), number)

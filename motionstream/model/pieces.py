@@ -11,6 +11,7 @@ from motionstream.model.warping import IN_FRONT, cells_of, nearest_cells, on_all
 FOLLOWS = 0.5  # share of a cell's motion that must come from tracks for the cell to be of a piece
 NECK = 2  # cells: what is no wider than twice these does not join a patch of background to a thing
 SURE = 0.8  # how far in front, in [0, 1], cells lie that are surely of one thing with those beside them
+CLOSER = 0.1  # by how much, at the most, a closer look makes surer of that, as of dark hair before what is dark
 EDGE = 3  # cells around these that are of the thing, too, if they lie in front
 WITH = 2.5  # log-odds by which a cell goes rather than stays where most of its thing goes
 SPECK = 6  # cells, fewer of which are no piece of anything
@@ -42,8 +43,9 @@ def connect(weights: Tensor, front: Tensor, anchors: Tensor, thin: Tensor | None
 def numbered(front: Tensor, thin: Tensor | None = None) -> np.ndarray:
     """The number of the thing that surely lies in front in each cell, with its soft edge, int [h, w]; 0 elsewhere.
     front, thin: see `connect`."""
-    lies = ((front if thin is None else torch.maximum(front, thin)) > IN_FRONT).numpy()
-    number = cv2.connectedComponents(across_gaps((front > SURE).numpy()).view(np.uint8))[1]
+    closely = front if thin is None else torch.maximum(front, thin)
+    lies, surely = (closely > IN_FRONT).numpy(), (torch.minimum(closely, front + CLOSER) > SURE).numpy()
+    number = cv2.connectedComponents(across_gaps(surely).view(np.uint8))[1]
     number = np.where(lies, number, 0).astype(np.float32)
     for _ in range(EDGE):
         number = np.where(lies & (number == 0), cv2.dilate(number, np.ones((3, 3))), number)

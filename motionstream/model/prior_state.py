@@ -71,7 +71,9 @@ class PriorState:
     thin: Tensor | None = None  # [h, w], see `MotionPrior.closely`
     bearer: Tensor | None = None  # [P], see `limbs`, with their rims
     solid: Tensor | None = None  # bool [P]: what lies in front, ropes and feet as well
-    cells: np.ndarray | None = None  # [2, h, w] in [0, 1]: see `as_seen`; under a tracker's tracks, of the first look
+    # [3, h, w] in [0, 1]: see `as_seen`, and 1 in the cells of things, see `numbered`; under a tracker's tracks, of the
+    # first look
+    cells: np.ndarray | None = None
     behind: Completion | None = None  # what lies behind things of the first frame that have left
     filled: Plate | None = None  # the first frame with that
     picture: np.ndarray | None = None  # `between` of [H, W, 4]: the first frame, and how far in front it lies

@@ -19,6 +19,7 @@ from motionstream.model.completion import (
     complete,
     covered,
     cut_off,
+    lying_across,
     seen_behind,
     seen_mirrored,
     things_in_front,
@@ -153,6 +154,13 @@ def test_of_a_picture_that_shrinks_more_is_seen_mirrored_than_there_is_room_for(
     assert seen_mirrored(away[None]).all()  # half as large: a quarter is free at each side, and shows a half of it
     part = seen_mirrored(0.4 * away[None])  # a tenth, an eighth of it
     assert not part[H // 4 : -H // 4, W // 4 : -W // 4].any() and part[: H // 10].all() and part[:, -W // 10 :].all()
+
+
+@pytest.mark.parametrize("turns", range(4))
+def test_what_takes_up_most_of_an_edge_lies_across_it(turns):
+    for thing, lies in ((box(40, H, 0, 60), True), (box(40, H, 20, 60), False), (box(20, H - 1, 1, W - 1), False)):
+        thing = np.rot90(thing, turns)
+        assert np.array_equal(lying_across(thing.astype(np.float32)), thing & lies)
 
 
 @pytest.mark.parametrize("top, is_cut_off", [(20, False), (1, True)])

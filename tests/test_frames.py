@@ -80,7 +80,7 @@ def test_what_is_filled_behind_a_thing_stays_right_up_to_it():
     picture = between(np.dstack([ramp] * 3 + [cv2.resize(front, (WIDTH, HEIGHT))]))
     plate = between(np.dstack([ramp] * 3 + [np.ones_like(ramp)]))
     nowhere = np.zeros_like(ramp)
-    shown, _, guessed, *_ = in_motion(picture, plate, nowhere, nowhere, things, displacement, front)
+    shown, _, guessed, *_ = in_motion(picture, plate, nowhere, nowhere, things & False, things, displacement, front)
     seen = guessed > 0.9
     assert seen.sum() > 24 * 8
     assert np.abs(shown[0] - ramp)[seen].max() < 0.05
@@ -123,7 +123,7 @@ def test_ground_that_goes_along_leaves_itself_behind_unless_nearly_all_of_it_doe
     front, nothing = np.zeros((rows, columns), np.float32), np.zeros((HEIGHT, WIDTH), np.float32)
     still, plate = (between(np.dstack([colours, nothing])) for _ in range(2))
     shown, _, guessed, beyond, _, under, _ = in_motion(
-        still, plate, nothing + 1, nothing, front > 1, displacement, front
+        still, plate, nothing + 1, nothing, front > 1, front > 1, displacement, front
     )
     begins = WIDTH - 2 * taken
     hole = (slice(None), slice(begins + 4, begins + 10))
@@ -178,7 +178,8 @@ def test_where_something_is_seen_no_hole_beside_it_changes_its_motion(seed, shif
     displacement = np.where(goes[:, None], np.float32([shift, rise]), np.float32([0, 0]))
     nowhere, things = np.zeros((HEIGHT, WIDTH), np.float32), goes.reshape(size)
     picture = between(np.zeros((HEIGHT, WIDTH, 4), np.float32))
-    *_, flow, _, sure = in_motion(picture, picture, nowhere, nowhere, things, displacement, np.float32(things))
+    parts = (picture, picture, nowhere, nowhere, things & False, things)
+    *_, flow, _, sure = in_motion(*parts, displacement, np.float32(things))
     at = flow[:, sure >= 0.5].T
     off = [np.linalg.norm(at - wanted, axis=1) for wanted in ([0, 0], [-shift, -rise])]
     assert np.minimum(*off).max() <= PARTS + 1e-3
@@ -289,7 +290,7 @@ def panned(shift: float, front: np.ndarray | None = None) -> tuple[np.ndarray, .
     picture = between(np.dstack([np.tile(STRIPES, (HEIGHT, 1, 3)), np.zeros((HEIGHT, WIDTH), np.float32)]))
     displacement = np.tile(np.float32([shift, 0]), (front.size, 1))
     nowhere = np.zeros((HEIGHT, WIDTH), np.float32)
-    return in_motion(picture, np.zeros_like(picture), nowhere, nowhere, front > 1, displacement, front)
+    return in_motion(picture, np.zeros_like(picture), nowhere, nowhere, *[front > 1] * 2, displacement, front)
 
 
 @pytest.mark.parametrize("shift", [5, 20, 50])
@@ -309,7 +310,8 @@ def test_what_leaves_the_frame_altogether_does_not_jump():
     assert after[3].all() and np.abs(after[0] - before[0]).mean() < 0.4 and after[0].std() > 0.3
 
 
-def test_a_thing_that_the_edge_cuts_off_is_not_mirrored_below_itself():
+@pytest.mark.parametrize("across", [False, True])
+def test_a_thing_that_the_edge_cuts_off_is_not_mirrored_below_itself_unless_it_is_the_ground(across):
     """It is drawn up from the lower edge; what lies behind it is known, and seen there."""
     size = HEIGHT // CELL, WIDTH // CELL
     thing = np.zeros(size, bool)
@@ -319,9 +321,13 @@ def test_a_thing_that_the_edge_cuts_off_is_not_mirrored_below_itself():
     plate = between(np.dstack([np.full_like(shade, -1)] * 3 + [np.ones_like(shade)]))
     displacement = np.where(thing.ravel()[:, None], np.float32([0, -12]), np.float32(0))
     front, nowhere = thing.astype(np.float32), np.zeros_like(shade)
-    shown, _, guessed, beyond, *_ = in_motion(picture, plate, nowhere, nowhere, thing, displacement, front)
-    below = np.s_[-9:, 24:40]
-    assert not beyond[below].any() and guessed[below].min() > 0.9 and shown[0][below].max() < -0.9
+    parts = (picture, plate, nowhere, nowhere, thing & across, thing)
+    shown, _, guessed, beyond, *_ = in_motion(*parts, displacement, front)
+    below = np.s_[-8:, 27:37]
+    if across:
+        assert beyond[below].all() and not guessed[below].any() and shown[0][below].min() > 0.9
+    else:
+        assert not beyond[below].any() and guessed[below].min() > 0.9 and shown[0][below].max() < -0.9
 
 
 @pytest.mark.parametrize("turn", [0.0, 0.5])
@@ -358,7 +364,7 @@ def test_beyond_the_edge_of_a_picture_one_sees_what_is_behind_things_and_not_the
     displacement = np.float32([-24, 0]) + np.zeros((thing.size, 2), np.float32)  # its mirror image lands right of it
     around = cv2.dilate(here, np.ones((7, 7)))
     image, _, guessed, beyond, *_ = in_motion(
-        picture, plate, 1 - around, alone * around, thing & False, displacement, thing.astype(np.float32)
+        picture, plate, 1 - around, alone * around, *[thing & False] * 2, displacement, thing.astype(np.float32)
     )
     again = np.s_[16:32, WIDTH - 16 + 2 : WIDTH - 8 - 2]  # eight pixels beyond the edge, which is at 40
     assert image[0][16:32, 26:30].max() < -0.8 and (image[0][again].min() > 0.4) == alone
@@ -373,9 +379,8 @@ def test_beyond_a_picture_that_shrinks_its_mirror_image_goes_on(left):
     displacement = ((centres - (WIDTH / 2, HEIGHT / 2)) * (left - 1)).astype(np.float32)
     front, nowhere = np.zeros((HEIGHT // 2, WIDTH // 2), np.float32), np.zeros((HEIGHT, WIDTH), np.float32)
     picture = between(np.dstack([np.tile(STRIPES, (HEIGHT, 1, 3)), nowhere]))
-    *_, flow, under, _ = in_motion(
-        picture, np.zeros_like(picture), nowhere, nowhere, front > 1, displacement, front
-    )
+    parts = (picture, np.zeros_like(picture), nowhere, nowhere, front > 1, front > 1)
+    *_, flow, under, _ = in_motion(*parts, displacement, front)
     wanted = ((centres - (WIDTH / 2, HEIGHT / 2)) * (1 / left - 1)).T.reshape(flow.shape)
     off = np.abs(flow - wanted) / np.abs(wanted).max()  # the smaller, the fewer cells tell
     assert off.max() < (0.12 if left == 0.6 else 0.25)

@@ -293,6 +293,21 @@ def test_tracks_of_one_grid_are_near_and_go_alike():
     assert straddling(torch.zeros(0, 2), torch.zeros(0, 2), front).shape == (2, 0)
 
 
+@pytest.mark.parametrize("wide", [True, False])
+def test_ground_that_is_drawn_up_goes_on_below_as_its_mirror_image(prior, monkeypatch, wide):
+    centres, cells = cell_centres(HEIGHT, WIDTH), HEIGHT * WIDTH // 4
+    ground = (centres[:, 1] > HEIGHT / 2) & (wide | ((centres[:, 0] - WIDTH / 2).abs() < WIDTH / 5))
+    told = Cells(torch.zeros(1, cells, 4), torch.where(ground, 0.0, 60.0)[None], torch.where(ground, 20.0, -20.0)[None])
+    alike = torch.zeros(1, 2, 4)
+    grips = Grips(alike, torch.tensor([[20.0, -20.0]]), torch.full((1, 2), 30.0), alike)
+    monkeypatch.setattr("motionstream.model.motion_prior.LOOK", HEIGHT * WIDTH)
+    monkeypatch.setattr(prior, "read", lambda *given: (told, grips))
+    from_here = [WIDTH / 2, HEIGHT - 8.0]
+    moved = prior.step(prior.start(image()), tracks(np.linspace([from_here], [[WIDTH / 2, HEIGHT - 20.0]], 9)))
+    below = moved.beyond[0, 0, -1, -8:, WIDTH // 2 - 4 : WIDTH // 2 + 4]
+    assert bool(below.all()) == wide and bool(below.any()) == wide
+
+
 def test_beside_what_moves_the_background_is_put_behind_unless_it_goes_along(prior, monkeypatch):
     centres, cells, seen = cell_centres(HEIGHT, WIDTH), HEIGHT * WIDTH // 4, []
     thing = (centres - 32).abs().amax(1) < 8

@@ -15,12 +15,13 @@ import cv2
 import numpy as np
 import torch
 
-from motionstream.model.warping import CELL, in_pixels
+from motionstream.model.warping import CELL, IN_FRONT, in_pixels
 
 SOLID = 0.6  # how far in front, in [0, 1], a thing lies that leaves a hole
 LEAVES = 2.0  # pixels that a part of a thing has moved when one sees behind it
 WHOLE = 0.8  # how much of a thing has left when all of it has
 OPEN = 0.5  # how much of a part's outline is not of the thing: what leaves from inside a thing leaves a dent in that
+ACROSS = 0.6  # of an edge of the picture: what takes up more of it goes on beyond it
 FEW = 12  # cells that are no thing yet
 RIM = 3  # cells around a thing that may show it still: its soft edge, its thin parts
 THIN = 5  # cells: parts that stay and are less wide count for nothing
@@ -220,6 +221,16 @@ def leaving_part(thing: np.ndarray, far: np.ndarray) -> np.ndarray:
 def cut_off(thing: np.ndarray) -> bool:
     """Whether a thing, bool [h, w], reaches an edge of the picture: who knows how it goes on there."""
     return bool(thing.sum() > thing[RIM:-RIM, RIM:-RIM].sum())
+
+
+def lying_across(front: np.ndarray) -> np.ndarray:
+    """What is of things that take up most of an edge of the picture, bool [h, w]: as the ground, they go on beyond it;
+    front: as in `things_in_front`."""
+    across = np.zeros(front.shape, bool)
+    for thing in things_in_front(front, IN_FRONT):
+        if max(edge.mean() for edge in (thing[0], thing[-1], thing[:, 0], thing[:, -1])) > ACROSS:
+            across |= thing
+    return across
 
 
 def seen_mirrored(moved: np.ndarray) -> np.ndarray:

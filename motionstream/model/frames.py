@@ -38,14 +38,15 @@ def in_motion(
     plate: np.ndarray,
     ground: np.ndarray,
     alone: np.ndarray,
+    across: np.ndarray,
     things: np.ndarray,
     displacement: np.ndarray,
     front: np.ndarray,
 ) -> tuple[np.ndarray, ...]:
     """One frame of the first frame in motion: picture, confidence, guessed, beyond, backward, under, sure of `Moved`.
 
-    picture, plate, ground, alone: see `PriorState`; things [h, w]: of `Moved`; displacement [P, 2] pixels and front
-    [h, w] of its cells in this frame.
+    picture, plate, ground, alone, across: see `PriorState`; things [h, w]: of `Moved`; displacement [P, 2] pixels and
+    front [h, w] of its cells in this frame.
 
     Mirrored beyond the picture's edges one sees what is behind things, not them once more. Where nothing is known to
     lie behind, ground goes on; where much of the picture stays, so does the ground: what goes along of it leaves itself
@@ -64,8 +65,8 @@ def in_motion(
         flow -= displacement.mean(0)[:, None, None]
     places = in_the_first_frame(enlarged_motion(flow, sure))
     outside = in_cells(mirrored(*places)) & (sure < 1)
-    if outside.any() and (apart := sure * ~showing(things, flow)).any():
-        # Beside a thing that was cut off by the frame's edge is not its mirror image.
+    if outside.any() and (apart := sure * ~showing(things & ~across, flow)).any():
+        # Beside a thing that was cut off by the frame's edge is not its mirror image, unless that is the ground.
         flow = np.where(outside, continued(apart), flow)
         places = in_the_first_frame(enlarged_motion(flow, sure))
     seen = planes(seen_through(picture, *places)).clip(-1, 1)

@@ -80,6 +80,7 @@ class PriorState:
     plate: np.ndarray | None = None  # `between` of [H, W, 4]: the first frame so filled, and how much of that is seen
     ground: np.ndarray | None = None  # float32 [H, W] in [0, 1]: where nothing lies in front
     alone: np.ndarray | None = None  # the same: where things do, with rims, that no edge cuts off
+    across: np.ndarray | None = None  # bool [h, w]: see `lying_across`
 
     @property
     def size(self) -> tuple[int, int]:

@@ -20,6 +20,7 @@ from motionstream.model.warping import (
     enlarged_motion,
     fill_holes,
     in_the_first_frame,
+    laid_out,
     mirrored,
     on_top,
     seen_through,
@@ -328,6 +329,21 @@ def test_a_thing_that_the_edge_cuts_off_is_not_mirrored_below_itself_unless_it_i
         assert beyond[below].all() and not guessed[below].any() and shown[0][below].min() > 0.9
     else:
         assert not beyond[below].any() and guessed[below].min() > 0.9 and shown[0][below].max() < -0.9
+
+
+def test_cells_are_laid_finer_only_where_they_are_stretched():
+    """To the left a third of the picture stays, to the right it grows to 1.8 times."""
+    h, w = 20, 30
+    column = np.tile(np.arange(w, dtype=np.float32), (h, 1))
+    motion = np.stack([np.maximum(column - 10, 0) * 1.6, np.zeros((h, w), np.float32)])
+    laid = laid_out(motion, column)
+    assert laid.shape == (6, 10 * h + 4 * 20 * h) and laid[5].sum() == h * w
+    finer = laid[5] < 1
+    assert set(np.rint(laid[4, ~finer])) == set(range(10)) and set(np.rint(laid[4, finer])) == set(range(10, 30))
+    np.testing.assert_array_equal(laid[0, ~finer], laid[4, ~finer])  # as they lay
+    columns = np.unique(laid[0, finer].round(2))
+    assert np.diff(columns).max() < 1 and columns[-1] > 29 * 1.8 - 9
+    assert laid_out(0.3 * motion, column).shape == (6, h * w)
 
 
 @pytest.mark.parametrize("turn", [0.0, 0.5])

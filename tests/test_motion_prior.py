@@ -14,7 +14,7 @@ from motionstream.model import motion_prior
 from motionstream.model.checkpoint import assemble
 from motionstream.model.frames import in_motion
 from motionstream.model.grids import ALIKE, GRID, idling, straddling
-from motionstream.model.least_squares import GOES, decided_motion, least_squares_motion
+from motionstream.model.least_squares import GOES, _farthest, decided_motion, least_squares_motion
 from motionstream.model.motion_prior import Cells, Grips, Looked, MotionPrior
 from motionstream.model.presets import PRESETS
 from motionstream.model.warping import (
@@ -251,6 +251,19 @@ def seeing_a_thing(prior, monkeypatch, held):
     monkeypatch.setattr(motion_prior, "LOOK", HEIGHT * WIDTH)
     monkeypatch.setattr(prior, "read", lambda *given: (Cells(torch.zeros(1, cells, 4), stay, front), grips))
     return thing.view(HEIGHT // 2, WIDTH // 2)
+
+
+@given(seed=st.integers(0, 999), ways=st.integers(1, 3))
+def test_motions_that_tracks_share_are_told_apart_once(seed, ways):
+    """Those are taken first that are farthest from the others: as many as differ, in the frame that has most."""
+    rng = np.random.default_rng(seed)
+    motions = torch.tensor(rng.uniform(-40, 40, (3, ways, 2)), dtype=torch.float32)
+    motions[0] = motions[0, :1]
+    points = motions.repeat_interleave(4, 1) + torch.tensor(rng.uniform(-1e-5, 1e-5, (3, 4 * ways, 2)))
+    taken = _farthest(points.float(), 4)
+    assert taken.shape == (3, ways, 2)
+    assert torch.cdist(motions[1:], taken[1:]).amin(2).max() < 1e-3
+    assert _farthest(points.float(), 1).shape == (3, 1, 2)
 
 
 @pytest.mark.parametrize("together", [True, False])

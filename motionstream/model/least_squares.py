@@ -13,6 +13,7 @@ DECIDED = 7.0  # power of the odds with which a cell goes with one motion, not w
 MODES = 4  # motions, at the most, that are told apart
 GOES = 16.0  # power of the odds with which a cell goes at all: what goes a part of the way is torn off its thing
 SAME, TURNED = 4.0, 0.3  # pixels, and share of how far they go, by which motions of one thing that turns may differ
+SAME_PLACE = 1e-3  # pixels: what is nearer was rounded otherwise
 LITTLE = 0.1  # pixels that are hardly a motion
 STIFF = 1e-4  # of what tells an affine motion: what that does not determine of turning and growing is none
 ENOUGH = 500  # cells that tell how most of them move
@@ -53,7 +54,7 @@ def decided_motion(
     motions, moments = F.pad(moved, (0, 0, 1, 0)), F.pad(_moments(anchors, moved, visible), (1, 0))
     modes = _farthest(motions, MODES)
     off = torch.cdist(motions, modes)
-    nearest, far = F.one_hot(off.argmin(2), MODES).mT, modes.norm(dim=2)
+    nearest, far = F.one_hot(off.argmin(2), modes.shape[1]).mT, modes.norm(dim=2)
     within = ((nearest * off.mT.square()).sum(2) / nearest.sum(2).clamp_min(1)).sqrt()  # a mode stands for all of these
     less, more = (pick(far[:, None], far[:, :, None]) for pick in (torch.minimum, torch.maximum))
     # What stays is nothing like what moves, be it ever so little: together they would make motion between and beyond.
@@ -74,7 +75,7 @@ def decided_motion(
     odds = (together / together.amax(1, keepdim=True).clamp_min(1e-12)) ** (DECIDED - 1)
     sums *= odds
     # `argmax` over anything but the last dimension takes ten times as long.
-    most = by_cell(lambda alike: alike @ sums[1]).max(1).indices[:, None].mT.expand(-1, -1, MODES)
+    most = by_cell(lambda alike: alike @ sums[1]).max(1).indices[:, None].mT.expand(-1, -1, modes.shape[1])
     stays = (odds[:, 0] * weights[:, 0] / sums[0].sum(1).clamp_min(1e-12)).clamp(0, 1)
     sums = sums[1:] * by_cell(lambda alike: alike.gather(1, most).mT)
     goes = (1 - stays) ** GOES
@@ -82,10 +83,13 @@ def decided_motion(
 
 
 def _farthest(points: Tensor, most: int) -> Tensor:
-    """Of points [T, N, 2], in each frame, the first and then the farthest from those taken: [T, most, 2]."""
+    """Of points [T, N, 2], in each frame, the first and then the farthest from those taken: [T, M, 2], at most so many,
+    and no more than differ."""
     taken, away = [points[:, 0]], torch.full(points.shape[:2], torch.inf)
     while len(taken) < most:
         away = torch.minimum(away, (points - taken[-1][:, None]).norm(dim=2))
+        if not (away > SAME_PLACE).any():
+            break
         taken.append(points[torch.arange(len(points)), away.argmax(1)])
     return torch.stack(taken, 1)
 

@@ -228,16 +228,7 @@ def splat(displacement: np.ndarray, front: np.ndarray, height: int, width: int) 
     the area that landed there, 1 where nothing stretched; more of it where all grows to more than four times.
     """
     h, w = height // CELL, width // CELL
-    change, parts = steps(displacement.T.reshape(2, h, w))
-    stretched, finer = change[(change > STRETCHED) & ~parts], 1
-    if len(stretched) > np.count_nonzero(parts) + WIDELY * parts.size:  # some are beside where things part
-        # Else there would be gaps between what was together.
-        grown = 1 + np.median(stretched) / CELL
-        finer = 2 * min(FINEST, math.ceil(grown / 4))
-        fine = enlarged_motion(displacement.T.reshape(2, h, w), np.ones((h, w), np.float32), finer)
-        displacement, front = fine.reshape(2, -1).T, front.reshape(h, w).repeat(finer, 0).repeat(finer, 1).ravel()
-    landed = (cell_numbers(finer * h, finer * w) + np.float32(0.5) + finer / CELL * displacement.T) / finer
-    landed -= np.float32(0.5)
+    *landed, x_moved, y_moved, front, covers = laid_out(displacement.T.reshape(2, h, w), front.reshape(h, w))
     corner = np.floor(landed)
     right, down = np.array([[0, 1, 0, 1], [0, 0, 1, 1]], np.float32)[..., None]
     (x, y), (column, row) = landed - corner, corner
@@ -245,9 +236,9 @@ def splat(displacement: np.ndarray, front: np.ndarray, height: int, width: int) 
     share = np.abs(1 - right - x) * np.abs(1 - down - y)
     share *= (column >= 0) & (column < w) & (row >= 0) & (row < h)
     landing = np.flatnonzero(share > SLIVER)  # what stays lies on one cell, not on four
-    share, cell = share.ravel()[landing], landing % len(displacement)
-    index, motion = (row * w + column).ravel()[landing].astype(np.intp), displacement.T[:, cell]
-    weight = share * np.exp(FRONT * front)[cell]
+    cell = landing % len(front)
+    index, share = (row * w + column).ravel().take(landing).astype(np.intp), share.ravel().take(landing) * covers[cell]
+    motion, weight = np.stack([x_moved.take(cell), y_moved.take(cell)]), share * np.exp(FRONT * front).take(cell)
 
     def sums(values: np.ndarray) -> np.ndarray:
         return np.bincount(index, values, h * w).astype(np.float32).reshape(h, w)
@@ -258,7 +249,36 @@ def splat(displacement: np.ndarray, front: np.ndarray, height: int, width: int) 
     here = np.flatnonzero(part.ravel()[index])
     cells = np.cumsum(part) - 1  # numbers of those where motions part
     moved[:, part] = _foremost(cells[index[here]], weight[here], motion.T[here], np.count_nonzero(part)).T
-    return -moved, sums(share) / min(finer, 2) ** 2
+    return -moved, sums(share)
+
+
+def laid_out(motion: np.ndarray, front: np.ndarray) -> np.ndarray:
+    """Cells as they are laid on a new frame, finer where they are stretched, or there would be gaps between what was
+    together: float32 [6, K], where each lands, in columns and rows of cells, its motion, how far in front it lies, and
+    how much of a cell it covers. motion [2, h, w] pixels, front [h, w].
+    """
+    change, parts = steps(motion)
+    stretched = (change > STRETCHED) & ~parts
+    some = np.count_nonzero(parts) + WIDELY * parts.size  # those beside where things part
+    if np.count_nonzero(stretched) <= some:
+        return _laid(motion, front, np.ones_like(front))
+    grown = 1 + np.median(change[stretched]) / CELL
+    finer = 2 * min(FINEST, math.ceil(grown / 4))
+    here = cv2.dilate(np.pad((stretched | parts).view(np.uint8), ((0, 1), (0, 1))), np.ones((2, 2), np.uint8))
+    fine = enlarged_motion(motion, np.ones_like(front), finer)
+    return np.hstack([
+        _laid(motion, front, here == 0),
+        _laid(fine, *(part.repeat(finer, 0).repeat(finer, 1) for part in (front, here)), finer),
+    ])
+
+
+def _laid(motion: np.ndarray, front: np.ndarray, here: np.ndarray, finer: int = 1) -> np.ndarray:
+    """`laid_out` of those cells that are `here` [h, w], so many to a side of one of the first frame's."""
+    cells, covers = np.flatnonzero(here), np.float32(1 / min(finer, 2) ** 2)
+    numbers = cell_numbers(*front.shape).take(cells, 1)
+    motion, front = motion.reshape(2, -1).take(cells, 1), front.ravel().take(cells)
+    landed = (numbers + np.float32(0.5)) / finer - np.float32(0.5) + motion / CELL
+    return np.vstack([landed, motion, front, np.full_like(front, covers)])
 
 
 def _foremost(cells: np.ndarray, weight: np.ndarray, motion: np.ndarray, count: int) -> np.ndarray:

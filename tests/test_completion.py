@@ -169,12 +169,12 @@ def test_what_is_behind_a_thing_that_would_be_seen_mirrored_is_filled_unless_an_
     assert cut_off(thing) == is_cut_off and not cut_off(box(RIM, H - RIM, RIM, W - RIM))
     picture, found = stripes().astype(np.uint8), Completion.empty(H, W)
     moved[..., 0] = np.linspace(0, -50, 4)[:, None, None]  # all goes left together, by 25 cells
-    assert found.uncover(picture, thing.astype(np.float32), moved, dense=True) == (not is_cut_off)
+    assert found.uncover(picture, thing.astype(np.float32), thing, moved, dense=True) == (not is_cut_off)
     if not is_cut_off:
         assert found.filled[:, -25:][thing[:, -25:]].all()
         before = found.filled.copy()
         moved[..., 0] *= 2
-        assert found.uncover(picture, thing.astype(np.float32), moved, dense=True) or before[thing].all()
+        assert found.uncover(picture, thing.astype(np.float32), thing, moved, dense=True) or before[thing].all()
         assert found.filled[thing].all()
 
 
@@ -191,15 +191,15 @@ def test_one_sees_behind_a_thing_but_not_behind_parts_of_it_that_stay():
 def test_each_thing_that_leaves_is_looked_behind_once():
     front, moved = np.where(box(), 0.9, 0.1).astype(np.float32), np.zeros((2, H, W, 2), np.float32)
     found, picture = Completion.empty(H, W), cv2.resize(stripes(), None, fx=2, fy=2).astype(np.uint8)
-    assert not found.uncover(picture, front, moved) and not found.filled.any()
+    assert not found.uncover(picture, front, front > 0.5, moved) and not found.filled.any()
     moved[:, 20:26, 30:50] = 80.0  # a third of it
-    assert found.uncover(picture, front, moved)  # one sees behind that, and behind nothing else
+    assert found.uncover(picture, front, front > 0.5, moved)  # one sees behind that, and behind nothing else
     assert found.things[20:26, 30:50].all() and found.things.sum() == 6 * 20
     assert found.seen[17:24, 30:50].min() > 0 and not found.seen[26:, 30:50].any()
     moved[:, 20:38, 30:50] = 80.0
-    assert found.uncover(picture, front, moved) and np.array_equal(found.things, box())
+    assert found.uncover(picture, front, front > 0.5, moved) and np.array_equal(found.things, box())
     assert np.array_equal(found.filled, with_rim(box())) and found.seen.max() == 1
-    assert not found.uncover(picture, front, moved)
+    assert not found.uncover(picture, front, front > 0.5, moved)
 
 
 @pytest.mark.parametrize("part", [np.s_[24:36, 34:46], np.s_[20:30, 38:42], np.s_[20:22, 30:35]])
@@ -207,7 +207,7 @@ def test_what_leaves_from_inside_a_thing_or_is_a_speck_of_it_leaves_no_hole(part
     front, moved = np.where(box(), 0.9, 0.1).astype(np.float32), np.zeros((1, H, W, 2), np.float32)
     found, picture = Completion.empty(H, W), cv2.resize(stripes(), None, fx=2, fy=2).astype(np.uint8)
     moved[(slice(None), *part)] = 80.0
-    assert not found.uncover(picture, front, moved) and not found.things.any()
+    assert not found.uncover(picture, front, front > 0.5, moved) and not found.things.any()
 
 
 def test_a_part_that_goes_less_than_half_as_far_counts_as_one_that_stays():
@@ -216,9 +216,27 @@ def test_a_part_that_goes_less_than_half_as_far_counts_as_one_that_stays():
     moved[:, 20:40, 30:50, 0] = 80.0
     for slow, seen_there in ((35.0, False), (45.0, True)):
         moved[:, 20:40, 30 : 30 + THIN, 0], found = slow, Completion.empty(H, W)
-        assert found.uncover(picture, front, moved) and np.array_equal(found.things, box())
+        assert found.uncover(picture, front, front > 0.5, moved) and np.array_equal(found.things, box())
         assert found.seen[25:35, 30 + THIN - 1 + RIM :].max() == 1
         assert found.seen[25:35, 30 : 30 + THIN].any() == seen_there
+
+
+@pytest.mark.parametrize("also", ["stays", "goes", "goes apart", "is of it"])
+def test_behind_a_thing_other_things_go_on_if_they_stay(also):
+    """It lies half before the ground, which is dark, and half before a bright thing, a fence."""
+    fence, thing = box(4, 14 if also == "goes apart" else 30, 0, W), box(20, 44, 30, 50)
+    picture = np.where(fence, np.uint8(200), np.uint8(60))[..., None].repeat(3, 2)
+    picture[thing] = 255, 0, 0
+    front = np.where(thing | fence, 0.9, 0.1).astype(np.float32)
+    number = np.where(thing, 2, np.where(fence, 2 if also == "is of it" else 1, 0))
+    moved = np.zeros((1, H, W, 2), np.float32)
+    moved[0][thing | fence & also.startswith("goes")] = 60.0, 0.0
+    found = Completion.empty(H, W)
+    assert found.uncover(cv2.resize(picture, None, fx=2, fy=2), front, number, moved)
+    assert found.source[fence].any() == (also == "stays")
+    above = found.filled & box(21, 26, 33, 47)
+    copied = fence[tuple((found.shift[above] + np.argwhere(above)).T)]
+    assert copied.all() == copied.any() == (also == "stays") and len(copied)
 
 
 def test_of_places_that_are_alike_the_nearest_is_copied():
@@ -232,7 +250,7 @@ def test_what_a_thing_still_covers_waits():
     front, moved = np.where(box(), 0.9, 0.1).astype(np.float32), np.zeros((3, H, W, 2), np.float32)
     found, picture = Completion.empty(H, W), cv2.resize(stripes(), None, fx=2, fy=2).astype(np.uint8)
     moved[..., 0] = 2 * 3 * front.round()  # three cells to the right
-    assert found.uncover(picture, front, moved)
+    assert found.uncover(picture, front, front > 0.5, moved)
     hidden = box(20 + RIM, 40 - RIM, 33 + RIM, 53 - RIM)
     assert np.array_equal(covered(box(), box(), moved), hidden)
     assert found.filled[with_rim(box()) & ~hidden].all() and not found.filled[hidden & box(right=46)].all()
@@ -242,7 +260,7 @@ def test_what_a_thing_still_covers_waits():
     seen = found.filled.copy()
     before = found.shift[seen], found.colour[seen]
     moved[0, ..., 0] = 80 * front.round()  # in one frame of the next chunk it is far away
-    assert found.uncover(picture, front, moved) and np.array_equal(found.filled, with_rim(box()))
+    assert found.uncover(picture, front, front > 0.5, moved) and np.array_equal(found.filled, with_rim(box()))
     assert all(np.array_equal(*pair) for pair in zip((found.shift[seen], found.colour[seen]), before, strict=True))
 
 
@@ -251,7 +269,7 @@ def test_through_a_ring_one_sees_what_is_behind_it():
     front, moved = np.where(thing & ~inside, 0.9, 0.1).astype(np.float32), np.zeros((1, H, W, 2), np.float32)
     moved[0][thing] = 2.0 * 4, 0.0  # what is seen in the ring goes along, too
     found, picture = Completion.empty(H, W), cv2.resize(stripes(), None, fx=2, fy=2).astype(np.uint8)
-    assert found.uncover(picture, front, moved) and np.array_equal(found.things, thing)
+    assert found.uncover(picture, front, front > 0.5, moved) and np.array_equal(found.things, thing)
     assert found.filled[box(26, 34, 40, 48)].all() and not found.filled[thing].all()
 
 
@@ -260,7 +278,7 @@ def test_ground_that_goes_along_does_not_make_a_thing_cover_its_place():
     moved[:, 10:50, 28:70] = 2.0 * 12, 0.0  # most of what is around it, too
     assert not covered(box(), box(), moved)[:, :42].any()
     found, picture = Completion.empty(H, W), cv2.resize(stripes(), None, fx=2, fy=2).astype(np.uint8)
-    assert found.uncover(picture, front, moved) and found.filled[box(right=42)].all()
+    assert found.uncover(picture, front, front > 0.5, moved) and found.filled[box(right=42)].all()
 
 
 def test_background_that_goes_uncovers_what_lies_behind_a_thing_that_stays():
@@ -268,20 +286,22 @@ def test_background_that_goes_uncovers_what_lies_behind_a_thing_that_stays():
     picture = cv2.resize(stripes(), None, fx=2, fy=2).astype(np.uint8)
     moved[1, ..., 0] = 2.0 * 8 * (1 - front.round())
     found = Completion.empty(H, W)
-    assert found.uncover(picture, front, moved)
+    assert found.uncover(picture, front, front > 0.5, moved)
     assert np.array_equal(found.things, box()) and found.filled[box(left=42)].all()
-    assert not Completion.empty(H, W).uncover(picture, front, moved, dense=True)  # what goes past may be a part of it
+    # Under dense tracks, what goes past may be a part of it.
+    assert not Completion.empty(H, W).uncover(picture, front, front > 0.5, moved, dense=True)
 
 
 def test_what_goes_along_with_the_background_has_not_left_under_a_moving_camera():
     front, moved = np.where(box(), 0.9, 0.1).astype(np.float32), np.zeros((2, H, W, 2), np.float32)
     picture = cv2.resize(stripes(), None, fx=2, fy=2).astype(np.uint8)
     moved[1] = 2.0 * 8, 0.0
-    assert not Completion.empty(H, W).uncover(picture, front, moved, dense=True)
-    assert Completion.empty(H, W).uncover(picture, front, moved)  # few tracks: a part of the ground may have gone along
+    assert not Completion.empty(H, W).uncover(picture, front, front > 0.5, moved, dense=True)
+    # Few tracks: a part of the ground may have gone along.
+    assert Completion.empty(H, W).uncover(picture, front, front > 0.5, moved)
     moved[1, ..., 0] += 2.0 * 8 * front.round()
     found = Completion.empty(H, W)
-    assert found.uncover(picture, front, moved, dense=True) and np.array_equal(found.things, box())
+    assert found.uncover(picture, front, front > 0.5, moved, dense=True) and np.array_equal(found.things, box())
 
 
 def test_colours_of_copies_do_not_add_up():
@@ -365,4 +385,4 @@ def test_what_comes_back_within_a_chunk_was_away_all_the_same():
     front, moved = box().astype(np.float32), np.zeros((3, H, W, 2), np.float32)
     moved[1][box()] = (2 * W, 0)
     found = Completion.empty(H, W)
-    assert found.uncover(picture, front, moved) and found.filled[box()].all()
+    assert found.uncover(picture, front, front > 0.5, moved) and found.filled[box()].all()

@@ -62,11 +62,14 @@ class Completion:
         seen = zeros[..., 0].copy()
         return cls(seen > 0, zeros[..., :2].astype(int), zeros, seen, seen > 0, seen > 0, [])
 
-    def uncover(self, picture: np.ndarray, front: np.ndarray, moved: np.ndarray, dense: bool = False) -> bool:
+    def uncover(
+        self, picture: np.ndarray, front: np.ndarray, number: np.ndarray, moved: np.ndarray, dense: bool = False
+    ) -> bool:
         """Fills what one sees behind things that have left, each cell once; whether there was anything to fill.
 
-        picture: uint8 [H, W, 3]; front: how far in front cells lie, [h, w] in [0, 1]; moved: how far they have, in each
-        frame of a chunk, pixels [T, h, w, 2]; dense: whether tracks are all over the picture. A thing has also left
+        picture: uint8 [H, W, 3]; front: how far in front cells lie, [h, w] in [0, 1]; number: of the thing that each is
+        surely of, int [h, w], see `numbered`; moved: how far they have, in each frame of a chunk, pixels [T, h, w, 2];
+        dense: whether tracks are all over the picture. Other things that stay may be copied. A thing has also left
         where what lies behind goes past it; but where tracks are dense, that may be a part of it, and what goes along
         with what lies behind, as under a moving camera, has not left. But beyond the picture's edges one sees what is
         behind things mirrored, not them once more.
@@ -84,10 +87,13 @@ class Completion:
         new = [leaves for leaves in apart if leaves[2].any() and self.things[leaves[2]].mean() < WHOLE]
         if new:
             cells = cv2.resize(picture, front.shape[::-1], interpolation=cv2.INTER_AREA).astype(np.float32)
-            np.logical_or(self.source, source, out=self.source)
+            going = np.any([self.things, far > LEAVES, *(gone for *_, gone in apart)], axis=0)
         for thing, far, gone in new:
             seen = seen_behind(gone, thing & (far < np.median(far[gone]) / 2))
-            self.holes.append(Hole.behind(cells, gone, seen, source))
+            own = np.isin(number, number[gone & (number > 0)]) | thing & (number == 0)
+            may = source | ~with_rim(own | going)
+            np.logical_or(self.source, may, out=self.source)
+            self.holes.append(Hole.behind(cells, gone, seen, may))
             self.things[gone] = True
         solid, unfilled = front > SOLID, [hole for hole in self.holes if hole.left.any()]
         bare = [(hole, hole.left & (beyond | ~covered(hole.thing, solid, moved))) for hole in unfilled]

@@ -288,7 +288,7 @@ class MotionPrior(ModelMixin, ConfigMixin):
             picture = (127.5 * (state.image + 1)).round().byte().permute(1, 2, 0).numpy()
             state.behind, state.filled = Completion.empty(*front.shape), Plate(picture)
         picture, moved = state.filled.picture, displacement.unflatten(1, front.shape).numpy()
-        filled = state.behind.uncover(picture, front, moved, state.dense)
+        filled = state.behind.uncover(picture, front, state.number, moved, state.dense)
         if filled or state.plate is None:
             seen = cv2.resize(state.behind.seen, picture.shape[1::-1])
             shown = state.filled.update(state.behind).astype(np.float32) / 127.5 - 1

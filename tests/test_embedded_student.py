@@ -142,6 +142,25 @@ def test_a_balloon_under_one_grid_comes_with_its_basket_however_often_it_is_grab
     assert source.take_given_up() == [0]
 
 
+@pytest.mark.parametrize("budget", [100, 190, 240])
+def test_a_balloon_that_is_grabbed_after_its_own_paths_is_not_held_by_its_basket(student, budget):
+    image, sharp = fit_pictures(student.preset, Choice(budget), read_image(EXAMPLES / "balloon.jpg"))
+    (height, width), prior = image.shape[:2], student.motion_prior
+    scale, source = width / 800, DragSource()
+    source.apply({"kind": "grid", "spacing": 14 * scale, "size": 2})
+    state = prior.start(*(torch.tensor(picture).permute(2, 0, 1) / 127.5 - 1 for picture in (image, sharp)))
+    begun, gone = ((((300, 170), (340, 150)), ((300, 362), (340, 342))), (((340, 150), (300, 170)),)), []
+    for index, paths in enumerate(begun):
+        for number, path in enumerate(paths):
+            points = [[x * scale, y * scale] for x, y in path]
+            source.apply({"kind": "path", "id": 10 * index + number, "points": points, "frame": 0, "seconds": 0.5})
+        request = ChunkRequest(index, 9 * index, 9, width, height, 16.0, {9 * index: image})
+        displacement = prior.motion(state, source.tracks_for(replace(request, things=partial(prior.things_at, state))))
+        gone.append((displacement[-1].norm(dim=1) > 2).sum())
+    assert sorted(source.take_given_up()) == [0, 1]
+    assert gone[1] < 0.05 * gone[0]  # it is back where it was
+
+
 def under_paths(student, name, budget, paths):
     """Displacement of cells, [h, w, 2], when all `paths` are over; both in shares of the picture's width and height."""
     image, sharp = fit_pictures(student.preset, Choice(budget), read_image(EXAMPLES / f"{name}.jpg"))

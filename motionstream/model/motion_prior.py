@@ -39,7 +39,7 @@ from motionstream.model.frames import in_motion
 from motionstream.model.grids import idling, straddling
 from motionstream.model.least_squares import decided_motion
 from motionstream.model.limbs import borne, limbs, with_rims
-from motionstream.model.pieces import SURE, attached, connect, numbered, together, undivided
+from motionstream.model.pieces import attached, connect, numbered, together, undivided
 from motionstream.model.prior_state import Moved, PriorState
 from motionstream.model.tracked import each_by_itself, in_one_piece, of_the_background, own_tracks
 from motionstream.model.unet import UNet
@@ -297,13 +297,9 @@ class MotionPrior(ModelMixin, ConfigMixin):
     def things_at(self, state: PriorState, points: np.ndarray) -> np.ndarray:
         """Numbers [K] of the things that one sees at points [K, 2] of the newest frame, pixels; 0 where none is sure,
         and before anything has moved."""
-        found = np.zeros(len(points), int)
-        if state.front is not None:
-            cells = [_cell_at(point, state.latest, state) for point in torch.tensor(points).float()]
-            front = state.front.view(_cells(state.size)).numpy()
-            for number, thing in enumerate(things_in_front(front, SURE), 1):
-                found[thing.ravel()[cells]] = number
-        return found
+        if state.number is None:
+            return np.zeros(len(points), int)
+        return state.number.ravel()[[_cell_at(point, state.latest, state) for point in torch.tensor(points).float()]]
 
     @torch.no_grad()
     def motion(self, state: PriorState, tracks: Tracks) -> Tensor:

@@ -13,7 +13,7 @@ DECIDED = 7.0  # power of the odds with which a cell goes with one motion, not w
 MODES = 4  # motions, at the most, that are told apart
 GOES = 16.0  # power of the odds with which a cell goes at all: what goes a part of the way is torn off its thing
 SAME, TURNED = 4.0, 0.3  # pixels, and share of how far they go, by which motions of one thing that turns may differ
-SAME_PLACE = 1e-3  # pixels: what is nearer was rounded otherwise
+ROUNDED = 1e-3  # pixels: motions that differ by less are one
 LITTLE = 0.1  # pixels that are hardly a motion
 STIFF = 1e-4  # of what tells an affine motion: what that does not determine of turning and growing is none
 ENOUGH = 500  # cells that tell how most of them move
@@ -88,7 +88,7 @@ def _farthest(points: Tensor, most: int) -> Tensor:
     taken, away = [points[:, 0]], torch.full(points.shape[:2], torch.inf)
     while len(taken) < most:
         away = torch.minimum(away, (points - taken[-1][:, None]).norm(dim=2))
-        if not (away > SAME_PLACE).any():
+        if not (away > ROUNDED).any():
             break
         taken.append(points[torch.arange(len(points)), away.argmax(1)])
     return torch.stack(taken, 1)

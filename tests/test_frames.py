@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from motionstream.model.frames import in_motion, trend_of
 from motionstream.model.least_squares import most_go
+from motionstream.model.splatting import close_gaps, laid_out, splat
 from motionstream.model.warping import (
     BESIDE,
     CELL,
@@ -16,15 +17,12 @@ from motionstream.model.warping import (
     between,
     cell_centres,
     cell_numbers,
-    close_gaps,
     enlarged_motion,
     fill_holes,
     in_the_first_frame,
-    laid_out,
     mirrored,
     on_top,
     seen_through,
-    splat,
     surely,
     without_seams,
 )

@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 
 from motionstream.model.least_squares import most_go
+from motionstream.model.splatting import close_gaps, splat
 from motionstream.model.warping import (
     CELL,
     PARTS,
@@ -11,7 +12,6 @@ from motionstream.model.warping import (
     behind,
     beneath,
     cell_numbers,
-    close_gaps,
     enlarged_motion,
     fill_holes,
     has_moved,
@@ -23,7 +23,6 @@ from motionstream.model.warping import (
     planes,
     seen_through,
     showing,
-    splat,
     surely,
     without_seams,
 )

@@ -12,10 +12,11 @@ already nearly right. The prior makes it, in three steps:
    those on it alone; cut where the U-Net sees one thing in front of another, the same for a thing and what hangs on it
    (`limbs`), and corrected by what it misses at the tracks. Background that is dragged stretches what is around it
    (`elastic`). Under a tracker's tracks, which come and go, things stay whole (`tracked`).
-3. The moved pixels are splatted (`frames`), nearer ones over farther ones, what visible tracks show above them; the
-   first frame is sampled through the resulting backward motion, so it stays sharp however long the stream. What no
-   pixel reached has confidence 0. Where a thing in front has moved away, it shows what may lie behind (`completion`),
-   elsewhere ground, or a blur of what is around it, and beyond the first frame's edges its mirror image.
+3. The moved pixels are laid on the new frame (`splatting`), nearer ones over farther ones, what visible tracks show
+   above them; the first frame is sampled through the resulting backward motion, so it stays sharp however long the
+   stream. What no pixel reached has confidence 0 (`frames`). Where a thing in front has moved away, it shows what may
+   lie behind (`completion`), elsewhere ground, or a blur of what is around it, and beyond the first frame's edges its
+   mirror image.
 
 The reference is the first frame for ever. When the set of tracks changes, the motion so far is kept as the base on
 which new tracks add; a track that starts later finds its anchor through the inverse of the motion so far.

@@ -210,23 +210,23 @@ def test_a_closer_look_makes_surer_of_what_is_one_thing():
     assert not numbers(closer)[:, 30:].any()
 
 
-def test_what_is_of_a_thing_goes_with_it_if_it_is_not_sure_to_stay():
+def test_what_is_of_a_thing_goes_with_it_if_it_is_not_sure_to_stay_or_to_go_with_another():
     size = HEIGHT // 2, WIDTH // 2
-    number, follows = np.zeros(size, int), np.full(size, 0.05, np.float32)
+    number, own, other = np.zeros(size, int), np.full(size, 0.05, np.float32), np.full(size, 0.02, np.float32)
     number[4:16, 4:16], number[4:16, 20:30] = 1, 2  # one that mostly goes, and one that mostly stays
-    follows[4:16, 4:16], follows[4:8, 20:30] = 0.9, 0.8
-    follows[4:6, 4:16] = follows[14:16, 20:30] = follows[20, 4:16] = 0.2  # hair; a foot; some of the background
-    follows[6, 4] = 0.01
-    shares = np.stack([1 - follows, follows / 4, 3 * follows / 4], 2)  # the second track is on another thing
-    weights = torch.from_numpy(shares).flatten(0, 1)
-    connected = weights.clone()
-    connected[(weights[:, 0] > 0.5), 1:], connected[(weights[:, 0] > 0.5), 0] = 0, 1
-    found = together(connected, weights, number, np.array([1, 2])).view(*size, 3).numpy()
-    hair = np.zeros(size, bool)
-    hair[4:6, 4:16] = True
-    assert (found[hair, 1] > 0.5).all() and not found[hair, 2].any()
+    own[4:16, 4:16], own[4:8, 20:30] = 0.7, 0.8  # the first track is on the first thing, the other beside it
+    own[4:6, 4:16] = own[14:16, 20:30] = own[20, 4:16] = 0.2  # hair; a foot; some of the background
+    own[8:16, 4], other[8:16, 4] = 0.1, 0.85  # a rim that a pin beside it takes
+    own[6, 4], own[7, 4], other[7, 4] = 0.01, 0.01, 0.97
+    weights = torch.from_numpy(np.stack([1 - own - other, own, other], 2)).flatten(0, 1)
+    stays = weights[:, :1] > 0.5
+    connected = torch.where(stays, F.one_hot(torch.zeros(len(weights)).long(), 3).to(weights), weights)
+    found = together(connected, weights, number, np.array([1, 0])).view(*size, 3).numpy()
+    left = np.zeros(size, bool)
+    left[4:6, 4:16] = left[8:16, 4] = True
+    assert (found[left, 1] > 0.5).all() and not found[4:6, 4:16, 2].any()
     assert found.sum(2) == pytest.approx(1, abs=1e-6)
-    assert np.array_equal(found[~hair], connected.view(*size, 3).numpy()[~hair])
+    assert np.array_equal(found[~left], connected.view(*size, 3).numpy()[~left])
 
 
 def test_crumbs_that_no_track_is_attached_to_stay():

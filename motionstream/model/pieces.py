@@ -70,17 +70,20 @@ def undivided(weights: Tensor, number: np.ndarray, held: np.ndarray) -> Tensor:
 
 def together(connected: Tensor, weights: Tensor, number: np.ndarray, held: np.ndarray) -> Tensor:
     """The shares `connected`, see `connect`, of `weights`, where less is needed for a cell to go if it is of a thing of
-    which most goes: hair goes with the face, a rack with its car.
+    which most goes: hair goes with the face, a rack with its car. Neither staying nor a track of something else, as
+    a pin beside it, holds back what is left of it.
 
     number, held: see `undivided`. Such a cell follows the tracks that hold its thing.
     """
-    of, holds = torch.from_numpy(number).flatten(), torch.from_numpy(held)
-    most = torch.bincount(of, 1 - connected[:, 0]) > FOLLOWS * torch.bincount(of)
-    goes = torch.sigmoid(WITH - torch.logit(weights[:, 0], 1e-6))
-    follow = weights[:, 1:] * (of[:, None] == holds)
-    total, left = follow.sum(1), (of > 0) & most[of] & (connected[:, 0] > FOLLOWS) & (goes > FOLLOWS)
-    follow = goes[:, None] * follow / total.clamp_min(1e-12)[:, None]
-    return torch.where((left & (total > 0))[:, None], torch.cat([1 - goes[:, None], follow], 1), connected)
+    of = torch.from_numpy(number).flatten()
+    own = F.pad(of[:, None] == torch.from_numpy(held), (1, 0))
+    follow, total = weights * own, (weights * own).sum(1)
+    kept, others = (connected * own).sum(1), connected * ~own
+    goes = torch.sigmoid(WITH + torch.logit(total, 1e-6))
+    most = torch.bincount(of, kept) > FOLLOWS * torch.bincount(of)
+    left = (of > 0) & most[of] & (kept < FOLLOWS) & (goes > FOLLOWS)
+    found = goes[:, None] * F.normalize(follow, 1, 1) + (1 - goes[:, None]) * F.normalize(others, 1, 1)
+    return torch.where(left[:, None], found, connected)
 
 
 def across_gaps(cells: np.ndarray) -> np.ndarray:

@@ -427,6 +427,7 @@ def test_a_clip_is_still_tracked_where_another_is_refused(page, site, clip, tmp_
     with taken(site.live._tabs["transfer"]._tracking, transfer_module.TRACKING_AT_ONCE):
         upload(page, clip)
         expect(part(page, "clip-other")).to_be_visible(timeout=20_000)
+        expect(part(page, "start")).to_be_enabled()  # its first frame is here, and what is said to that
         upload(page, tmp_path / "empty.mp4")
         expect(part(page, "message")).to_contain_text("empty file")
     expect(part(page, "message")).to_contain_text("the clip moves the picture", timeout=20_000)
@@ -553,9 +554,11 @@ def taken(places, count):
     """By other visitors, all of them."""
     for _ in range(count):
         assert places.acquire(timeout=10)
-    yield
-    for _ in range(count):
-        places.release()
+    try:
+        yield
+    finally:
+        for _ in range(count):
+            places.release()
 
 
 def test_jobs_of_a_visitor_take_turns_in_one_thread(site, transfer, clip):

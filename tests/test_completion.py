@@ -239,6 +239,21 @@ def test_behind_a_thing_other_things_go_on_if_they_stay(also):
     assert copied.all() == copied.any() == (also == "stays") and len(copied)
 
 
+@pytest.mark.parametrize("wide", [True, False])
+def test_behind_a_thing_that_stands_on_it_ground_goes_on_however_far_in_front_it_is(wide):
+    """But only if it lies across an edge: else it may be more of the thing, which has stayed behind."""
+    ground, thing = box(34, H if wide else 50, 0 if wide else 20, W if wide else 60), box(15, 44, 30, 50)
+    picture = np.where(ground, np.uint8(60), np.uint8(200))[..., None].repeat(3, 2)
+    picture[thing] = 255, 0, 0
+    moved = np.zeros((1, H, W, 2), np.float32)
+    moved[0][thing] = 60.0, 0.0
+    front, found = np.where(thing | ground, 0.9, 0.1).astype(np.float32), Completion.empty(H, W)
+    assert found.uncover(cv2.resize(picture, None, fx=2, fy=2), front, thing.astype(int), moved)
+    below = found.filled & box(38, 43, 33, 47)
+    copied = ground[tuple((found.shift[below] + np.argwhere(below)).T)]
+    assert copied.all() == copied.any() == wide and len(copied)
+
+
 def test_of_places_that_are_alike_the_nearest_is_copied():
     hole = box(26, 34, 41, 49)
     found, _ = filled(np.full((H, W, 3), 120, np.float32), hole)

@@ -69,10 +69,12 @@ class Completion:
 
         picture: uint8 [H, W, 3]; front: how far in front cells lie, [h, w] in [0, 1]; number: of the thing that each is
         surely of, int [h, w], see `numbered`; moved: how far they have, in each frame of a chunk, pixels [T, h, w, 2];
-        dense: whether tracks are all over the picture. Other things that stay may be copied. A thing has also left
-        where what lies behind goes past it; but where tracks are dense, that may be a part of it, and what goes along
-        with what lies behind, as under a moving camera, has not left. But beyond the picture's edges one sees what is
-        behind things mirrored, not them once more.
+        dense: whether tracks are all over the picture.
+
+        Other things that stay may be copied, and ground that lies across an edge, however far in front. A thing has
+        also left where what lies behind goes past it; but where tracks are dense, that may be a part of it, and what
+        goes along with what lies behind, as under a moving camera, has not left. But beyond the picture's edges one
+        sees what is behind things mirrored, not them once more.
         """
         things, far = things_in_front(front), np.linalg.norm(moved, axis=-1).max(0)
         source = ground(things, front.shape)
@@ -87,10 +89,11 @@ class Completion:
         new = [leaves for leaves in apart if leaves[2].any() and self.things[leaves[2]].mean() < WHOLE]
         if new:
             cells = cv2.resize(picture, front.shape[::-1], interpolation=cv2.INTER_AREA).astype(np.float32)
+            across = lying_across(front)
             going = np.any([self.things, far > LEAVES, *(gone for *_, gone in apart)], axis=0)
         for thing, far, gone in new:
             seen = seen_behind(gone, thing & (far < np.median(far[gone]) / 2))
-            own = np.isin(number, number[gone & (number > 0)]) | thing & (number == 0)
+            own = np.isin(number, number[gone & (number > 0)]) | thing & (number == 0) & ~across
             may = source | ~with_rim(own | going)
             np.logical_or(self.source, may, out=self.source)
             self.holes.append(Hole.behind(cells, gone, seen, may))

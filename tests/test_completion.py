@@ -19,6 +19,7 @@ from motionstream.model.completion import (
     complete,
     covered,
     cut_off,
+    cut_through,
     lying_across,
     seen_behind,
     seen_mirrored,
@@ -161,6 +162,16 @@ def test_what_takes_up_most_of_an_edge_lies_across_it(turns):
     for thing, lies in ((box(40, H, 0, 60), True), (box(40, H, 20, 60), False), (box(20, H - 1, 1, W - 1), False)):
         thing = np.rot90(thing, turns)
         assert np.array_equal(lying_across(thing.astype(np.float32)), thing & lies)
+
+
+@pytest.mark.parametrize("turns", range(4))
+def test_an_edge_cuts_through_what_touches_it_with_most_of_its_width(turns):
+    bust = box(30, H, 30, 50) | box(20, 30, 35, 45)
+    near, foot, ground = bust & ~box(H - 1, H, 0, W), box(30, 50, 30, 50) | box(50, H, 38, 42), box(40, H, 0, 60)
+    half = box(45, H, 30, 50)  # cut lengthwise
+    fronts = [bust * 0.9, near * 0.9 + (bust & ~near) * 0.7, foot * 0.9, ground * 0.9, half * 0.9]  # second: nears it
+    cut = [cut_through(np.rot90(front, turns).astype(np.float32)) for front in fronts]
+    assert np.array_equal(cut[0], np.rot90(bust & box(H - 1, H, 0, W), turns)) and not np.any(cut[1:])
 
 
 @pytest.mark.parametrize("top, is_cut_off", [(20, False), (1, True)])

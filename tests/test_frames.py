@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from motionstream.model.frames import in_motion, trend_of
+from motionstream.model.completion import cut_through
+from motionstream.model.frames import FOLDS, Scene, folded, in_motion, trend_of
 from motionstream.model.least_squares import most_go
 from motionstream.model.splatting import close_gaps, laid_out, splat
 from motionstream.model.warping import (
@@ -79,7 +80,9 @@ def test_what_is_filled_behind_a_thing_stays_right_up_to_it():
     picture = between(np.dstack([ramp] * 3 + [cv2.resize(front, (WIDTH, HEIGHT))]))
     plate = between(np.dstack([ramp] * 3 + [np.ones_like(ramp)]))
     nowhere = np.zeros_like(ramp)
-    shown, _, guessed, *_ = in_motion(picture, plate, nowhere, nowhere, things & False, things, displacement, front)
+    shown, _, guessed, *_ = in_motion(
+        Scene(picture, plate, nowhere, nowhere, *[things & False] * 2), things, displacement, front
+    )
     seen = guessed > 0.9
     assert seen.sum() > 24 * 8
     assert np.abs(shown[0] - ramp)[seen].max() < 0.05
@@ -122,7 +125,7 @@ def test_ground_that_goes_along_leaves_itself_behind_unless_nearly_all_of_it_doe
     front, nothing = np.zeros((rows, columns), np.float32), np.zeros((HEIGHT, WIDTH), np.float32)
     still, plate = (between(np.dstack([colours, nothing])) for _ in range(2))
     shown, _, guessed, beyond, _, under, _ = in_motion(
-        still, plate, nothing + 1, nothing, front > 1, front > 1, displacement, front
+        Scene(still, plate, nothing + 1, nothing, *[front > 1] * 2), front > 1, displacement, front
     )
     begins = WIDTH - 2 * taken
     hole = (slice(None), slice(begins + 4, begins + 10))
@@ -177,8 +180,8 @@ def test_where_something_is_seen_no_hole_beside_it_changes_its_motion(seed, shif
     displacement = np.where(goes[:, None], np.float32([shift, rise]), np.float32([0, 0]))
     nowhere, things = np.zeros((HEIGHT, WIDTH), np.float32), goes.reshape(size)
     picture = between(np.zeros((HEIGHT, WIDTH, 4), np.float32))
-    parts = (picture, picture, nowhere, nowhere, things & False, things)
-    *_, flow, _, sure = in_motion(*parts, displacement, np.float32(things))
+    scene = Scene(picture, picture, nowhere, nowhere, *[things & False] * 2)
+    *_, flow, _, sure = in_motion(scene, things, displacement, np.float32(things))
     at = flow[:, sure >= 0.5].T
     off = [np.linalg.norm(at - wanted, axis=1) for wanted in ([0, 0], [-shift, -rise])]
     assert np.minimum(*off).max() <= PARTS + 1e-3
@@ -289,7 +292,8 @@ def panned(shift: float, front: np.ndarray | None = None) -> tuple[np.ndarray, .
     picture = between(np.dstack([np.tile(STRIPES, (HEIGHT, 1, 3)), np.zeros((HEIGHT, WIDTH), np.float32)]))
     displacement = np.tile(np.float32([shift, 0]), (front.size, 1))
     nowhere = np.zeros((HEIGHT, WIDTH), np.float32)
-    return in_motion(picture, np.zeros_like(picture), nowhere, nowhere, *[front > 1] * 2, displacement, front)
+    scene = Scene(picture, np.zeros_like(picture), nowhere, nowhere, *[front > 1] * 2)
+    return in_motion(scene, front > 1, displacement, front)
 
 
 @pytest.mark.parametrize("shift", [5, 20, 50])
@@ -320,13 +324,47 @@ def test_a_thing_that_the_edge_cuts_off_is_not_mirrored_below_itself_unless_it_i
     plate = between(np.dstack([np.full_like(shade, -1)] * 3 + [np.ones_like(shade)]))
     displacement = np.where(thing.ravel()[:, None], np.float32([0, -12]), np.float32(0))
     front, nowhere = thing.astype(np.float32), np.zeros_like(shade)
-    parts = (picture, plate, nowhere, nowhere, thing & across, thing)
-    shown, _, guessed, beyond, *_ = in_motion(*parts, displacement, front)
+    scene = Scene(picture, plate, nowhere, nowhere, thing & across, thing & False)
+    shown, _, guessed, beyond, *_ = in_motion(scene, thing, displacement, front)
     below = np.s_[-8:, 27:37]
     if across:
         assert beyond[below].all() and not guessed[below].any() and shown[0][below].min() > 0.9
     else:
         assert not beyond[below].any() and guessed[below].min() > 0.9 and shown[0][below].max() < -0.9
+
+
+@pytest.mark.parametrize("aside", [-12, 0, 12])
+def test_a_thing_that_the_edge_cuts_through_goes_on_as_it_is_near_the_edge(aside):
+    """It is drawn up from the lower edge, and aside; it is bright for only as far as folds reach, and goes on so."""
+    size = HEIGHT // CELL, WIDTH // CELL
+    thing = np.zeros(size, bool)
+    thing[10:, 10:22] = True
+    shade = cv2.resize(np.where(thing, np.float32(0), np.float32(-1)), (WIDTH, HEIGHT), interpolation=cv2.INTER_NEAREST)
+    shade[-round(FOLDS * HEIGHT) - 1 :][shade[-1:].repeat(round(FOLDS * HEIGHT) + 1, 0) == 0] = 1
+    picture = between(np.dstack([shade] * 3 + [(shade >= 0).astype(np.float32)]))
+    plate = between(np.dstack([np.full_like(shade, -1)] * 3 + [np.ones_like(shade)]))
+    displacement = np.where(thing.ravel()[:, None], np.float32([aside, -16]), np.float32(0))
+    scene = Scene(picture, plate, *[np.zeros_like(shade)] * 2, thing & False, cut_through(thing.astype(np.float32)))
+    shown, confidence, guessed, beyond, *_ = in_motion(scene, thing, displacement, thing.astype(np.float32))
+    below, beside = np.s_[-14:, 24 + aside : 40 + aside], np.s_[-14:, [*range(10 + aside), *range(54 + aside, WIDTH)]]
+    assert beyond[below].all() and not guessed[below].any() and not confidence[below].any()
+    assert shown[0][below].min() > 0.9
+    assert not beyond[beside].any() and shown[0][beside].mean() < -0.95
+
+
+@given(st.floats(-70, 70), st.floats(-70, 70), st.floats(0.5, 1.5))
+def test_motion_is_folded_at_edges_only_and_without_a_tear(x, y, size):
+    height, width = 20, 30
+    grid = np.stack(np.meshgrid(np.arange(width), np.arange(height)))
+    flow = (np.float32([x, y])[:, None, None] + (size - 1) * CELL * grid).astype(np.float32)
+    found, beyond = folded(flow)
+    before, after = (grid + motion / CELL for motion in (flow, found))
+    sides = np.array([width, height])[:, None, None]
+    was_out = (before < -0.5) | (before > sides - 0.5)
+    assert np.array_equal(was_out.any(0), beyond) and np.array_equal(found[~was_out], flow[~was_out])
+    near = np.minimum(after + 0.5, sides - 0.5 - after)
+    assert near.min() >= -1e-4 and (not was_out.any() or near[was_out].max() <= FOLDS * height + 1e-4)
+    assert max(np.abs(np.diff(after[0], axis=1)).max(), np.abs(np.diff(after[1], axis=0)).max()) <= size + 1e-3
 
 
 def test_cells_are_laid_finer_only_where_they_are_stretched():
@@ -377,9 +415,8 @@ def test_beyond_the_edge_of_a_picture_one_sees_what_is_behind_things_and_not_the
     picture, plate = between(np.dstack([shown, here])), between(np.dstack([filled, here]))
     displacement = np.float32([-24, 0]) + np.zeros((thing.size, 2), np.float32)  # its mirror image lands right of it
     around = cv2.dilate(here, np.ones((7, 7)))
-    image, _, guessed, beyond, *_ = in_motion(
-        picture, plate, 1 - around, alone * around, *[thing & False] * 2, displacement, thing.astype(np.float32)
-    )
+    scene = Scene(picture, plate, 1 - around, alone * around, *[thing & False] * 2)
+    image, _, guessed, beyond, *_ = in_motion(scene, thing & False, displacement, thing.astype(np.float32))
     again = np.s_[16:32, WIDTH - 16 + 2 : WIDTH - 8 - 2]  # eight pixels beyond the edge, which is at 40
     assert image[0][16:32, 26:30].max() < -0.8 and (image[0][again].min() > 0.4) == alone
     assert (image[0][again].max() < -0.8) == (not alone)
@@ -393,8 +430,8 @@ def test_beyond_a_picture_that_shrinks_its_mirror_image_goes_on(left):
     displacement = ((centres - (WIDTH / 2, HEIGHT / 2)) * (left - 1)).astype(np.float32)
     front, nowhere = np.zeros((HEIGHT // 2, WIDTH // 2), np.float32), np.zeros((HEIGHT, WIDTH), np.float32)
     picture = between(np.dstack([np.tile(STRIPES, (HEIGHT, 1, 3)), nowhere]))
-    parts = (picture, np.zeros_like(picture), nowhere, nowhere, front > 1, front > 1)
-    *_, flow, under, _ = in_motion(*parts, displacement, front)
+    scene = Scene(picture, np.zeros_like(picture), nowhere, nowhere, *[front > 1] * 2)
+    *_, flow, under, _ = in_motion(scene, front > 1, displacement, front)
     wanted = ((centres - (WIDTH / 2, HEIGHT / 2)) * (1 / left - 1)).T.reshape(flow.shape)
     off = np.abs(flow - wanted) / np.abs(wanted).max()  # the smaller, the fewer cells tell
     assert off.max() < (0.12 if left == 0.6 else 0.25)

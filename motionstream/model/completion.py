@@ -22,6 +22,8 @@ LEAVES = 2.0  # pixels that a part of a thing has moved when one sees behind it
 WHOLE = 0.8  # how much of a thing has left when all of it has
 OPEN = 0.5  # how much of a part's outline is not of the thing: what leaves from inside a thing leaves a dent in that
 ACROSS = 0.6  # of an edge of the picture: what takes up more of it goes on beyond it
+CUT = 0.5  # of how wide a thing is that an edge of the picture cuts through
+SURE = 0.85  # how far in front it must lie there, or it may only be near the edge
 FEW = 12  # cells that are no thing yet
 RIM = 3  # cells around a thing that may show it still: its soft edge, its thin parts
 THIN = 5  # cells: parts that stay and are less wide count for nothing
@@ -232,14 +234,30 @@ def cut_off(thing: np.ndarray) -> bool:
     return bool(thing.sum() > thing[RIM:-RIM, RIM:-RIM].sum())
 
 
+def lies_across(thing: np.ndarray) -> bool:
+    """Whether a thing, bool [h, w], takes up most of an edge of the picture."""
+    return max(edge.mean() for edge in (thing[0], thing[-1], thing[:, 0], thing[:, -1])) > ACROSS
+
+
 def lying_across(front: np.ndarray) -> np.ndarray:
     """What is of things that take up most of an edge of the picture, bool [h, w]: as the ground, they go on beyond it;
     front: as in `things_in_front`."""
-    across = np.zeros(front.shape, bool)
+    things = [thing for thing in things_in_front(front, IN_FRONT) if lies_across(thing)]
+    return np.any([np.zeros(front.shape, bool), *things], axis=0)
+
+
+def cut_through(front: np.ndarray) -> np.ndarray:
+    """Which cells of the picture's edges, bool [h, w], are of things that these cut through, as one does a bust: such a
+    thing touches the edge with most of its width, reaches as far into the picture, and does not lie across an edge.
+    front: as in `things_in_front`."""
+    edges = np.zeros(front.shape, bool)
     for thing in things_in_front(front, IN_FRONT):
-        if max(edge.mean() for edge in (thing[0], thing[-1], thing[:, 0], thing[:, -1])) > ACROSS:
-            across |= thing
-    return across
+        surely = thing & (front > SURE) & (not lies_across(thing))
+        for part, sure, lines in ((thing, surely, edges), (thing.T, surely.T, edges.T)):
+            for end in (0, -1):
+                if CUT * part.any(0).sum() < sure[end].sum() <= part.any(1).sum():
+                    lines[end] |= part[end]
+    return edges
 
 
 def seen_mirrored(moved: np.ndarray) -> np.ndarray:

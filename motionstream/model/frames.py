@@ -1,5 +1,7 @@
 """One frame of the first frame in motion, where its cells have gone: what is seen, how surely, and what is guessed."""
 
+from typing import NamedTuple
+
 import cv2
 import numpy as np
 
@@ -30,26 +32,30 @@ from motionstream.model.warping import (
 MOST, FADES = 0.8, 0.2  # of the cells: if fewer have moved, the ground stays; from how many fewer on all of it
 KNOWN = 0.5  # confidence from which on a cell has a motion of its own
 LEAST = 0.01  # of a frame that shows the picture, from which on it tells how the picture moves as a whole
+FOLDS = 1 / 16  # of the frame's shorter side, of which is made what goes on beyond an edge that cuts through a thing
+
+
+class Scene(NamedTuple):
+    """What frames are made of: see `PriorState`."""
+
+    picture: np.ndarray
+    plate: np.ndarray
+    ground: np.ndarray
+    alone: np.ndarray
+    across: np.ndarray
+    cut: np.ndarray
 
 
 def in_motion(
-    picture: np.ndarray,
-    plate: np.ndarray,
-    ground: np.ndarray,
-    alone: np.ndarray,
-    across: np.ndarray,
-    things: np.ndarray,
-    displacement: np.ndarray,
-    front: np.ndarray,
+    scene: Scene, things: np.ndarray, displacement: np.ndarray, front: np.ndarray
 ) -> tuple[np.ndarray, ...]:
     """One frame of the first frame in motion: picture, confidence, guessed, beyond, backward, under, sure of `Moved`.
 
-    picture, plate, ground, alone, across: see `PriorState`; things [h, w]: of `Moved`; displacement [P, 2] pixels and
-    front [h, w] of its cells in this frame.
+    things [h, w]: of `Moved`; displacement [P, 2] pixels and front [h, w] of the scene's cells in this frame.
 
-    Mirrored beyond the picture's edges one sees what is behind things, not them once more. Where nothing is known to
-    lie behind, ground goes on; where much of the picture stays, so does the ground: what goes along of it leaves itself
-    behind.
+    Mirrored beyond the picture's edges one sees what is behind things, not them once more; but things that an edge cuts
+    through go on. Where nothing is known to lie behind, ground goes on; where much of the picture stays, so does the
+    ground: what goes along of it leaves itself behind.
     """
     height, width = (CELL * side for side in front.shape)
     backward, sure = close_gaps(*splat(displacement, front.ravel(), height, width))
@@ -63,24 +69,28 @@ def in_motion(
     if not sure.any():  # all of it has left: one sees its mirror image
         flow -= displacement.mean(0)[:, None, None]
     places = in_the_first_frame(enlarged_motion(flow, sure))
-    outside = in_cells(mirrored(*places)) & (sure < 1)
-    if outside.any() and (apart := sure * ~showing(things & ~across, flow)).any():
-        # Beside a thing that was cut off by the frame's edge is not its mirror image, unless that is the ground.
-        flow = np.where(outside, continued(apart), flow)
-        places = in_the_first_frame(enlarged_motion(flow, sure))
-    seen = planes(seen_through(picture, *places)).clip(-1, 1)
+    outside, on = in_cells(mirrored(*places)) & (sure < 1), np.zeros(sure.shape, bool)
+    if outside.any():
+        along, on = going_on(scene.cut, flow, backward, sure)
+        if (apart := sure * ~showing(things & ~scene.across, flow)).any():
+            # Beside a thing that was cut off by the frame's edge is not its mirror image, unless that is the ground.
+            flow = np.where(outside, continued(apart), flow)
+        flow = np.where(on, along, flow)
+        places = in_the_first_frame(enlarged_motion(flow, np.maximum(sure, on)))
+    seen = planes(seen_through(scene.picture, *places)).clip(-1, 1)
     warped, near = seen[:3], np.maximum(seen[3], 0)
-    beyond = mirrored(*places)
-    confidence = cv2.resize(sure, (width, height)) * (1 - beyond)
+    goes_on = cv2.resize(on.view(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST)
+    beyond = np.maximum(mirrored(*places), goes_on)
+    confidence = cv2.resize(np.maximum(sure, on), (width, height)) * (1 - beyond)
     confidence = without_seams(confidence, beyond, near)
-    beyond *= 1 - cv2.remap(alone, *places, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+    beyond *= 1 - cv2.remap(scene.alone, *places, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
     known = np.maximum(confidence, beyond)
     tells = behind(near, known)
     shown, guessed = fill_holes(warped, known, tells), np.zeros_like(known)
     tells = surely(cv2.resize(tells, sure.shape[::-1], interpolation=cv2.INTER_AREA))
     tells *= sure  # where nothing landed, a mirror image is seen, of which no motion is known
     if tells.any():
-        flow = continued(tells)  # what was hidden moves as what is seen beside it, not as the thing
+        flow = np.where(on, flow, continued(tells))  # what was hidden moves as what is seen beside it, not as the thing
     under = beneath(flow, tells, things)
     holes = in_cells(known < 1)
     if holes.any():
@@ -88,8 +98,38 @@ def in_motion(
         stays = np.float32(np.clip((MOST - goes.mean()) / FADES, 0, 1))
         if stays:
             under = np.where(holes, under + stays * (beneath(flow, tells, things | goes) - under), under)
-        guessed = show_behind(shown, warped, known, plate, ground, under, around(holes))
-    return shown, confidence, guessed, beyond, flow, under, sure
+        guessed = show_behind(shown, warped, known, scene.plate, scene.ground, under, around(holes))
+    return shown, confidence, guessed, beyond, flow, under, np.maximum(sure, on)
+
+
+def going_on(
+    cut: np.ndarray, flow: np.ndarray, backward: np.ndarray, sure: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """What goes on beyond an edge of the first frame that cuts through it: its backward motion [2, h, w], folded, and
+    the cells of this frame, bool [h, w], where it does.
+
+    cut: see `cut_through`; flow: as `showing` takes it; backward, sure: the same of cells that are known, and how well.
+    """
+    edge = sure * showing(cut, flow)
+    if not edge.any():
+        return flow, edge > 0
+    along = fill_holes(backward, edge)
+    motion, beyond = folded(along)
+    return motion, beyond & showing(cut, along)
+
+
+def folded(flow: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Backward motion [2, h, w] of cells that leads back into the first frame where it led beyond an edge, to and fro
+    near that; and where it did, bool [h, w]."""
+    sides, beyond, found = flow.shape[:0:-1], np.zeros(flow.shape[1:], bool), []
+    reach = FOLDS * min(sides)
+    for at, side, part in zip(in_the_first_frame(flow / CELL), sides, flow, strict=True):
+        far = np.maximum(at - (side - 0.5), -0.5 - at)  # from the edge, outwards
+        inwards = reach - np.abs(far % (2 * reach) - reach)
+        within = np.where(at < 0, inwards - 0.5, side - 0.5 - inwards)
+        found.append(np.where(far > 0, part + CELL * (within - at), part).astype(np.float32))
+        beyond |= far > 0
+    return np.stack(found), beyond
 
 
 def show_behind(

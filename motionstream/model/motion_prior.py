@@ -34,9 +34,9 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from motionstream.model.completion import Completion, Plate, cut_off, ground, lying_across, things_in_front
+from motionstream.model.completion import Completion, Plate, cut_off, cut_through, ground, lying_across, things_in_front
 from motionstream.model.elastic import pulled
-from motionstream.model.frames import in_motion
+from motionstream.model.frames import Scene, in_motion
 from motionstream.model.grids import idling, straddling
 from motionstream.model.least_squares import decided_motion
 from motionstream.model.limbs import borne, limbs, with_rims
@@ -262,7 +262,7 @@ class MotionPrior(ModelMixin, ConfigMixin):
         if state.picture is None:
             shown = np.dstack([state.image.movedim(0, -1).numpy(), cv2.resize(front, (width, height))])
             state.picture = between(shown)
-        lies = state.picture, state.plate, state.ground, state.alone, state.across
+        scene = Scene(state.picture, state.plate, state.ground, state.alone, state.across, state.cut)
         placed = [n for n, track in enumerate(tracks.ids.tolist()) if track in state.anchors]
         anchors = np.array([state.anchors[i].numpy() for i in tracks.ids[placed].tolist()]).reshape(-1, 2)
 
@@ -272,7 +272,7 @@ class MotionPrior(ModelMixin, ConfigMixin):
             hides = ~moving & has_moved(moved, front.shape) & (not state.dense)
             now = np.where(hides, np.maximum(front, np.float32(IN_FRONT)), front)
             now, taken = now + SEEN * moving * shown.reshape(front.shape), with_hem(things, moved)
-            return *in_motion(*lies, taken, moved, now), taken
+            return *in_motion(scene, taken, moved, now), taken
 
         frames = on_all_cores(frame, displacement.numpy(), tracks.points[:, placed], tracks.visible[:, placed])
         *shown, backward, under, sure, taken = (np.stack(part) for part in zip(*frames, strict=True))
@@ -487,7 +487,7 @@ class MotionPrior(ModelMixin, ConfigMixin):
         front = (seen[0] - BEHIND * state.outlines[1]).clamp_min(0)
         state.picture, state.front = None, front.flatten()
         things = things_in_front(front.numpy())
-        state.across = lying_across(front.numpy())
+        state.across, state.cut = lying_across(front.numpy()), cut_through(front.numpy())
         bare, others = (ground(those, front.shape) for those in (things, [one for one in things if cut_off(one)]))
         state.ground, state.alone = (
             cv2.resize(cells.astype(np.float32), state.size[::-1]) for cells in (bare, others & ~bare)

@@ -81,6 +81,7 @@ class PriorState:
     ground: np.ndarray | None = None  # float32 [H, W] in [0, 1]: where nothing lies in front
     alone: np.ndarray | None = None  # the same: where things do, with rims, that no edge cuts off
     across: np.ndarray | None = None  # bool [h, w]: see `lying_across`
+    cut: np.ndarray | None = None  # bool [h, w]: see `cut_through`
 
     @property
     def size(self) -> tuple[int, int]:

@@ -46,9 +46,7 @@ class Scene(NamedTuple):
     cut: np.ndarray
 
 
-def in_motion(
-    scene: Scene, things: np.ndarray, displacement: np.ndarray, front: np.ndarray
-) -> tuple[np.ndarray, ...]:
+def in_motion(scene: Scene, things: np.ndarray, displacement: np.ndarray, front: np.ndarray) -> tuple[np.ndarray, ...]:
     """One frame of the first frame in motion: picture, confidence, guessed, beyond, backward, under, sure of `Moved`.
 
     things [h, w]: of `Moved`; displacement [P, 2] pixels and front [h, w] of the scene's cells in this frame.

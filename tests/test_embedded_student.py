@@ -161,6 +161,23 @@ def test_a_balloon_that_is_grabbed_after_its_own_paths_is_not_held_by_its_basket
     assert gone[1] < 0.05 * gone[0]  # it is back where it was
 
 
+@pytest.mark.parametrize("budget", [100, 190, 240])
+def test_what_is_dragged_lies_in_front_of_what_a_pin_holds(student, budget):
+    """The large balloon is dragged over the small one, of which nothing is seen then."""
+    image, sharp = fit_pictures(student.preset, Choice(budget), read_image(EXAMPLES / "balloon.jpg"))
+    (height, width), prior, source = image.shape[:2], student.motion_prior, DragSource()
+    source.apply({"kind": "grid", "spacing": 14 * width / 800, "size": 2})
+    small = 0.7 * width, 0.43 * height
+    source.apply({"kind": "pin", "id": 0, "x": small[0], "y": small[1], "frame": 0})
+    points = [[0.375 * width, 0.4 * height], [0.66 * width, 0.42 * height]]
+    source.apply({"kind": "path", "id": 1, "points": points, "frame": 0, "seconds": 0.5})
+    state = prior.start(*(torch.tensor(picture).permute(2, 0, 1) / 127.5 - 1 for picture in (image, sharp)))
+    moved = prior.step(state, source.tracks_for(ChunkRequest(0, 0, 9, width, height, 16.0, {0: image})))
+    column, row = (int(at / CELL) for at in small)
+    here = moved.backward[-1][:, row - 5 : row + 6, column - 3 : column + 4].reshape(2, -1).T
+    np.testing.assert_allclose(here, np.tile(np.subtract(*points), (len(here), 1)), atol=3)
+
+
 def under_paths(student, name, budget, paths):
     """Displacement of cells, [h, w, 2], when all `paths` are over; both in shares of the picture's width and height."""
     image, sharp = fit_pictures(student.preset, Choice(budget), read_image(EXAMPLES / f"{name}.jpg"))

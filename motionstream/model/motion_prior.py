@@ -266,8 +266,15 @@ class MotionPrior(ModelMixin, ConfigMixin):
         placed = [n for n, track in enumerate(tracks.ids.tolist()) if track in state.anchors]
         anchors = np.array([state.anchors[i].numpy() for i in tracks.ids[placed].tolist()]).reshape(-1, 2)
 
+        held = state.number.ravel()[cells_of(torch.from_numpy(anchors), *front.shape)]
+
         def frame(moved: np.ndarray, points: np.ndarray, visible: np.ndarray) -> tuple[np.ndarray, ...]:
-            shown = on_top(moved, points, points - anchors, visible, height, width)
+            gone = points - anchors
+            told = visible if state.dense or state.tracked else visible & (np.hypot(*gone.T) > PARTS)  # not by a pin
+            shown = on_top(moved, points, gone, told, height, width)
+            if not (state.dense or state.tracked):  # what is dragged lies in front of all that it passes
+                led = np.isin(state.parts, held[told & (held > 0)]) & has_moved(moved, front.shape)
+                shown = np.maximum(shown, led.ravel())
             # The rim that a thing takes along hides what stays: where the thing ends in it is for the matte to say.
             hides = ~moving & has_moved(moved, front.shape) & (not state.dense)
             now = np.where(hides, np.maximum(front, np.float32(IN_FRONT)), front)

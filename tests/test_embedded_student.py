@@ -161,6 +161,27 @@ def test_a_balloon_that_is_grabbed_after_its_own_paths_is_not_held_by_its_basket
     assert gone[1] < 0.05 * gone[0]  # it is back where it was
 
 
+def test_a_thing_that_is_grabbed_again_does_not_send_what_it_left_behind_flying(student):
+    image, sharp = fit_pictures(student.preset, Choice(190), read_image(EXAMPLES / "balloon.jpg"))
+    (height, width), prior, source = image.shape[:2], student.motion_prior, DragSource()
+    source.apply({"kind": "grid", "spacing": 14 * width / 800, "size": 2})
+    state = prior.start(*(torch.tensor(picture).permute(2, 0, 1) / 127.5 - 1 for picture in (image, sharp)))
+    (left, right), (top, below) = (np.array(shares) * side // CELL for shares, side in (
+        ((0.36, 0.39), width), ((0.12, 0.16), height)
+    ))
+    crumb = np.s_[int(top) : int(below), int(left) : int(right)]
+    for number, points in enumerate((((0.375, 0.4), (0.5, 0.4)), ((0.5, 0.4), (0.6, 0.4)))):
+        path = [[x * width, y * height] for x, y in points]
+        source.apply({"kind": "path", "id": number, "points": path, "frame": 0, "seconds": 0.5})
+        request = ChunkRequest(number, 9 * number, 9, width, height, 16.0, {9 * number: image})
+        tracks = source.tracks_for(replace(request, things=partial(prior.things_at, state)))
+        moved = prior.motion(state, tracks)[-1].view(height // CELL, width // CELL, 2)
+        assert number or moved[crumb].norm(dim=-1).min() > 0.1 * width
+        state.latest.view_as(moved)[crumb] = 0
+    assert (moved[crumb].norm(dim=-1) < 2).float().mean() > 0.6  # but for what is next to the thing
+    assert moved[int(0.4 * height / CELL), int(0.375 * width / CELL), 0] > 0.2 * width
+
+
 @pytest.mark.parametrize("budget", [100, 190, 240])
 def test_what_is_dragged_lies_in_front_of_what_a_pin_holds(student, budget):
     """The large balloon is dragged over the small one, of which nothing is seen then."""

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from motionstream.model.elastic import pulled
 from motionstream.model.limbs import borne, limbs, with_rims
 from motionstream.model.motion_prior import as_seen
-from motionstream.model.pieces import attached, connect, numbered, pieces, together, undivided
+from motionstream.model.pieces import attached, connect, left_behind, numbered, pieces, together, undivided
 from motionstream.model.warping import (
     CELL,
     outlines,
@@ -227,6 +227,25 @@ def test_what_is_of_a_thing_goes_with_it_if_it_is_not_sure_to_stay_or_to_go_with
     assert (found[left, 1] > 0.5).all() and not found[4:6, 4:16, 2].any()
     assert found.sum(2) == pytest.approx(1, abs=1e-6)
     assert np.array_equal(found[~left], connected.view(*size, 3).numpy()[~left])
+
+
+@pytest.mark.parametrize("turned, grown", [(0, 1), (30, 1), (0, 1.5)])
+@pytest.mark.parametrize("crumb", [0.0, 60.0])
+def test_crumbs_of_a_thing_that_has_come_stay_where_they_are(turned, grown, crumb):
+    number, angle = np.zeros((40, 60), int), np.radians(turned)
+    number[10:30, 10:30], number[10:20, 40:50] = 1, 2  # the second has stayed
+    rows, columns = np.indices(number.shape)
+    away = 2 * np.stack([columns - 20, rows - 20]).astype(np.float32)
+    turn = grown * np.float32([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    base = (np.einsum("ij,jhw->ihw", turn, away) - away + np.float32([30, 0])[:, None, None]) * (number == 1)
+    cells = np.array([60 * 25 + 15])
+    assert not left_behind(base, number, cells).any() and not left_behind(0 * base, number, cells).any()
+    base[:, 10:13, 17:21], base[:, 20:22, 28:30] = crumb, crumb
+    crumbs = np.zeros(number.shape, bool)
+    crumbs[10:13, 17:21] = crumbs[20:22, 28:30] = True
+    assert np.array_equal(left_behind(base, number, cells), crumbs)
+    crumbs[10:13, 17:21] = False
+    assert np.array_equal(left_behind(base, number, np.array([60 * 10 + 18])), crumbs)  # a track is on it
 
 
 def test_crumbs_that_no_track_is_attached_to_stay():

@@ -40,7 +40,7 @@ from motionstream.model.frames import Scene, in_motion
 from motionstream.model.grids import idling, straddling
 from motionstream.model.least_squares import decided_motion
 from motionstream.model.limbs import borne, limbs, with_rims
-from motionstream.model.pieces import attached, connect, numbered, together, undivided
+from motionstream.model.pieces import FOLLOWS, attached, connect, left_behind, numbered, together, undivided
 from motionstream.model.prior_state import Moved, PriorState
 from motionstream.model.tracked import each_by_itself, in_one_piece, of_the_background, own_tracks
 from motionstream.model.unet import UNet
@@ -265,16 +265,15 @@ class MotionPrior(ModelMixin, ConfigMixin):
         scene = Scene(state.picture, state.plate, state.ground, state.alone, state.across, state.cut)
         placed = [n for n, track in enumerate(tracks.ids.tolist()) if track in state.anchors]
         anchors = np.array([state.anchors[i].numpy() for i in tracks.ids[placed].tolist()]).reshape(-1, 2)
-
-        held = state.number.ravel()[cells_of(torch.from_numpy(anchors), *front.shape)]
+        follows = state.weights[:, 1:].numpy()
 
         def frame(moved: np.ndarray, points: np.ndarray, visible: np.ndarray) -> tuple[np.ndarray, ...]:
             gone = points - anchors
             told = visible if state.dense or state.tracked else visible & (np.hypot(*gone.T) > PARTS)  # not by a pin
             shown = on_top(moved, points, gone, told, height, width)
             if not (state.dense or state.tracked):  # what is dragged lies in front of all that it passes
-                led = np.isin(state.parts, held[told & (held > 0)]) & has_moved(moved, front.shape)
-                shown = np.maximum(shown, led.ravel())
+                led = follows[:, told].sum(1) > FOLLOWS
+                shown = np.maximum(shown, led & has_moved(moved, front.shape).ravel() & (state.parts.ravel() > 0))
             # The rim that a thing takes along hides what stays: where the thing ends in it is for the matte to say.
             hides = ~moving & has_moved(moved, front.shape) & (not state.dense)
             now = np.where(hides, np.maximum(front, np.float32(IN_FRONT)), front)
@@ -477,6 +476,10 @@ class MotionPrior(ModelMixin, ConfigMixin):
         state.weights = connect(weights, seen[0], anchors, state.thin)
         if not state.dense:
             state.weights = together(state.weights, weights, number, held)
+        if not (state.dense or state.tracked):
+            came = state.base.T.numpy().reshape(2, rows, columns)
+            left = torch.from_numpy(left_behind(came, number, cells_of(anchors, rows, columns))).flatten()
+            state.weights[left] = F.one_hot(torch.tensor(0), state.weights.shape[1]).to(state.weights)
         state.solid = (seen[0] if state.thin is None else torch.maximum(seen[0], state.thin)).flatten() > IN_FRONT
         outline, rim, foremost = outlines(seen[0])
         # What a thing has left behind is no rim of it any more, but under a tracker's tracks, which miss some of its

@@ -6,13 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from motionstream.model.warping import IN_FRONT, cells_of, nearest_cells, on_all_cores, parting
+from motionstream.model.warping import IN_FRONT, cells_of, nearest_cells, on_all_cores, parting, steps
 
 FOLLOWS = 0.5  # share of a cell's motion that must come from tracks for the cell to be of a piece
 NECK = 2  # cells: what is no wider than twice these does not join a patch of background to a thing
 SURE = 0.8  # how far in front, in [0, 1], cells lie that are surely of one thing with those beside them
 CLOSER = 0.1  # by how much, at the most, a closer look makes surer of that, as of dark hair before what is dark
 EDGE = 3  # cells around these that are of the thing, too, if they lie in front
+CRUMB = 0.2  # of a thing: what is less of it, and has come less far or farther, is no part of it
+LEFT = 8.0  # pixels by which a cell of a thing has come less far, or farther, than what it hangs on
 WITH = 2.5  # log-odds by which a cell goes rather than stays where most of its thing goes
 SPECK = 6  # cells, fewer of which are no piece of anything
 GAP = 2  # cells: what lies in front is of one piece across gaps of up to twice these, as a basket that hangs on ropes
@@ -84,6 +86,26 @@ def together(connected: Tensor, weights: Tensor, number: np.ndarray, held: np.nd
     left = (of > 0) & most[of] & (kept < FOLLOWS) & (goes > FOLLOWS)
     found = goes[:, None] * F.normalize(follow, 1, 1) + (1 - goes[:, None]) * F.normalize(others, 1, 1)
     return torch.where(left[:, None], found, connected)
+
+
+def left_behind(base: np.ndarray, number: np.ndarray, cells: np.ndarray) -> np.ndarray:
+    """Which cells of things have not come as far as these have, bool [h, w]: crumbs, which would fly ahead of them.
+
+    base [2, h, w]: how far cells have come, pixels; number: see `numbered`; cells [N]: of tracks: what these are on is
+    no crumb. Of a thing that is turned or grows all has come along.
+    """
+    def of_nearest(known: np.ndarray) -> np.ndarray:
+        return base.reshape(2, -1)[:, nearest_cells(known)[1]].reshape(base.shape)
+
+    of = number > 0
+    if not (of.any() and base.any()):
+        return of & False
+    parts = np.pad(steps(of_nearest(of))[1].view(np.uint8), ((0, 1), (0, 1)))
+    whole = of & (cv2.dilate(parts, np.ones((2, 2), np.uint8)) == 0)
+    _, piece, boxes, _ = cv2.connectedComponentsWithStats(whole.view(np.uint8))
+    crumb = boxes[piece, cv2.CC_STAT_AREA] < CRUMB * np.bincount(number.ravel())[number]
+    whole &= ~crumb | np.isin(piece, piece.ravel()[cells])
+    return of & (np.hypot(*(base - of_nearest(whole))) > LEFT) if whole.any() else of & False
 
 
 def across_gaps(cells: np.ndarray) -> np.ndarray:

@@ -355,7 +355,7 @@ def test_a_thing_that_the_edge_cuts_through_goes_on_as_it_is_near_the_edge(aside
 @given(st.floats(-70, 70), st.floats(-70, 70), st.floats(0.5, 1.5))
 def test_motion_is_folded_at_edges_only_and_without_a_tear(x, y, size):
     height, width = 20, 30
-    grid = np.stack(np.meshgrid(np.arange(width), np.arange(height)))
+    grid = np.stack(np.meshgrid(np.arange(width), np.arange(height))).astype(np.float32)
     flow = (np.float32([x, y])[:, None, None] + (size - 1) * CELL * grid).astype(np.float32)
     found, beyond = folded(flow)
     before, after = (grid + motion / CELL for motion in (flow, found))

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from motionstream.model.completion import cut_through
 from motionstream.model.frames import FOLDS, Scene, folded, in_motion, trend_of
 from motionstream.model.least_squares import most_go
+from motionstream.model.silhouettes import cut_through
 from motionstream.model.splatting import close_gaps, laid_out, splat
 from motionstream.model.warping import (
     BESIDE,
@@ -344,7 +344,7 @@ def test_a_thing_that_the_edge_cuts_through_goes_on_as_it_is_near_the_edge(aside
     picture = between(np.dstack([shade] * 3 + [(shade >= 0).astype(np.float32)]))
     plate = between(np.dstack([np.full_like(shade, -1)] * 3 + [np.ones_like(shade)]))
     displacement = np.where(thing.ravel()[:, None], np.float32([aside, -16]), np.float32(0))
-    scene = Scene(picture, plate, *[np.zeros_like(shade)] * 2, thing & False, cut_through(thing.astype(np.float32)))
+    scene = Scene(picture, plate, *[np.zeros_like(shade)] * 2, thing & False, cut_through([thing], np.float32(thing)))
     shown, confidence, guessed, beyond, *_ = in_motion(scene, thing, displacement, thing.astype(np.float32))
     below, beside = np.s_[-14:, 24 + aside : 40 + aside], np.s_[-14:, [*range(10 + aside), *range(54 + aside, WIDTH)]]
     assert beyond[below].all() and not guessed[below].any() and not confidence[below].any()

@@ -15,17 +15,12 @@ import cv2
 import numpy as np
 import torch
 
-from motionstream.model.warping import CELL, IN_FRONT, in_pixels
+from motionstream.model.silhouettes import FEW, RIM, SOLID, cut_off, ground, things_in_front, with_rim
+from motionstream.model.warping import CELL, in_pixels
 
-SOLID = 0.6  # how far in front, in [0, 1], a thing lies that leaves a hole
 LEAVES = 2.0  # pixels that a part of a thing has moved when one sees behind it
 WHOLE = 0.8  # how much of a thing has left when all of it has
 OPEN = 0.5  # how much of a part's outline is not of the thing: what leaves from inside a thing leaves a dent in that
-ACROSS = 0.6  # of an edge of the picture: what takes up more of it goes on beyond it
-CUT = 0.5  # of how wide a thing is that an edge of the picture cuts through
-SURE = 0.85  # how far in front it must lie there, or it may only be near the edge
-FEW = 12  # cells that are no thing yet
-RIM = 3  # cells around a thing that may show it still: its soft edge, its thin parts
 THIN = 5  # cells: parts that stay and are less wide count for nothing
 SQUARE = 3  # cells that are filled at once, from the middle one to each side
 RING = 2  # cells around them that must be alike
@@ -65,13 +60,19 @@ class Completion:
         return cls(seen > 0, zeros[..., :2].astype(int), zeros, seen, seen > 0, seen > 0, [])
 
     def uncover(
-        self, picture: np.ndarray, front: np.ndarray, number: np.ndarray, moved: np.ndarray, dense: bool = False
+        self,
+        picture: np.ndarray,
+        front: np.ndarray,
+        number: np.ndarray,
+        across: np.ndarray,
+        moved: np.ndarray,
+        dense: bool = False,
     ) -> bool:
         """Fills what one sees behind things that have left, each cell once; whether there was anything to fill.
 
         picture: uint8 [H, W, 3]; front: how far in front cells lie, [h, w] in [0, 1]; number: of the thing that each is
-        surely of, int [h, w], see `numbered`; moved: how far they have, in each frame of a chunk, pixels [T, h, w, 2];
-        dense: whether tracks are all over the picture.
+        surely of, int [h, w], see `numbered`; across: bool [h, w], see `PriorState`; moved: how far they have moved, in
+        each frame of a chunk, pixels [T, h, w, 2]; dense: whether tracks are all over the picture.
 
         Other things that stay may be copied, and ground that lies across an edge, however far in front. A thing has
         also left where what lies behind goes past it; but where tracks are dense, that may be a part of it, and what
@@ -91,7 +92,6 @@ class Completion:
         new = [leaves for leaves in apart if leaves[2].any() and self.things[leaves[2]].mean() < WHOLE]
         if new:
             cells = cv2.resize(picture, front.shape[::-1], interpolation=cv2.INTER_AREA).astype(np.float32)
-            across = lying_across(front)
             going = np.any([self.things, far > LEAVES, *(gone for *_, gone in apart)], axis=0)
         for thing, far, gone in new:
             seen = seen_behind(gone, thing & (far < np.median(far[gone]) / 2))
@@ -183,23 +183,6 @@ class Hole:
         return cls(picture, picture.copy(), thing, seen, source | left, left, Searched.of(picture, source))
 
 
-def things_in_front(front: np.ndarray, least: float = SOLID) -> list[np.ndarray]:
-    """Connected things without holes, bool [h, w] each; front: how far in front cells lie, [h, w] in [0, 1], and from
-    where on they are things."""
-    count, numbers = cv2.connectedComponents((front > least).view(np.uint8))
-    things = []
-    for number in range(1, count):
-        thing = (numbers == number).view(np.uint8)
-        outer = cv2.findContours(thing, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0]
-        things.append(cv2.drawContours(thing, outer, -1, 1, cv2.FILLED).view(bool))
-    return [thing for thing in things if thing.sum() >= FEW]
-
-
-def ground(things: list[np.ndarray], size: tuple[int, int]) -> np.ndarray:
-    """Where none of the `things_in_front` can be seen, bool [h, w], as large as `size`."""
-    return ~with_rim(np.any([np.zeros(size, bool), *things], axis=0))
-
-
 def past_what_is_behind(thing: np.ndarray, moved: np.ndarray) -> Iterator[np.ndarray]:
     """How a thing's cells, bool [h, w], move against what lies behind it, pixels [cells, 2] in each frame; moved: of
     all cells, pixels [T, h, w, 2].
@@ -229,37 +212,6 @@ def leaving_part(thing: np.ndarray, far: np.ndarray) -> np.ndarray:
     return moved & (moved.sum() >= FEW and (beside & ~thing).sum() > OPEN * beside.sum())
 
 
-def cut_off(thing: np.ndarray) -> bool:
-    """Whether a thing, bool [h, w], reaches an edge of the picture: who knows how it goes on there."""
-    return bool(thing.sum() > thing[RIM:-RIM, RIM:-RIM].sum())
-
-
-def lies_across(thing: np.ndarray) -> bool:
-    """Whether a thing, bool [h, w], takes up most of an edge of the picture."""
-    return max(edge.mean() for edge in (thing[0], thing[-1], thing[:, 0], thing[:, -1])) > ACROSS
-
-
-def lying_across(front: np.ndarray) -> np.ndarray:
-    """What is of things that take up most of an edge of the picture, bool [h, w]: as the ground, they go on beyond it;
-    front: as in `things_in_front`."""
-    things = [thing for thing in things_in_front(front, IN_FRONT) if lies_across(thing)]
-    return np.any([np.zeros(front.shape, bool), *things], axis=0)
-
-
-def cut_through(front: np.ndarray) -> np.ndarray:
-    """Which cells of the picture's edges, bool [h, w], are of things that these cut through, as one does a bust: such a
-    thing touches the edge with most of its width, reaches as far into the picture, and does not lie across an edge.
-    front: as in `things_in_front`."""
-    edges = np.zeros(front.shape, bool)
-    for thing in things_in_front(front, IN_FRONT):
-        surely = thing & (front > SURE) & (not lies_across(thing))
-        for part, sure, lines in ((thing, surely, edges), (thing.T, surely.T, edges.T)):
-            for end in (0, -1):
-                if CUT * part.any(0).sum() < sure[end].sum() <= part.any(1).sum():
-                    lines[end] |= part[end]
-    return edges
-
-
 def seen_mirrored(moved: np.ndarray) -> np.ndarray:
     """Which cells of the first frame, bool [h, w], are about to be seen mirrored beyond its edges; moved: of all cells,
     pixels [T, h, w, 2]."""
@@ -272,11 +224,6 @@ def seen_mirrored(moved: np.ndarray) -> np.ndarray:
             if (far := (gap / shrunk).max()) > LEAVES:
                 inwards[: math.ceil(far / CELL) + RIM] = True
     return seen
-
-
-def with_rim(thing: np.ndarray) -> np.ndarray:
-    """All cells, bool [h, w], that may show something of the thing."""
-    return cv2.dilate(thing.view(np.uint8), np.ones((2 * RIM + 1, 2 * RIM + 1), np.uint8)).view(bool)
 
 
 def seen_behind(thing: np.ndarray, stays: np.ndarray) -> np.ndarray:

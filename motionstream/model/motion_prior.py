@@ -34,7 +34,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from motionstream.model.completion import Completion, Plate, cut_off, cut_through, ground, lying_across, things_in_front
+from motionstream.model.completion import Completion, Plate
 from motionstream.model.elastic import pulled
 from motionstream.model.frames import Scene, in_motion
 from motionstream.model.grids import idling, straddling
@@ -42,6 +42,7 @@ from motionstream.model.least_squares import decided_motion
 from motionstream.model.limbs import borne, limbs, with_rims
 from motionstream.model.pieces import FOLLOWS, attached, connect, left_behind, numbered, together, undivided
 from motionstream.model.prior_state import Moved, PriorState
+from motionstream.model.silhouettes import cut_off, cut_through, ground, lying_across, things_in_front
 from motionstream.model.tracked import each_by_itself, in_one_piece, of_the_background, own_tracks
 from motionstream.model.unet import UNet
 from motionstream.model.warping import (
@@ -269,9 +270,9 @@ class MotionPrior(ModelMixin, ConfigMixin):
 
         def frame(moved: np.ndarray, points: np.ndarray, visible: np.ndarray) -> tuple[np.ndarray, ...]:
             gone = points - anchors
-            told = visible if state.dense or state.tracked else visible & (np.hypot(*gone.T) > PARTS)  # not by a pin
+            told = visible & (np.hypot(*gone.T) > PARTS) if state.by_hand else visible  # not by a pin
             shown = on_top(moved, points, gone, told, height, width)
-            if not (state.dense or state.tracked):  # what is dragged lies in front of all that it passes
+            if state.by_hand:  # what is dragged lies in front of all that it passes
                 led = follows[:, told].sum(1) > FOLLOWS
                 shown = np.maximum(shown, led & has_moved(moved, front.shape).ravel() & (state.parts.ravel() > 0))
             # The rim that a thing takes along hides what stays: where the thing ends in it is for the matte to say.
@@ -295,7 +296,7 @@ class MotionPrior(ModelMixin, ConfigMixin):
             picture = (127.5 * (state.image + 1)).round().byte().permute(1, 2, 0).numpy()
             state.behind, state.filled = Completion.empty(*front.shape), Plate(picture)
         picture, moved = state.filled.picture, displacement.unflatten(1, front.shape).numpy()
-        filled = state.behind.uncover(picture, front, state.number, moved, state.dense)
+        filled = state.behind.uncover(picture, front, state.number, state.across, moved, state.dense)
         if filled or state.plate is None:
             seen = cv2.resize(state.behind.seen, picture.shape[1::-1])
             shown = state.filled.update(state.behind).astype(np.float32) / 127.5 - 1
@@ -440,7 +441,7 @@ class MotionPrior(ModelMixin, ConfigMixin):
         for n, track in enumerate(state.ids):
             if track in begun:
                 state.held[n] = begun[track]
-            elif not (state.dense or state.tracked):
+            elif state.by_hand:
                 state.held[n] = reached[track]
         state.newest = torch.zeros_like(state.held)
 
@@ -476,7 +477,7 @@ class MotionPrior(ModelMixin, ConfigMixin):
         state.weights = connect(weights, seen[0], anchors, state.thin)
         if not state.dense:
             state.weights = together(state.weights, weights, number, held)
-        if not (state.dense or state.tracked):
+        if state.by_hand:
             came = state.base.T.numpy().reshape(2, rows, columns)
             left = torch.from_numpy(left_behind(came, number, cells_of(anchors, rows, columns))).flatten()
             state.weights[left] = F.one_hot(torch.tensor(0), state.weights.shape[1]).to(state.weights)
@@ -496,9 +497,9 @@ class MotionPrior(ModelMixin, ConfigMixin):
         state.bearer = with_rims(bearer, *state.outlines[1:])
         front = (seen[0] - BEHIND * state.outlines[1]).clamp_min(0)
         state.picture, state.front = None, front.flatten()
-        things = things_in_front(front.numpy())
-        state.across, state.cut = lying_across(front.numpy()), cut_through(front.numpy())
-        bare, others = (ground(those, front.shape) for those in (things, [one for one in things if cut_off(one)]))
+        things, wider = things_in_front(front.numpy()), things_in_front(front.numpy(), IN_FRONT)
+        state.across, state.cut = lying_across(wider, front.shape), cut_through(wider, front.numpy())
+        bare, others = (ground(those, front.shape) for those in (things, filter(cut_off, things)))
         state.ground, state.alone = (
             cv2.resize(cells.astype(np.float32), state.size[::-1]) for cells in (bare, others & ~bare)
         )

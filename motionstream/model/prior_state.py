@@ -84,5 +84,10 @@ class PriorState:
     cut: np.ndarray | None = None  # bool [h, w]: see `cut_through`
 
     @property
+    def by_hand(self) -> bool:
+        """Whether a visitor's hand leads what moves: tracks are neither all over the picture nor a tracker's."""
+        return not (self.dense or self.tracked)
+
+    @property
     def size(self) -> tuple[int, int]:
         return self.image.shape[1], self.image.shape[2]

@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 from motionstream.model.elastic import pulled
 from motionstream.model.limbs import borne, limbs, with_rims
 from motionstream.model.motion_prior import as_seen
-from motionstream.model.pieces import attached, connect, left_behind, numbered, pieces, together, undivided
+from motionstream.model.pieces import (
+    along_again,
+    attached,
+    connect,
+    left_behind,
+    numbered,
+    pieces,
+    together,
+    undivided,
+)
 from motionstream.model.warping import (
     CELL,
     outlines,
@@ -227,6 +236,23 @@ def test_what_is_of_a_thing_goes_with_it_if_it_is_not_sure_to_stay_or_to_go_with
     assert (found[left, 1] > 0.5).all() and not found[4:6, 4:16, 2].any()
     assert found.sum(2) == pytest.approx(1, abs=1e-6)
     assert np.array_equal(found[~left], connected.view(*size, 3).numpy()[~left])
+
+
+@pytest.mark.parametrize("most", [True, False])
+def test_what_has_come_along_with_a_thing_comes_again_if_most_of_it_does(most):
+    size = HEIGHT // 2, WIDTH // 2
+    number, shares, came = np.zeros(size, int), np.zeros((*size, 4), np.float32), np.zeros(size, bool)
+    number[4:16, 4:16], number[4:16, 20:30] = 1, 2
+    shares[..., 3] = 1  # of a pin that is on none of them
+    shares[4:16, 4 : 10 if most else 6, 1:] = 0.8, 0.2, 0  # two tracks on the first thing
+    shares[4:16, 10:13] = 0.1, 0.2, 0.7, 0
+    came[3, 4:16] = came[14:18, 4:8] = came[16, 22:25] = True  # rims, one of them of the thing that stays
+    given = torch.from_numpy(shares).flatten(0, 1)
+    found = along_again(given, came, number, np.array([1, 1, 0])).view(*size, 4).numpy()
+    again = came & (np.arange(size[1]) < 20) & (shares[..., 3] > 0) & most
+    assert np.array_equal(found[~again], shares[~again])
+    assert (found[again][:, 3] == 0).all() and (found[14:18, 4:8, 1] == np.float32(0.8)).all() == most
+    assert np.array_equal(found[3, 10:13], shares[4, 10:13] if most else shares[3, 10:13])
 
 
 @pytest.mark.parametrize("turned, grown", [(0, 1), (30, 1), (0, 1.5)])

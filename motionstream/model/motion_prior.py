@@ -40,7 +40,16 @@ from motionstream.model.frames import Scene, in_motion
 from motionstream.model.grids import idling, straddling
 from motionstream.model.least_squares import decided_motion
 from motionstream.model.limbs import borne, limbs, with_rims
-from motionstream.model.pieces import FOLLOWS, attached, connect, left_behind, numbered, together, undivided
+from motionstream.model.pieces import (
+    FOLLOWS,
+    along_again,
+    attached,
+    connect,
+    left_behind,
+    numbered,
+    together,
+    undivided,
+)
 from motionstream.model.prior_state import Moved, PriorState
 from motionstream.model.silhouettes import cut_off, cut_through, ground, lying_across, things_in_front
 from motionstream.model.tracked import each_by_itself, in_one_piece, of_the_background, own_tracks
@@ -363,6 +372,7 @@ class MotionPrior(ModelMixin, ConfigMixin):
         going = motion * share[..., None]
         motion, share = borne(settle(going, *state.outlines), share, state.bearer, rows)
         motion = whole(motion, going, state.solid, *state.outlines[1:])
+        motion[:, state.left] = 0
         if not state.dense:
             motion = attached(motion, anchors, state.solid, rows)
             motion, share = pulled(motion, share, state.number > 0, state.parts == 0, anchors, moved)
@@ -477,11 +487,16 @@ class MotionPrior(ModelMixin, ConfigMixin):
         state.weights = connect(weights, seen[0], anchors, state.thin)
         if not state.dense:
             state.weights = together(state.weights, weights, number, held)
-        if state.by_hand:
-            came = state.base.T.numpy().reshape(2, rows, columns)
-            left = torch.from_numpy(left_behind(came, number, cells_of(anchors, rows, columns))).flatten()
-            state.weights[left] = F.one_hot(torch.tensor(0), state.weights.shape[1]).to(state.weights)
         state.solid = (seen[0] if state.thin is None else torch.maximum(seen[0], state.thin)).flatten() > IN_FRONT
+        state.left = torch.zeros_like(state.solid)
+        if state.by_hand and (number > 0).any():
+            base = state.base.numpy()
+            left = left_behind(base.T.reshape(2, rows, columns), number, cells_of(anchors, rows, columns))
+            came = with_hem(number > 0, base) & has_moved(base, number.shape) & ~left
+            state.weights = along_again(state.weights, came, number, held)
+            state.left = torch.from_numpy(left).flatten()
+            state.weights[state.left] = F.one_hot(torch.tensor(0), state.weights.shape[1]).to(state.weights)
+            state.solid |= torch.from_numpy(came).flatten()
         outline, rim, foremost = outlines(seen[0])
         # What a thing has left behind is no rim of it any more, but under a tracker's tracks, which miss some of its
         # motion; what has come along with it stays with it.

@@ -88,6 +88,23 @@ def together(connected: Tensor, weights: Tensor, number: np.ndarray, held: np.nd
     return torch.where(left[:, None], found, connected)
 
 
+def along_again(shares: Tensor, came: np.ndarray, number: np.ndarray, held: np.ndarray) -> Tensor:
+    """The shares [P, 1 + N] where what has once come along with a thing, as parts of its rim, does so again when most
+    of the thing goes: as the nearest cell that goes with its thing does.
+
+    came: bool [h, w]; number, held: see `undivided`.
+    """
+    of = number.ravel()[nearest_cells(number > 0)[1]].ravel()
+    kept = (shares[:, 1:].numpy() * (of[:, None] == held)).sum(1)
+    surely, goes = number.ravel() > 0, kept > FOLLOWS
+    most = np.bincount(of[surely], kept[surely]) > FOLLOWS * np.bincount(of[surely])
+    again = came.ravel() & most[of] & ~goes
+    if not again.any():
+        return shares
+    nearest = nearest_cells(goes.reshape(number.shape))[1].ravel()
+    return torch.where(torch.from_numpy(again)[:, None], shares[nearest], shares)
+
+
 def left_behind(base: np.ndarray, number: np.ndarray, cells: np.ndarray) -> np.ndarray:
     """Which cells of things have not come as far as these have, bool [h, w]: crumbs, which would fly ahead of them.
 

@@ -70,7 +70,8 @@ class PriorState:
     outlines: tuple[Tensor, Tensor, Tensor] | None = None  # see `outlines`
     thin: Tensor | None = None  # [h, w], see `MotionPrior.closely`
     bearer: Tensor | None = None  # [P], see `limbs`, with their rims
-    solid: Tensor | None = None  # bool [P]: what lies in front, ropes and feet as well
+    solid: Tensor | None = None  # bool [P]: what lies in front, ropes and feet as well, or has come along with a thing
+    left: Tensor | None = None  # bool [P]: see `left_behind`
     # [3, h, w] in [0, 1]: see `as_seen`, and 1 in the cells of things, see `numbered`; under a tracker's tracks, of the
     # first look
     cells: np.ndarray | None = None

@@ -79,6 +79,24 @@ def test_what_is_held_is_given_up_where_its_thing_is_grabbed_again():
     assert chunk(3).N == 7 and source.take_given_up() == [3]
 
 
+@pytest.mark.parametrize("size, x, on_it", [(2, 85, 1), (3, 72, 0), (3, 95, 1), (2, 60, 0), (3, 5, 0)])
+def test_a_grid_is_on_what_half_of_its_points_in_the_frame_are_on(size, x, on_it):
+    """The thing begins at 90, and points are 20 pixels apart: of two columns one is on it, of three one or two. What
+    is said of points out of the frame does not count."""
+    def chunk(index):
+        things = 1 - np.digitize(np.arange(-50, WIDTH + 50), [0, 90]) % 2
+        return source.tracks_for(replace(request(index), things=lambda at: things[at[:, 0].astype(int) + 50]))
+
+    source = DragSource()
+    source.apply({"kind": "grid", "spacing": 20, "size": 2})
+    source.apply(drag(1, "start", sample(88, 50)))
+    source.apply(drag(1, "end", sample(95, 50, t=50)))
+    chunk(0)
+    source.apply({"kind": "grid", "spacing": 20, "size": size})
+    source.apply(path(2, (x, 90), (x + 10, 90)))
+    assert chunk(1).N == size**2 + 4 * (1 - on_it) and source.take_given_up() == [1] * on_it
+
+
 def test_what_a_drag_takes_along_is_given_up_with_it():
     def chunk(index):
         return source.tracks_for(replace(request(index), things=lambda points: np.ones(len(points), int)))

@@ -109,9 +109,8 @@ class DragSource:
         """Ends what is held on the things that these have begun to move."""
         held = {key: control for key, control in self._controls.items() if control.rests(request.fps)}
         if begun and held:
-            numbers = request.things(np.array([control.place for control in (*begun, *held.values())])).tolist()
-            moved = set(numbers[: len(begun)]) - {0}
-            again = [key for key, number in zip(held, numbers[len(begun) :], strict=True) if number in moved]
+            moved = set().union(*(control.things(request) for control in begun))
+            again = [key for key, control in held.items() if control.things(request) & moved]
             self._controls = {key: control for key, control in self._controls.items() if key not in again}
             self._given_up += again
 
@@ -211,6 +210,13 @@ class _Pin:
         if self.holds is None:
             self.holds = grid.in_frame(request.width, request.height).visible[0]
         return Tracks(grid.points, grid.visible & visible[:, None] & self.holds, grid.ids)
+
+    def things(self, request: ChunkRequest) -> set[int]:
+        """Numbers of the things, see `ChunkRequest`, that at least half of its points are on, of those in the frame."""
+        grid = Tracks.rigid_grid(self.place[None], self.spacing, self.size, self.ids)
+        seen = grid.in_frame(request.width, request.height).visible[0]
+        numbers, counts = np.unique(request.things(grid.points[0, seen]), return_counts=True)
+        return set(numbers[2 * counts >= seen.sum()].tolist()) - {0}
 
     def motion(self, steps: np.ndarray, fps: float) -> tuple[np.ndarray, np.ndarray]:
         """Centres [T, 2] and visibility [T] at `steps` frames after `place`."""

@@ -123,6 +123,17 @@ def _stacked(places: dict[int, Tensor]) -> Tensor:
     return torch.stack([*places.values(), torch.zeros(2)])[:-1]  # N may be 0
 
 
+def _as_before(state: PriorState, held: np.ndarray, cells: np.ndarray) -> None:
+    """What has come along with things comes along again, and what they left behind stays; held [N]: of the things that
+    tracks hold, cells [N]: that these are on."""
+    base, number = state.base.numpy(), state.number
+    left = left_behind(base.T.reshape(2, *number.shape), number, cells)
+    came = with_hem(number > 0, base) & has_moved(base, number.shape) & ~left
+    state.weights, state.left = along_again(state.weights, came, number, held), torch.from_numpy(left).flatten()
+    state.weights[state.left] = F.one_hot(torch.tensor(0), state.weights.shape[1]).to(state.weights)
+    state.solid |= torch.from_numpy(came).flatten()
+
+
 def _cells(size: Sequence[int]) -> tuple[int, int]:
     """Rows and columns of the cells of a picture of this size (height, width)."""
     return size[0] // CELL, size[1] // CELL
@@ -476,8 +487,8 @@ class MotionPrior(ModelMixin, ConfigMixin):
         state.dense = state.dense or bool(len(anchors)) and are_dense(nearest_cells(tracked)[0])
         if state.number is None or not state.tracked:
             state.number = numbered(seen[0], state.thin)
-        number = state.number
-        held = number.ravel()[cells_of(anchors, rows, columns)]
+        number, cell = state.number, cells_of(anchors, rows, columns)
+        held = number.ravel()[cell]
         state.bodies = alike & torch.from_numpy((held == held[:, None]) & (held > 0))
         state.gripped = torch.from_numpy(np.isin(number, held[held > 0])).flatten()
         if state.tracked:
@@ -490,13 +501,7 @@ class MotionPrior(ModelMixin, ConfigMixin):
         state.solid = (seen[0] if state.thin is None else torch.maximum(seen[0], state.thin)).flatten() > IN_FRONT
         state.left = torch.zeros_like(state.solid)
         if state.by_hand and (number > 0).any():
-            base = state.base.numpy()
-            left = left_behind(base.T.reshape(2, rows, columns), number, cells_of(anchors, rows, columns))
-            came = with_hem(number > 0, base) & has_moved(base, number.shape) & ~left
-            state.weights = along_again(state.weights, came, number, held)
-            state.left = torch.from_numpy(left).flatten()
-            state.weights[state.left] = F.one_hot(torch.tensor(0), state.weights.shape[1]).to(state.weights)
-            state.solid |= torch.from_numpy(came).flatten()
+            _as_before(state, held, cell)
         outline, rim, foremost = outlines(seen[0])
         # What a thing has left behind is no rim of it any more, but under a tracker's tracks, which miss some of its
         # motion; what has come along with it stays with it.

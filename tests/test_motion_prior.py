@@ -161,6 +161,19 @@ def test_motion_meets_hidden_tracks_only_where_none_is_visible():
     torch.testing.assert_close(met(missed, visible=(False, False, False))[1], missed)
 
 
+def test_a_track_on_the_last_row_of_a_thing_is_met_and_one_on_what_stretches_between_cells():
+    rows, columns = HEIGHT // 2, WIDTH // 2
+    anchors, moved = torch.tensor([[20.0, 19.8]]), torch.tensor([[[12.0, 0.0]]])  # on row 9, nearly on row 10
+    goes, share = torch.zeros(1, rows, columns, 2), torch.ones(1, rows * columns)
+    goes[:, 4:10, 6:16, 0] = 12
+    found = meet(goes.flatten(1, 2), share, anchors, moved, torch.ones(1, 1, dtype=torch.bool), rows)
+    torch.testing.assert_close(found.view_as(goes), goes)  # nothing has been missed
+    stretched = torch.arange(rows).float()[:, None, None].expand(1, rows, columns, 2).contiguous()
+    exact = torch.full((1, 1, 2), (19.8 - 1) / 2)
+    found = meet(stretched.flatten(1, 2), share, anchors, exact, torch.ones(1, 1, dtype=torch.bool), rows)
+    torch.testing.assert_close(found.view_as(stretched), stretched)
+
+
 def decided(weights, moved):
     """Motion [P, 2] and share [P] of cells in one frame, under weights [P, 1 + N] of staying and of tracks."""
     anchors = torch.rand(weights.shape[1] - 1, 2, generator=torch.Generator().manual_seed(1)) * 50

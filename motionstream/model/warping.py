@@ -135,13 +135,15 @@ def meet(motion: Tensor, share: Tensor, anchors: Tensor, moved: Tensor, visible:
     """Motion [T, P, 2] of `rows` rows of cells, pixels, that also meets the tracks: least squares only come near them.
 
     What it misses at visible tracks, up to MISSED pixels, is added there, and between them smoothly, to each cell by
-    the share [T, P] that it takes in the tracks' motion. Where none is visible, all count.
+    the share [T, P] that it takes in the tracks' motion. Where none is visible, all count. A track on the last cell of
+    a thing is met by that cell: between it and what stays beside it there is no motion to be measured.
     anchors, moved, visible: as in `least_squares_motion`.
     """
     grid = motion.unflatten(1, (rows, -1)).movedim(3, 1)
     size = grid.shape[2:]
     cell = torch.from_numpy(cells_of(anchors, *size))
-    missed = moved - at_points(grid, anchors.expand(len(motion), -1, -1))
+    missed, own = moved - at_points(grid, anchors.expand(len(motion), -1, -1)), moved - motion[:, cell]
+    missed = torch.where(own.norm(dim=2, keepdim=True) < missed.norm(dim=2, keepdim=True), own, missed)
     missed = missed * (MISSED / missed.norm(dim=2, keepdim=True).clamp_min(MISSED))
     counts = visible | ~visible.any(1, keepdim=True)
     found = torch.cat([missed, torch.ones_like(missed[..., :1])], 2) * counts[..., None]

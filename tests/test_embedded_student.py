@@ -221,6 +221,25 @@ def test_what_is_dragged_lies_in_front_of_what_a_pin_holds(student, budget):
     np.testing.assert_allclose(here, np.tile(np.subtract(*points), (len(here), 1)), atol=3)
 
 
+def test_no_track_on_a_thing_tells_how_what_lies_behind_moves(student):
+    """A grid lies across the balloon's rim: one of its points is on it where the matte finds half of it clear."""
+    image, sharp = fit_pictures(student.preset, Choice(100), read_image(EXAMPLES / "balloon.jpg"))
+    (height, width), prior = image.shape[:2], student.motion_prior
+    pictures = [torch.tensor(picture).permute(2, 0, 1) / 127.5 - 1 for picture in (image, sharp)]
+    ends = np.array([[0.5 * width, 0.4 * height], [0.5 * width, 0.5 * height]])
+
+    def telling(way, spacing, size):
+        """How many tracks tell, of how many."""
+        tracks = Tracks.rigid_grid(ends + np.multiply(way, (width, height)), spacing, size, np.arange(size**2))
+        state = prior.start(*pictures)
+        return len(prior.step(state, tracks.in_frame(width, height)).anchors), len(state.anchors)
+
+    assert telling((0, 0), height / 12, 3) == (0, 9)
+    assert telling((0.15, -0.2), 1, 1) == (1, 1)  # the sky
+    all_over, tracks = telling((0, 0.05), width / 20, 20)
+    assert all_over == tracks > 200
+
+
 def under_paths(student, name, budget, paths):
     """Displacement of cells, [h, w, 2], when all `paths` are over; both in shares of the picture's width and height."""
     image, sharp = fit_pictures(student.preset, Choice(budget), read_image(EXAMPLES / f"{name}.jpg"))

@@ -304,9 +304,10 @@ class MotionPrior(ModelMixin, ConfigMixin):
         frames = on_all_cores(frame, displacement.numpy(), tracks.points[:, placed], tracks.visible[:, placed])
         *shown, backward, under, sure, taken = (np.stack(part) for part in zip(*frames, strict=True))
         parts = (torch.from_numpy(part).view(tracks.T, -1, height, width).movedim(1, 0)[None] for part in shown)
-        beside = np.isin(np.arange(len(state.ids)), state.pairs[0].numpy())
         telling = np.array([place.numpy() for place in state.anchors.values()]).reshape(-1, 2)
-        telling = telling[~beside & (not state.tracked)]
+        on = state.number.ravel()[cells_of(torch.from_numpy(telling), *front.shape)] > 0
+        beside = np.isin(np.arange(len(state.ids)), state.pairs[0].numpy())
+        telling = telling[~(beside | on & (not state.dense)) & (not state.tracked)]
         return Moved(*parts, backward, under, sure, state.behind, state.cells, taken, telling)
 
     def _uncover(self, state: PriorState, displacement: Tensor) -> None:

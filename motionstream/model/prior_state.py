@@ -19,8 +19,8 @@ class Moved:
     cells of each frame are to be found in the first one, and sure: [T, h, w], their confidence; under: as backward, of
     what lies behind things; None where nothing has moved. behind, cells: see `PriorState`; things: bool [T, h, w],
     cells of the first frame that go with a thing in front, see `with_hem`; anchors: [N, 2], pixels, where tracks start
-    in it that tell how what they are on moves: not those beside a thing that are of a grid across its edge, nor a
-    tracker's.
+    in it that may tell how what lies behind moves: not those on a thing, nor beside one if they are of a grid across
+    its edge, nor a tracker's; but dense ones all do.
     """
 
     picture: Tensor

@@ -285,7 +285,7 @@ class MotionPrior(ModelMixin, ConfigMixin):
             state.picture = between(shown)
         scene = Scene(state.picture, state.plate, state.ground, state.alone, state.across, state.cut)
         placed = [n for n, track in enumerate(tracks.ids.tolist()) if track in state.anchors]
-        anchors = np.array([state.anchors[i].numpy() for i in tracks.ids[placed].tolist()]).reshape(-1, 2)
+        anchors = _stacked(state.anchors).numpy()
         follows = state.weights[:, 1:].numpy()
 
         def frame(moved: np.ndarray, points: np.ndarray, visible: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -304,10 +304,9 @@ class MotionPrior(ModelMixin, ConfigMixin):
         frames = on_all_cores(frame, displacement.numpy(), tracks.points[:, placed], tracks.visible[:, placed])
         *shown, backward, under, sure, taken = (np.stack(part) for part in zip(*frames, strict=True))
         parts = (torch.from_numpy(part).view(tracks.T, -1, height, width).movedim(1, 0)[None] for part in shown)
-        telling = np.array([place.numpy() for place in state.anchors.values()]).reshape(-1, 2)
-        on = state.number.ravel()[cells_of(torch.from_numpy(telling), *front.shape)] > 0
-        beside = np.isin(np.arange(len(state.ids)), state.pairs[0].numpy())
-        telling = telling[~(beside | on & (not state.dense)) & (not state.tracked)]
+        on = state.number.ravel()[cells_of(torch.from_numpy(anchors), *front.shape)] > 0
+        beside = np.isin(np.arange(len(anchors)), state.pairs[0].numpy())
+        telling = anchors[~(beside | on & (not state.dense)) & (not state.tracked)]
         return Moved(*parts, backward, under, sure, state.behind, state.cells, taken, telling)
 
     def _uncover(self, state: PriorState, displacement: Tensor) -> None:
@@ -351,13 +350,13 @@ class MotionPrior(ModelMixin, ConfigMixin):
         # What is dragged out of the frame goes on moving; what is hidden inside stays where it was last seen.
         told = visible | (points < 0).any(-1) | (points >= torch.tensor(state.size[::-1])).any(-1)
         told &= torch.tensor(known[placed]) | (visible.cumsum(0) > 0)
-        anchors = torch.stack([state.anchors[i] for i in state.ids])
+        anchors = _stacked(state.anchors)
         moved = []
         for displacement, known in zip(points - anchors - state.held, told, strict=True):
             state.newest = torch.where(known[:, None], displacement, state.newest)
             moved.append(state.newest)
         moved = torch.stack(moved)
-        gone = moved + state.held + anchors - torch.stack([state.firsts[i] for i in state.ids])
+        gone = moved + state.held + anchors - _stacked(state.firsts)
         displacement = state.base.repeat(tracks.T, 1, 1)
         idle, frames = idling(gone, state.pairs).unique(dim=0, return_inverse=True)
         with torch.autocast("cpu", enabled=False):  # second moments need all the digits of float32
@@ -514,7 +513,7 @@ class MotionPrior(ModelMixin, ConfigMixin):
         state.outlines = (outline, rim, foremost)
         rim, foremost = (rim | came).numpy(), foremost.numpy()
         state.parts = np.where(rim & (number == 0), number.ravel()[foremost].reshape(rim.shape), number)
-        state.pairs = straddling(anchors, torch.stack([*state.firsts.values(), torch.zeros(2)])[:-1], seen[0])
+        state.pairs = straddling(anchors, _stacked(state.firsts), seen[0])
         state.bearer = with_rims(bearer, *state.outlines[1:])
         front = (seen[0] - BEHIND * state.outlines[1]).clamp_min(0)
         state.picture, state.front = None, front.flatten()

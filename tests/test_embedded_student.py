@@ -16,6 +16,7 @@ from motionstream.controls.drag import DragSource
 from motionstream.evaluation.motion import read_drags
 from motionstream.machine import Choice, fit_pictures
 from motionstream.model.checkpoint import Model, load_model
+from motionstream.model.prior_state import PriorState
 from motionstream.model.warping import CELL
 from motionstream.streaming import stream
 from motionstream.tracks import ChunkRequest, Tracks
@@ -122,13 +123,19 @@ def test_a_dragged_ladybird_takes_its_legs_along(student, budget):
         assert part(*leaf) == pytest.approx(0, abs=0.05)
 
 
+def begun_with(student: Model, name: str, budget: int) -> tuple[np.ndarray, PriorState]:
+    """The picture of an example as it is generated, and its motion prior's state before anything has moved."""
+    pictures = fit_pictures(student.preset, Choice(budget), read_image(EXAMPLES / f"{name}.jpg"))
+    shown = (torch.tensor(picture).permute(2, 0, 1) / 127.5 - 1 for picture in pictures)
+    return pictures[0], student.motion_prior.start(*shown)
+
+
 @pytest.mark.parametrize("budget", [100, 140, 240])
 def test_a_balloon_under_one_grid_comes_with_its_basket_however_often_it_is_grabbed(student, budget):
-    image, sharp = fit_pictures(student.preset, Choice(budget), read_image(EXAMPLES / "balloon.jpg"))
+    image, state = begun_with(student, "balloon", budget)
     height, width = image.shape[:2]
     source, prior, scale = DragSource(), student.motion_prior, width / 800
     source.apply({"kind": "grid", "spacing": 17 * scale, "size": 3})
-    state = prior.start(*(torch.tensor(picture).permute(2, 0, 1) / 127.5 - 1 for picture in (image, sharp)))
     moved = torch.zeros(2)
     for index, (begin, end) in enumerate((((300, 170), (380, 150)), ((450, 200), (390, 230)))):
         points = [[x * scale, y * scale] for x, y in (begin, end)]
@@ -144,11 +151,10 @@ def test_a_balloon_under_one_grid_comes_with_its_basket_however_often_it_is_grab
 
 @pytest.mark.parametrize("budget", [100, 190, 240])
 def test_a_balloon_that_is_grabbed_after_its_own_paths_is_not_held_by_its_basket(student, budget):
-    image, sharp = fit_pictures(student.preset, Choice(budget), read_image(EXAMPLES / "balloon.jpg"))
+    image, state = begun_with(student, "balloon", budget)
     (height, width), prior = image.shape[:2], student.motion_prior
     scale, source = width / 800, DragSource()
     source.apply({"kind": "grid", "spacing": 14 * scale, "size": 2})
-    state = prior.start(*(torch.tensor(picture).permute(2, 0, 1) / 127.5 - 1 for picture in (image, sharp)))
     begun, gone = ((((300, 170), (340, 150)), ((300, 362), (340, 342))), (((340, 150), (300, 170)),)), []
     for index, paths in enumerate(begun):
         for number, path in enumerate(paths):
@@ -162,10 +168,9 @@ def test_a_balloon_that_is_grabbed_after_its_own_paths_is_not_held_by_its_basket
 
 
 def test_a_thing_that_is_grabbed_again_does_not_send_what_it_left_behind_flying(student):
-    image, sharp = fit_pictures(student.preset, Choice(190), read_image(EXAMPLES / "balloon.jpg"))
+    image, state = begun_with(student, "balloon", 190)
     (height, width), prior, source = image.shape[:2], student.motion_prior, DragSource()
     source.apply({"kind": "grid", "spacing": 14 * width / 800, "size": 2})
-    state = prior.start(*(torch.tensor(picture).permute(2, 0, 1) / 127.5 - 1 for picture in (image, sharp)))
     (left, right), (top, below) = (np.array(shares) * side // CELL for shares, side in (
         ((0.36, 0.39), width), ((0.12, 0.16), height)
     ))
@@ -184,13 +189,12 @@ def test_a_thing_that_is_grabbed_again_does_not_send_what_it_left_behind_flying(
 
 @pytest.mark.parametrize("budget", [100, 190])
 def test_all_that_has_come_along_with_a_thing_comes_again_past_pins(student, budget):
-    image, sharp = fit_pictures(student.preset, Choice(budget), read_image(EXAMPLES / "balloon.jpg"))
+    image, state = begun_with(student, "balloon", budget)
     (height, width), prior, source = image.shape[:2], student.motion_prior, DragSource()
     scale, gone, came = width / 800, torch.zeros(2), None
     source.apply({"kind": "grid", "spacing": 14 * scale, "size": 2})
     for number, (x, y) in enumerate(((120, 400), (400, 420), (690, 380), (558, 160))):
         source.apply({"kind": "pin", "id": number, "x": x * scale, "y": y * scale, "frame": 0})
-    state = prior.start(*(torch.tensor(picture).permute(2, 0, 1) / 127.5 - 1 for picture in (image, sharp)))
     begun = ((((300, 95), (420, 61)), ((300, 170), (420, 136)), ((300, 362), (420, 328))), (((420, 144), (260, 202)),))
     for index, paths in enumerate(begun):
         for number, path in enumerate(paths):
@@ -207,14 +211,13 @@ def test_all_that_has_come_along_with_a_thing_comes_again_past_pins(student, bud
 @pytest.mark.parametrize("budget", [100, 190, 240])
 def test_what_is_dragged_lies_in_front_of_what_a_pin_holds(student, budget):
     """The large balloon is dragged over the small one, of which nothing is seen then."""
-    image, sharp = fit_pictures(student.preset, Choice(budget), read_image(EXAMPLES / "balloon.jpg"))
+    image, state = begun_with(student, "balloon", budget)
     (height, width), prior, source = image.shape[:2], student.motion_prior, DragSource()
     source.apply({"kind": "grid", "spacing": 14 * width / 800, "size": 2})
     small = 0.7 * width, 0.43 * height
     source.apply({"kind": "pin", "id": 0, "x": small[0], "y": small[1], "frame": 0})
     points = [[0.375 * width, 0.4 * height], [0.66 * width, 0.42 * height]]
     source.apply({"kind": "path", "id": 1, "points": points, "frame": 0, "seconds": 0.5})
-    state = prior.start(*(torch.tensor(picture).permute(2, 0, 1) / 127.5 - 1 for picture in (image, sharp)))
     moved = prior.step(state, source.tracks_for(ChunkRequest(0, 0, 9, width, height, 16.0, {0: image})))
     column, row = (int(at / CELL) for at in small)
     here = moved.backward[-1][:, row - 5 : row + 6, column - 3 : column + 4].reshape(2, -1).T
@@ -223,15 +226,13 @@ def test_what_is_dragged_lies_in_front_of_what_a_pin_holds(student, budget):
 
 def test_no_track_on_a_thing_tells_how_what_lies_behind_moves(student):
     """A grid lies across the balloon's rim: one of its points is on it where the matte finds half of it clear."""
-    image, sharp = fit_pictures(student.preset, Choice(100), read_image(EXAMPLES / "balloon.jpg"))
-    (height, width), prior = image.shape[:2], student.motion_prior
-    pictures = [torch.tensor(picture).permute(2, 0, 1) / 127.5 - 1 for picture in (image, sharp)]
+    (height, width), prior = begun_with(student, "balloon", 100)[1].size, student.motion_prior
     ends = np.array([[0.5 * width, 0.4 * height], [0.5 * width, 0.5 * height]])
 
     def telling(way, spacing, size):
         """How many tracks tell, of how many."""
         tracks = Tracks.rigid_grid(ends + np.multiply(way, (width, height)), spacing, size, np.arange(size**2))
-        state = prior.start(*pictures)
+        state = begun_with(student, "balloon", 100)[1]
         return len(prior.step(state, tracks.in_frame(width, height)).anchors), len(state.anchors)
 
     assert telling((0, 0), height / 12, 3) == (0, 9)
@@ -242,14 +243,13 @@ def test_no_track_on_a_thing_tells_how_what_lies_behind_moves(student):
 
 def under_paths(student, name, budget, paths):
     """Displacement of cells, [h, w, 2], when all `paths` are over; both in shares of the picture's width and height."""
-    image, sharp = fit_pictures(student.preset, Choice(budget), read_image(EXAMPLES / f"{name}.jpg"))
+    image, state = begun_with(student, name, budget)
     (height, width), source = image.shape[:2], DragSource()
     source.apply({"kind": "grid", "spacing": 16 * width / 320, "size": 2})
     for number, path in enumerate(paths):
         points = [[x * width, y * height] for x, y in path]
         source.apply({"kind": "path", "id": number, "points": points, "frame": 0, "seconds": 1.2})
     with torch.no_grad():
-        state = student.motion_prior.start(*(torch.tensor(p).permute(2, 0, 1) / 127.5 - 1 for p in (image, sharp)))
         request = ChunkRequest(0, 0, 21, width, height, 16.0, {0: image})
         moved = student.motion_prior.motion(state, source.tracks_for(request))[-1]
     return moved.view(height // CELL, width // CELL, 2).numpy() / (width, height)

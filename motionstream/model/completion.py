@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from motionstream.model.silhouettes import FEW, RIM, SOLID, cut_off, ground, things_in_front, with_rim
-from motionstream.model.warping import CELL, in_pixels
+from motionstream.model.warping import CELL, in_pixels, squared
 
 LEAVES = 2.0  # pixels that a part of a thing has moved when one sees behind it
 WHOLE = 0.8  # how much of a thing has left when all of it has
@@ -79,7 +79,7 @@ class Completion:
         goes along with what lies behind, as under a moving camera, has not left. But beyond the picture's edges one
         sees what is behind things mirrored, not them once more.
         """
-        things, far = things_in_front(front), np.linalg.norm(moved, axis=-1).max(0)
+        things, far = things_in_front(front), np.sqrt(squared(moved).max(0))
         source = ground(things, front.shape)
         apart, of_both = [far] * len(things), np.minimum if dense else np.maximum
         if (far[source] > LEAVES).any():

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from motionstream.model.least_squares import LITTLE
-from motionstream.model.warping import CELL, cells_of, nearest_cells, on_all_cores, with_hem
+from motionstream.model.warping import CELL, cells_of, nearest_cells, with_hem
 
 GOES = 0.5  # of how far a track goes: what goes farther does so by itself, and pulls
 STAYS = 0.1  # of how far the farthest goes: a track that goes no farther holds its place
@@ -48,7 +48,7 @@ def pulled(
         share = share + gives_way * strength * (share[nearest] - share)
         return going + gives_way[:, None] * (pull - going), share
 
-    done = on_all_cores(frame, motion.numpy(), share.numpy(), moved.numpy())
+    done = map(frame, motion.numpy(), share.numpy(), moved.numpy())
     motion, share = (torch.from_numpy(np.stack(part).astype(np.float32)) for part in zip(*done, strict=True))
     return motion, share
 

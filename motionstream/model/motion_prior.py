@@ -69,7 +69,6 @@ from motionstream.model.warping import (
     has_moved,
     meet,
     nearest_cells,
-    on_all_cores,
     on_top,
     outlines,
     settle,
@@ -301,7 +300,7 @@ class MotionPrior(ModelMixin, ConfigMixin):
             now, taken = now + SEEN * moving * shown.reshape(front.shape), with_hem(things, moved)
             return *in_motion(scene, taken, moved, now), taken
 
-        frames = on_all_cores(frame, displacement.numpy(), tracks.points[:, placed], tracks.visible[:, placed])
+        frames = map(frame, displacement.numpy(), tracks.points[:, placed], tracks.visible[:, placed])
         *shown, backward, under, sure, taken = (np.stack(part) for part in zip(*frames, strict=True))
         parts = (torch.from_numpy(part).view(tracks.T, -1, height, width).movedim(1, 0)[None] for part in shown)
         on = state.number.ravel()[cells_of(torch.from_numpy(anchors), *front.shape)] > 0

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from motionstream.model.warping import IN_FRONT, cells_of, nearest_cells, on_all_cores, parting, steps
+from motionstream.model.warping import IN_FRONT, cells_of, nearest_cells, parting, steps
 
 FOLLOWS = 0.5  # share of a cell's motion that must come from tracks for the cell to be of a piece
 NECK = 2  # cells: what is no wider than twice these does not join a patch of background to a thing
@@ -146,7 +146,7 @@ def attached(motion: Tensor, anchors: Tensor, solid: Tensor, rows: int) -> Tenso
         crumb = ~np.isin(number, number.ravel()[cell]) & goes
         return going if (crumb == goes).all() else np.where((crumb | speck).reshape(-1, 1), 0, going)
 
-    return torch.from_numpy(np.stack(on_all_cores(frame, motion.numpy())))
+    return torch.from_numpy(np.stack(list(map(frame, motion.numpy()))))
 
 
 def pieces(follows: np.ndarray, front: np.ndarray) -> np.ndarray:

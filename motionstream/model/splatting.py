@@ -8,7 +8,7 @@ import math
 import cv2
 import numpy as np
 
-from motionstream.model.warping import CELL, PARTS, cell_numbers, enlarged_motion, nearest_cells, steps
+from motionstream.model.warping import CELL, PARTS, cell_numbers, enlarged_motion, nearest_cells, squared, steps
 
 FRONT = 40.0  # log-weight of a cell that is surely in front over one that is surely behind
 SLIVER = 0.04  # of a cell's area: what lands by less is not seen there, however far in front it lies
@@ -85,7 +85,7 @@ def _foremost(cells: np.ndarray, weight: np.ndarray, motion: np.ndarray, count: 
     """
     most, order = np.zeros(count, np.intp), weight.argsort()
     most[cells[order]] = order  # of several the last one stays
-    weight = weight * (np.square(motion - motion[most[cells]]).sum(1) < PARTS**2)
+    weight = weight * (squared(motion - motion[most[cells]]) < PARTS**2)
     sums = [np.bincount(cells, weight * values, count) for values in (*motion.T, 1.0)]
     return (np.stack(sums[:2]) / sums[2]).T
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from motionstream.model.least_squares import most_go
-from motionstream.model.warping import CELL, cell_numbers
+from motionstream.model.warping import CELL, cell_numbers, squared
 from motionstream.tracks import Tracks
 
 NEIGHBOURS = 5  # tracks of a thing, and of the background, that tell how either moves
@@ -63,7 +63,7 @@ def of_the_background(
     uncovered = (held > 0) & (np.linalg.norm(here - landed[cells], axis=1) > HOLE)
     found = asked & (strays(tracks.points, tracks.visible, held, asked, tell) | uncovered)
     for n in np.flatnonzero(found) if len(background) else ():
-        yield int(n), int(background[np.square(landed[background] - here[n]).sum(1).argmin()])
+        yield int(n), int(background[squared(landed[background] - here[n]).argmin()])
 
 
 def strays(

@@ -8,6 +8,7 @@ Since that picture needs no network, it may be larger than what the student work
 student adds, and what is filled, is as coarse as its frames.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import cv2
@@ -23,12 +24,13 @@ from motionstream.model.warping import (
     CELL,
     IN_FRONT,
     PARTS,
+    THIRDS,
     around,
     between,
     fill_holes,
     in_cells,
     in_pixels,
-    on_all_cores,
+    inside,
     places_within,
     seen_through,
     showing,
@@ -39,6 +41,7 @@ SMOOTH = 5  # cells over which light does not change by itself
 KNOWN = 0.02  # share of what is sure within so many cells from which on their light is known
 FILLING = 0.5  # share of the prior's blur in holes; the rest is the student's: the mean is better than either
 CLEAR, MARGIN = 0.1, 3  # opacity of what is not quite a thing any more, and pixels from there that show nothing of it
+UNSEEN = 1 / 64  # steps of what `between` makes by which OpenCV's `remap` does not tell places apart
 NOISE, FLAKE = 0.14, 0.24  # how much brighter than its surroundings the student makes noise at most, a flake at least
 
 
@@ -205,61 +208,79 @@ def layered(
     seen[part] = cv2.blendLinear(seen[part], behind[part], opaque, 1 - opaque)
 
 
+def goes(moved: Moved, t: int, times: int) -> np.ndarray:
+    """The cells of frame t, bool [h, w], that show a copy, so many times as large, elsewhere than it was."""
+    if moved.backward is None:
+        return np.zeros(1, bool)
+    return abs(moved.backward[t]).max(0) * times * THIRDS > UNSEEN
+
+
 def sharpened(frames: Tensor, moved: Moved, light: Light | None, sharp: Sharp) -> np.ndarray:
     """Frames as large as the sharp copy of the first frame: uint8 [T, kH, kW, 3].
 
     frames: [T, 3, H, W] in [-1, 1], as `composite` made them of the moved picture; light: the one that it is shown in.
     What is shown of the moved picture and what is guessed to lie behind is taken out of the small frames; they are
-    enlarged, and the same is put in of the copy.
+    enlarged, and the same is put in of the copy. Where nothing changes, that is the copy itself.
     """
     parts = (moved.picture, moved.confidence, moved.guessed, moved.beyond)
     warped, sure, guessed, beyond = (x[0].transpose(0, 1).cpu() for x in parts)
     sure = sure + (1 if light else FILLING) * beyond
-    size = sharp.picture.shape[1::-1]
-    times = size[0] // warped.shape[-1]
+    size, times = tuple(side // CELL for side in warped.shape[2:]), sharp.picture.shape[1] // warped.shape[-1]
     matrices = [None] * len(frames) if light is None else light.matrix.cpu().expand(len(frames), -1, -1).numpy()
     frames, warped, kept, unsure, guessed = (
         x.numpy() for x in (frames, warped, sure + guessed, (1 - sure)[:, 0], guessed[:, 0])
     )
     sharp.fill(moved.behind)
+    made = np.repeat(sharp.picture[None], len(frames), axis=0)
 
     def lit(picture: np.ndarray, t: int) -> np.ndarray:
         return picture if matrices[t] is None else cv2.transform(picture.astype(np.float32), matrices[t])
 
     def rest(t: int) -> np.ndarray:
-        """The small frame without what is put in of the copy; the light's offset is smooth and stays with it."""
+        """The small frame [3, H, W] without what is put in of the copy; the light's offset is smooth and stays."""
         shown = 127.5 * (warped[t] + 1)
         if matrices[t] is not None:
             shown = np.tensordot(matrices[t], shown, 1)
-        return cv2.merge(list(127.5 * (frames[t] + 1) - kept[t] * shown))
+        return 127.5 * (frames[t] + 1) - kept[t] * shown
 
     def put(frame: np.ndarray, share: np.ndarray, picture: np.ndarray) -> None:
         """Adds a share [H, W] of the picture to the frame, where there is any."""
         if share.any():
             part = in_pixels(around(share), times)
-            share = cv2.resize(share, size)[part]
+            share = cv2.resize(share, frame.shape[1::-1])[part]
             frame[part] += cv2.multiply(picture[part], cv2.merge([share] * 3), dtype=cv2.CV_32F)
 
-    def moving(t: int) -> tuple[np.ndarray, np.ndarray]:
-        """What is seen in frame t, and what lies behind it as far as that is needed."""
-        places, under = moved.places(t, times), moved.under[t]
+    def moving(t: int, cells: tuple[slice, slice], edge: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What is seen in these cells of frame t, and what lies behind it as far as that is needed."""
+        under, needed = moved.under[t], edge | in_cells(guessed[t])
+        places = places_within(moved.backward[t], moved.sure[t], cells, times)
         seen = lit(sharp.seen(*places), t)
         behind = np.zeros_like(seen)
-        edge = parted(moved, t) if sharp.opaque is not None else np.zeros(under.shape[1:], bool)
-        needed = edge | in_cells(guessed[t])
         if needed.any():
-            cells = around(needed)
-            there = places_within(under, np.ones_like(under[0]), cells, times)
-            behind[in_pixels(cells, CELL * times)] = lit(sharp.seen(*there, behind=True), t)
+            holes = around(needed)
+            there = places_within(under, np.ones_like(under[0]), holes, times)
+            behind[in_pixels(inside(holes, cells), CELL * times)] = lit(sharp.seen(*there, behind=True), t)
         if edge.any():
-            layered(seen, behind, places, sharp.opaque, edge)
+            layered(seen, behind, places, sharp.opaque, edge[cells])
         return seen, behind
 
-    def make(t: int) -> np.ndarray:
-        seen, behind = (lit(sharp.picture, t), None) if moved.backward is None else moving(t)
-        frame = cv2.add(cv2.resize(rest(t), size), seen, dtype=cv2.CV_32F)
-        put(frame, -unsure[t], seen)
-        put(frame, guessed[t], behind)
-        return cv2.add(frame, 0.0, dtype=cv2.CV_8U)
+    def make(t: int) -> None:
+        left = rest(t)
+        edge = parted(moved, t) if sharp.opaque is not None and moved.backward is not None else np.zeros(size, bool)
+        new = edge | in_cells(left.any(0) | (unsure[t] != 0) | (guessed[t] != 0)) | goes(moved, t, times)
+        if matrices[t] is not None:
+            new[:] = True
+        if not new.any():
+            return
+        cells = around(new)
+        part, room = in_pixels(cells), made[t][in_pixels(cells, CELL * times)]
+        seen, behind = (lit(room, t), None) if moved.backward is None else moving(t, cells, edge)
+        large = cv2.resize(cv2.merge([plane[part] for plane in left]), seen.shape[1::-1])
+        frame = cv2.add(large, seen, dtype=cv2.CV_32F)
+        put(frame, -unsure[t][part], seen)
+        put(frame, guessed[t][part], behind)
+        cv2.add(frame, 0.0, dst=room, dtype=cv2.CV_8U)
 
-    return np.stack(on_all_cores(make, range(len(frames))))
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # OpenCV and NumPy only: PyTorch has threads of its own
+        list(pool.map(make, range(len(frames))))
+    return made

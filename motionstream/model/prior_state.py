@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from motionstream.model.completion import Completion, Plate
-from motionstream.model.warping import CELL, enlarged_motion, in_the_first_frame
 
 
 @dataclass(frozen=True)
@@ -38,10 +37,6 @@ class Moved:
     def to(self, device: torch.device) -> "Moved":
         parts = ("picture", "confidence", "guessed", "beyond")
         return replace(self, **{name: getattr(self, name).to(device) for name in parts})
-
-    def places(self, t: int, times: int) -> tuple[np.ndarray, np.ndarray]:
-        """`in_the_first_frame` of frame t, for a picture that is so many times as large; where anything has moved."""
-        return in_the_first_frame(times * enlarged_motion(self.backward[t], self.sure[t], CELL * times))
 
 
 @dataclass

@@ -5,9 +5,6 @@ the new frame and turned around (`splatting`); through that the first frame is s
 what nothing has landed on is filled with what lies behind (`fill_holes`).
 """
 
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-
 import cv2
 import numpy as np
 import torch
@@ -58,12 +55,6 @@ def at_points(cells: Tensor, points: Tensor) -> Tensor:
     size = CELL * torch.tensor(cells.shape[:1:-1])
     places = (points / size * 2 - 1)[:, None]
     return F.grid_sample(cells, places, align_corners=False, padding_mode="border")[:, :, 0].transpose(1, 2)
-
-
-def on_all_cores(work: Callable, *frames: Iterable) -> list:
-    """work(...) of each frame by itself. OpenCV and NumPy only: PyTorch has threads of its own."""
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        return list(pool.map(work, *frames))
 
 
 def squared(motion: np.ndarray) -> np.ndarray:
@@ -385,6 +376,11 @@ def in_cells(pixels: np.ndarray) -> np.ndarray:
 def in_pixels(part: tuple[slice, slice], scale: int = CELL) -> tuple[slice, slice]:
     """Rows and columns told in cells of so many pixels, in pixels."""
     return tuple(slice(scale * at.start, scale * at.stop) for at in part)
+
+
+def inside(part: tuple[slice, slice], of: tuple[slice, slice]) -> tuple[slice, slice]:
+    """Rows and columns of a part of another part, which holds it, told from where that begins."""
+    return tuple(slice(at.start - begin.start, at.stop - begin.start) for at, begin in zip(part, of, strict=True))
 
 
 def places_within(

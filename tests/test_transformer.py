@@ -1,12 +1,14 @@
 """The transformer is diffusers' own, to the last digit, and keeps its weight names."""
 
+import math
+
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 
 from motionstream.model import transformer
-from motionstream.model.transformer import MotionTransformer, matmul_attention
+from motionstream.model.transformer import MotionTransformer, matmul_attention, most_score
 
 TINY = dict(
     num_attention_heads=2,
@@ -137,6 +139,57 @@ def test_scores_may_be_so_large_that_their_powers_would_overflow_or_vanish(score
     with torch.no_grad():
         expected, got = dispatch_attention_fn(query, key, value), matmul_attention(query, key, value)
     assert (got - expected).abs().max() <= 1e-4
+
+
+@pytest.mark.parametrize("score", [0.0, 20.0, 85.0, -80.0])
+def test_powers_made_of_bits_are_nearly_as_good_as_powers(score):
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(2, tokens, 3, 16).bfloat16() for tokens in (50, 70, 70))
+    query[..., 0], key[..., 0] = 4, score
+    expected = dispatch_attention_fn(*(x.float() for x in (query, key, value)))
+    with torch.no_grad():
+        exact, fast = (matmul_attention(query, key, value, bounded).float() for bounded in (False, True))
+    far, farther = ((got - expected).norm() / expected.norm() for got in (exact, fast))
+    assert (fast - exact).any() == (abs(score) < 80)  # from there on both are computed from the largest score
+    assert farther < far + 0.02
+
+
+def test_what_scores_hardly_is_hardly_seen_with_powers_made_of_bits():
+    query, key, value = (torch.zeros(1, tokens, 1, 4).bfloat16() for tokens in (1, 2, 2))
+    query[..., 0], key[:, 1, :, 0] = 8, -20  # scores of 0 and, in powers of two, -115
+    value[0, :, 0, 0] = torch.tensor([1.0, -1000.0])
+    with torch.no_grad():
+        assert matmul_attention(query, key, value, bounded=True)[..., 0].item() == 1
+
+
+def test_no_score_is_more_than_most_score():
+    torch.manual_seed(0)
+    attn = pair(**IMAGE)[1].blocks[0].attn2
+    with torch.no_grad():
+        attn.norm_q.weight[3], attn.norm_k.weight[5], attn.norm_added_k.weight[5] = -7, 2, 5
+        most = most_score(attn)
+        query, keys = torch.eye(attn.inner_dim)[3], torch.eye(attn.inner_dim)[5]
+        reached = attn.norm_q(query).norm() * attn.norm_added_k(keys).norm() * 12**-0.5 * math.log2(math.e)
+        assert most == pytest.approx(reached.item(), rel=1e-4)
+        found = attn.norm_q(torch.randn(500, attn.inner_dim)) @ attn.norm_k(torch.randn(500, attn.inner_dim)).T
+    assert found.abs().max() * 12**-0.5 * math.log2(math.e) < most
+
+
+def test_powers_are_made_of_bits_only_where_norms_keep_scores_small(monkeypatch):
+    ours, seen = pair()[1], []
+
+    def attend(query, key, value, bounded):
+        seen.append(bounded)
+        return matmul_attention(query, key, value, bounded)
+
+    monkeypatch.setattr(transformer, "matmul_attention", attend)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        ours.blocks[1].attn1.norm_k.weight *= -13
+        for fused in (False, True):
+            if fused:
+                ours.fuse_projections()
+            ours(torch.randn(1, 20, 2, 4, 4), torch.tensor([300.0]), torch.randn(1, 5, 10))
+    assert seen == [False, False, False, False, True, True, False, True]  # self and cross, block by block
 
 
 def test_bfloat16_on_the_cpu_goes_another_way_only_while_no_backend_is_chosen(monkeypatch):

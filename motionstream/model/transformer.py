@@ -97,13 +97,12 @@ def _attend_in_place(
     totals = key.new_empty(*query.shape[:3], 1)
     tokens = math.ceil(query.shape[2] / blocks)
     room = key.new_empty(query.shape[1] * tokens * key.shape[2])
-    bits = torch.empty_like(room, dtype=torch.int16)
     for sample, k, v, *found in zip(query, key, value, out.transpose(1, 2), totals, strict=True):
         for part, place, total in zip(*(x.split(tokens, 1) for x in (sample, *found)), strict=True):
             scores = room[: part[..., 0].numel() * k.shape[1]].view(*part.shape[:2], k.shape[1])
             torch.baddbmm(scores, part, k.mT, beta=0, alpha=scale * STEPS if bounded else scale, out=scores)
             if bounded:
-                powers = bits[: scores.numel()].view_as(scores).copy_(scores).add_(ONE).view(scores.dtype)
+                powers = scores.view(torch.int16).copy_(scores).add_(ONE).view(scores.dtype)
             else:
                 if shifted:
                     scores -= scores.amax(-1, keepdim=True)

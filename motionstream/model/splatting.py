@@ -27,14 +27,14 @@ def splat(displacement: np.ndarray, front: np.ndarray, height: int, width: int) 
     h, w = height // CELL, width // CELL
     *landed, x_moved, y_moved, front, covers = laid_out(displacement.T.reshape(2, h, w), front.reshape(h, w))
     corner = np.floor(landed)
-    right, down = np.array([[0, 1, 0, 1], [0, 0, 1, 1]], np.float32)[..., None]
-    (x, y), (column, row) = landed - corner, corner
-    column, row = column + right, row + down
-    share = np.abs(1 - right - x) * np.abs(1 - down - y)
-    share *= (column >= 0) & (column < w) & (row >= 0) & (row < h)
+    off, after = landed - corner, corner + 1
+    sides = np.stack([1 - off, off])  # of the column and of the row that it lands on first, and of the next ones
+    sides *= [(0 <= at) & (at < [[w], [h]]) for at in (corner, after)]
+    share = (sides[:, None, 1] * sides[None, :, 0]).ravel()
     landing = np.flatnonzero(share > SLIVER)  # what stays lies on one cell, not on four
-    cell = landing % len(front)
-    index, share = (row * w + column).ravel().take(landing).astype(np.intp), share.ravel().take(landing) * covers[cell]
+    which, cell = np.divmod(landing, len(front))
+    first = (corner[1] * w + corner[0]).astype(np.intp)
+    index, share = first.take(cell) + np.array([0, 1, w, w + 1]).take(which), share.take(landing) * covers.take(cell)
     motion, weight = np.stack([x_moved.take(cell), y_moved.take(cell)]), share * np.exp(FRONT * front).take(cell)
 
     def sums(values: np.ndarray) -> np.ndarray:

@@ -103,7 +103,7 @@ def tune(model: Model, compile: bool = False, fp8: bool = False) -> str:
     backend = _pick_attention(model)
     if not model.in_8_bits:  # such weights are widened layer by layer, by hooks that other layers would not have
         model.transformer.fuse_projections()
-        if model.device.type == "cpu" and model.dtype == torch.bfloat16 and can_pack() and not compile:
+        if model.device.type == "cpu" and can_pack(model.dtype) and not compile:
             pack(model.transformer)
     if fp8:
         use_fp8(model.transformer)

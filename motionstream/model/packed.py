@@ -2,7 +2,7 @@
 
 Otherwise each call lays them out anew, and copies its bias to where the result is summed: a tenth of the time of the
 embedded student's small matrices in bfloat16. In float32 PyTorch leaves them to MKL, which on a processor that is not
-Intel's takes twice as long. oneDNN through PyTorch, as its compiler uses it.
+Intel's takes up to twice as long. oneDNN through PyTorch, as its compiler uses it.
 """
 
 import torch

@@ -220,6 +220,13 @@ def test_what_falls_stays_on_top(photo):
     assert np.array_equal(made[:24], dark[:24])
 
 
+def test_a_light_of_which_nothing_is_left_to_add_is_on_the_photo():
+    white = np.full((96, 144, 3), 255, np.uint8)
+    light = Light(0.5 * torch.eye(3)[None], torch.full((1, 3, 2, 3), -0.5))  # half of all colours
+    made = sharpened(light.on(small(white)), at_rest(small(white)), light, Sharp(white))
+    assert np.abs(made - white / 2).max() <= 1
+
+
 @pytest.mark.parametrize("lit", (False, True))
 def test_what_is_guessed_to_lie_behind_is_as_sharp_as_the_photo(lit, photo):
     behind = Completion.empty(16, 24)

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from motionstream.model import composite
 from motionstream.model.completion import Completion, Plate
 from motionstream.model.composite import Light, Sharp, sharpened
 from motionstream.model.matte import Matte, told, whole, with_colours, without_slits
 from motionstream.model.prior_state import Moved
-from motionstream.model.warping import beneath
+from motionstream.model.warping import beneath, seen_through
 
 ROWS, COLUMNS, TIMES = 24, 40, 2  # cells, and how many times as large as 2 pixels to a cell the sharp copy is
 SHIFT = 8  # pixels by which the thing has moved right
@@ -123,6 +124,27 @@ def test_what_has_been_filled_behind_is_seen_through_it(photo):
     inside = cv2.erode(pixels(LANDED).astype(np.uint8), np.ones((9, 9), np.uint8)) > 0
     assert np.abs(made.astype(int) - Plate(photo).update(behind))[inside].max() <= 1
     assert np.abs(Plate(photo).update(behind).astype(int) - photo)[inside].max() > 50
+
+
+def test_only_what_changes_is_made_anew(photo, monkeypatch):
+    """As much as if all of the picture were looked at, although no more is than the thing's way and what is beside."""
+    rim = torch.from_numpy(square(8, 14, 8, 3)).float().repeat_interleave(2, 0).repeat_interleave(2, 1)
+    parts, sharp = dataclasses.replace(moved(photo), confidence=(1 - rim / 2)[None, None, None]), Sharp(photo)
+    sharp.opaque, looked_at, made = np.full(photo.shape[:2], 0.5, np.float32), [], []
+
+    def look(thirds, columns, rows):
+        looked_at.append(columns.size / photo[..., 0].size)
+        return seen_through(thirds, columns, rows)
+
+    monkeypatch.setattr(composite, "seen_through", look)
+    for unseen in (composite.UNSEEN, -1.0):
+        monkeypatch.setattr(composite, "UNSEEN", unseen)
+        made.append(sharpened(parts.picture[0].transpose(0, 1), parts, None, sharp)[0])
+    assert np.array_equal(*made)
+    elsewhere = cv2.dilate(pixels(LANDED).astype(np.uint8), np.ones((9, 9), np.uint8)) == 0
+    assert np.array_equal(made[0][elsewhere], photo[elsewhere])
+    assert np.abs(made[0].astype(int) - photo)[~elsewhere].max() > 50
+    assert looked_at[0] < 0.3 and max(looked_at) == 1
 
 
 @pytest.mark.parametrize("known", (0.0, 0.5))

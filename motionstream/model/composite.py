@@ -267,7 +267,7 @@ def sharpened(frames: Tensor, moved: Moved, light: Light | None, sharp: Sharp) -
     def make(t: int) -> None:
         left = rest(t)
         edge = parted(moved, t) if sharp.opaque is not None and moved.backward is not None else np.zeros(size, bool)
-        new = edge | in_cells(left.any(0) | (unsure[t] != 0) | (guessed[t] != 0)) | goes(moved, t, times)
+        new = edge | in_cells(left.any(0) | (unsure[t] != 0)) | goes(moved, t, times)
         if matrices[t] is not None:
             new[:] = True
         if not new.any():

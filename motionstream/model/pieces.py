@@ -146,7 +146,7 @@ def attached(motion: Tensor, anchors: Tensor, solid: Tensor, rows: int) -> Tenso
         crumb = ~np.isin(number, number.ravel()[cell]) & goes
         return going if (crumb == goes).all() else np.where((crumb | speck).reshape(-1, 1), 0, going)
 
-    return torch.from_numpy(np.stack(list(map(frame, motion.numpy()))))
+    return torch.from_numpy(np.stack([frame(going) for going in motion.numpy()]))
 
 
 def pieces(follows: np.ndarray, front: np.ndarray) -> np.ndarray:

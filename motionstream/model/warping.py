@@ -86,7 +86,7 @@ def settle(motion: Tensor, outline: Tensor, rim: Tensor, foremost: Tensor) -> Te
         return medians(np.where(along, taken, cut))
 
     grids = motion.transpose(1, 2).unflatten(2, outline.shape).numpy()
-    return torch.from_numpy(np.stack(list(map(settled, grids)))).flatten(2).transpose(1, 2)
+    return torch.from_numpy(np.stack([settled(grid) for grid in grids])).flatten(2).transpose(1, 2)
 
 
 def parting(motion: np.ndarray) -> float:
@@ -146,7 +146,7 @@ def meet(motion: Tensor, share: Tensor, anchors: Tensor, moved: Tensor, visible:
     found = torch.cat([missed, torch.ones_like(missed[..., :1])], 2) * counts[..., None]
     sums = torch.zeros(*motion.shape[:2], 3).index_add_(1, cell, found).unflatten(1, size).movedim(3, 1)
     known, missed = (sums[:, 2] > 0).float(), sums[:, :2] / sums[:, 2:].clamp_min(1)
-    missed = torch.from_numpy(np.stack(list(map(fill_holes, missed.numpy(), known.numpy()))))
+    missed = torch.from_numpy(np.stack([*map(fill_holes, missed.numpy(), known.numpy())]))
     return motion + missed.flatten(2).transpose(1, 2) * share[..., None]
 
 

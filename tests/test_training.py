@@ -860,13 +860,15 @@ def test_a_data_worker_names_a_clip_though_the_lock_of_progress_bars_was_held_wh
             held.set()
             done.wait(60)
 
-    holder = threading.Thread(target=hold)
+    holder, threads = threading.Thread(target=hold), cv2.getNumThreads()
     holder.start()
+    cv2.setNumThreads(0)  # as `made_samples` does: OpenCV's own do not survive the fork, with whatever locks they hold
     try:
         assert held.wait(10)
         clips = RealClips(clip_folder, (96, 64), 16)
         assert list(torch.utils.data.DataLoader(Skipping(clips), sampler=[3], num_workers=1, timeout=20)) == [3]
     finally:
+        cv2.setNumThreads(threads)
         done.set()
         holder.join()
     assert f"skipped {clips.paths[0]}: it is bad" in capfd.readouterr().out

@@ -266,7 +266,7 @@ def test_tuning_in_float32_on_the_cpu_changes_no_more_than_the_last_digits():
     x = torch.linspace(-4, 4, 64 * 24).reshape(64, 24)
     with torch.no_grad():
         before, after = (model.transformer.blocks[0].ffn(x) for model in (plain, tuned))
-    torch.testing.assert_close(after, before, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(after, before, atol=1e-5, rtol=1e-5)
 
 
 def test_tuning_in_bfloat16_on_the_cpu_changes_no_more_than_rounding_does():
@@ -280,7 +280,7 @@ def test_tuning_in_bfloat16_on_the_cpu_changes_no_more_than_rounding_does():
     assert 0 < (after - right).norm() < 1.05 * (before - right).norm()
 
 
-@pytest.mark.parametrize("dtype, error", [(torch.float32, 1e-6), (torch.bfloat16, 0.01)])
+@pytest.mark.parametrize("dtype, error", [(torch.float32, 1e-5), (torch.bfloat16, 0.01)])
 def test_packed_layers_are_the_same_function_and_count_as_much(dtype, error):
     if not can_pack(dtype):
         pytest.skip("this processor has no such kernels")

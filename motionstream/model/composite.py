@@ -215,6 +215,28 @@ def goes(moved: Moved, t: int, times: int) -> np.ndarray:
     return abs(moved.backward[t]).max(0) * times * THIRDS > UNSEEN
 
 
+def lit(picture: np.ndarray, matrix: np.ndarray | None) -> np.ndarray:
+    """A picture [H, W, 3] by the matrix of a light, if there is one; without its offset."""
+    return picture if matrix is None else cv2.transform(picture.astype(np.float32), matrix)
+
+
+def left_of(frame: np.ndarray, shown: np.ndarray, kept: np.ndarray, matrix: np.ndarray | None) -> np.ndarray:
+    """What is left of a small frame without that share `kept` [1, H, W] of what is shown, by the matrix of a light: all
+    [3, H, W] in [-1, 1] -> of 255. The light's offset is smooth and stays."""
+    shown = 127.5 * (shown + 1)
+    if matrix is not None:
+        shown = np.tensordot(matrix, shown, 1)
+    return 127.5 * (frame + 1) - kept * shown
+
+
+def put(frame: np.ndarray, share: np.ndarray, picture: np.ndarray) -> None:
+    """Adds a share [H, W] of the picture to the frame, both [kH, kW, 3], where there is any."""
+    if share.any():
+        part = in_pixels(around(share), len(frame) // len(share))
+        share = cv2.resize(share, frame.shape[1::-1])[part]
+        frame[part] += cv2.multiply(picture[part], cv2.merge([share] * 3), dtype=cv2.CV_32F)
+
+
 def sharpened(frames: Tensor, moved: Moved, light: Light | None, sharp: Sharp) -> np.ndarray:
     """Frames as large as the sharp copy of the first frame: uint8 [T, kH, kW, 3].
 
@@ -233,39 +255,22 @@ def sharpened(frames: Tensor, moved: Moved, light: Light | None, sharp: Sharp) -
     sharp.fill(moved.behind)
     made = np.repeat(sharp.picture[None], len(frames), axis=0)
 
-    def lit(picture: np.ndarray, t: int) -> np.ndarray:
-        return picture if matrices[t] is None else cv2.transform(picture.astype(np.float32), matrices[t])
-
-    def rest(t: int) -> np.ndarray:
-        """The small frame [3, H, W] without what is put in of the copy; the light's offset is smooth and stays."""
-        shown = 127.5 * (warped[t] + 1)
-        if matrices[t] is not None:
-            shown = np.tensordot(matrices[t], shown, 1)
-        return 127.5 * (frames[t] + 1) - kept[t] * shown
-
-    def put(frame: np.ndarray, share: np.ndarray, picture: np.ndarray) -> None:
-        """Adds a share [H, W] of the picture to the frame, where there is any."""
-        if share.any():
-            part = in_pixels(around(share), times)
-            share = cv2.resize(share, frame.shape[1::-1])[part]
-            frame[part] += cv2.multiply(picture[part], cv2.merge([share] * 3), dtype=cv2.CV_32F)
-
     def moving(t: int, cells: tuple[slice, slice], edge: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """What is seen in these cells of frame t, and what lies behind it as far as that is needed."""
         under, needed = moved.under[t], edge | in_cells(guessed[t])
         places = places_within(moved.backward[t], moved.sure[t], cells, times)
-        seen = lit(sharp.seen(*places), t)
+        seen = lit(sharp.seen(*places), matrices[t])
         behind = np.zeros_like(seen)
         if needed.any():
             holes = around(needed)
             there = places_within(under, np.ones_like(under[0]), holes, times)
-            behind[in_pixels(inside(holes, cells), CELL * times)] = lit(sharp.seen(*there, behind=True), t)
+            behind[in_pixels(inside(holes, cells), CELL * times)] = lit(sharp.seen(*there, behind=True), matrices[t])
         if edge.any():
             layered(seen, behind, places, sharp.opaque, edge[cells])
         return seen, behind
 
     def make(t: int) -> None:
-        left = rest(t)
+        left = left_of(frames[t], warped[t], kept[t], matrices[t])
         edge = parted(moved, t) if sharp.opaque is not None and moved.backward is not None else np.zeros(size, bool)
         new = edge | in_cells(left.any(0) | (unsure[t] != 0)) | goes(moved, t, times)
         if matrices[t] is not None:
@@ -274,7 +279,7 @@ def sharpened(frames: Tensor, moved: Moved, light: Light | None, sharp: Sharp) -
             return
         cells = around(new)
         part, room = in_pixels(cells), made[t][in_pixels(cells, CELL * times)]
-        seen, behind = (lit(room, t), None) if moved.backward is None else moving(t, cells, edge)
+        seen, behind = (lit(room, matrices[t]), None) if moved.backward is None else moving(t, cells, edge)
         large = cv2.resize(cv2.merge([plane[part] for plane in left]), seen.shape[1::-1])
         frame = cv2.add(large, seen, dtype=cv2.CV_32F)
         put(frame, -unsure[t][part], seen)

@@ -22,7 +22,6 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from types import MappingProxyType
 
 import numpy as np
@@ -340,11 +339,16 @@ class _Stream:
             self.index, self.start, frames, width, height, preset.fps, MappingProxyType(self.history)
         )
         if self.prior is not None:
-            request = replace(request, things=partial(self.model.motion_prior.things_at, self.prior))
+            request = replace(request, things=self.things)
         tracks = source.tracks_for(request)
         if tracks.T != frames:
             raise ValueError(f"{type(source).__name__} gave tracks of {tracks.T} frames; {frames} were asked for")
         return tracks
+
+    def things(self, points: np.ndarray) -> np.ndarray:
+        """See `ChunkRequest`."""
+        with inference(self.model):
+            return self.model.motion_prior.things_at(self.prior, points)
 
     def read(self, prompt: str) -> None:
         """Keys and values of the prompt, anew only when it has changed."""

@@ -30,6 +30,7 @@ from motionstream.errors import InputError
 MAX_ID = 10_000  # ID numbers are drawn from [0, MAX_ID)
 MAX_TRACKS = 2_500  # the paper's 50 x 50 grid
 MAX_FRAMES = 100_000
+EXPLAINS = 0.1, 0.3  # share of how tracks part that turning must explain to be told from chance, and from bending
 FORMAT, VERSION = "motionstream-tracks", 1
 
 
@@ -86,17 +87,22 @@ class Tracks:
         return cls(np.zeros((frames, 0, 2)), np.zeros((frames, 0), bool), np.zeros(0, np.int64))
 
     @classmethod
-    def rigid_grid(cls, center_path: np.ndarray, spacing: float, size: int, ids: np.ndarray) -> Tracks:
+    def rigid_grid(
+        cls, center_path: np.ndarray, spacing: float, size: int, ids: np.ndarray, turned: np.ndarray | float = 0.0
+    ) -> Tracks:
         """size x size tracks, `spacing` pixels apart, that move rigidly with their centre `center_path` [T, 2].
 
-        Row by row from the top left; `ids` has size * size numbers. All visible: see `in_frame`.
+        Row by row from the top left; `ids` has size * size numbers; turned: radians in each frame, [T], clockwise. All
+        visible: see `in_frame`.
         """
         path = np.asarray(center_path, np.float64)
         if path.ndim != 2 or path.shape[1] != 2:
             raise InputError(f"the grid's path has shape {list(path.shape)}; expected [frames, 2]")
         steps = (np.arange(size) - (size - 1) / 2) * spacing
         offsets = np.stack(np.meshgrid(steps, steps), axis=-1).reshape(-1, 2)
-        return cls(path[:, None] + offsets[None], np.ones((len(path), size * size), bool), ids)
+        cos, sin = np.cos(turned), np.sin(turned)
+        turn = np.stack(np.broadcast_arrays(cos, sin, -sin, cos), -1).reshape(-1, 2, 2)
+        return cls(path[:, None] + offsets @ turn, np.ones((len(path), size * size), bool), ids)
 
     @classmethod
     def concatenate(cls, parts: Sequence[Tracks]) -> Tracks:
@@ -192,6 +198,21 @@ class Tracks:
         return _tracks_from(tracks, data.get("frames")), (width, height), fps
 
 
+def angles(begin: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """By how much points that were at `begin` [K, 2] have turned about their middle when they are at `end` [T, K, 2]:
+    radians [T] in [-pi, pi], clockwise as y points down, by least squares (Kabsch 1976).
+
+    Less, down to nothing, where turning explains less than EXPLAINS of how they have moved otherwise than their middle:
+    one that is held still beside several that go alike turns nothing.
+    """
+    away, now = begin - begin.mean(0), end - end.mean(1, keepdims=True)
+    across = (away[:, 0] * now[..., 1] - away[:, 1] * now[..., 0]).sum(1)
+    along, moved = (away * now).sum((1, 2)), np.square(now - away).sum((1, 2))
+    explained = 2 * (np.hypot(across, along) - along) / np.maximum(moved, np.finfo(float).tiny)
+    none, all_of_it = EXPLAINS
+    return np.arctan2(across, along) * np.clip((explained - none) / (all_of_it - none), 0, 1)
+
+
 @dataclass(frozen=True, eq=False)
 class ChunkRequest:
     """What a `TrackSource` may know when the tracks of one chunk are due.
@@ -199,7 +220,8 @@ class ChunkRequest:
     index: chunk number 0, 1, ...; start: stream index of its first frame; frames: 9 for chunk 0 (whose frame 0 is the
     input image), 12 afterwards; width, height: generated frame, pixels; fps: playback rate; history: newest generated
     frames by stream index, uint8 RGB [H, W, 3] (at chunk 0: {0: image}); things: which things points [K, 2] of the
-    newest frame lie on, pixels -> numbers [K], 0 for none, or where the model has no idea of things.
+    newest frame lie on, pixels, and which parts of these that go as one -> numbers [2, K], 0 for none, or where the
+    model has no idea of things.
     """
 
     index: int
@@ -209,7 +231,7 @@ class ChunkRequest:
     height: int
     fps: float
     history: Mapping[int, np.ndarray]
-    things: Callable[[np.ndarray], np.ndarray] = lambda points: np.zeros(len(points), int)
+    things: Callable[[np.ndarray], np.ndarray] = lambda points: np.zeros((2, len(points)), int)
 
 
 class TrackSource(Protocol):

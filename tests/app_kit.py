@@ -48,7 +48,7 @@ class Paste:
     chunks: list[Chunk] = field(default_factory=list)
     prompts: list[str] = field(default_factory=list)
     live: int = 0
-    things: Callable[[np.ndarray], np.ndarray] = lambda points: np.zeros(len(points), int)
+    things: Callable[[np.ndarray], np.ndarray] = lambda points: np.zeros((2, len(points)), int)
 
     def __call__(self, model, image, source, *, prompt, seed, sharp=None) -> Iterator[Chunk]:
         frame, start = image, 0

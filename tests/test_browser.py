@@ -313,7 +313,7 @@ def test_a_path_that_has_let_go_is_painted_no_more(page, site):
 
 
 def test_a_thing_that_is_grabbed_again_is_held_there_alone(page, site):
-    site.paste.things = lambda points: np.ones(len(points), int)
+    site.paste.things = lambda points: np.ones((2, len(points)), int)
     open_page(page, site)
     part(page, "clear").click()
     start(page)

@@ -56,7 +56,7 @@ def path(key, *points, seconds=0.25):
 
 def test_what_is_held_is_given_up_where_its_thing_is_grabbed_again():
     def things(points):
-        return np.digitize(points[:, 0], [150, 250]) % 3  # background on the left of two things
+        return np.tile(np.digitize(points[:, 0], [150, 250]) % 3, (2, 1))  # background on the left of two things
 
     def chunk(index):
         return source.tracks_for(replace(request(index), things=things))
@@ -85,7 +85,9 @@ def test_a_grid_is_on_what_half_of_its_points_in_the_frame_are_on(size, x, on_it
     is said of points out of the frame does not count."""
     def chunk(index):
         things = 1 - np.digitize(np.arange(-50, WIDTH + 50), [0, 90]) % 2
-        return source.tracks_for(replace(request(index), things=lambda at: things[at[:, 0].astype(int) + 50]))
+        return source.tracks_for(
+            replace(request(index), things=lambda at: np.tile(things[at[:, 0].astype(int) + 50], (2, 1)))
+        )
 
     source = DragSource()
     source.apply({"kind": "grid", "spacing": 20, "size": 2})
@@ -99,7 +101,7 @@ def test_a_grid_is_on_what_half_of_its_points_in_the_frame_are_on(size, x, on_it
 
 def test_what_a_drag_takes_along_is_given_up_with_it():
     def chunk(index):
-        return source.tracks_for(replace(request(index), things=lambda points: np.ones(len(points), int)))
+        return source.tracks_for(replace(request(index), things=lambda points: np.ones((2, len(points)), int)))
 
     source = DragSource()
     source.apply(path(1, (20, 20), (30, 20)))
@@ -110,6 +112,74 @@ def test_what_a_drag_takes_along_is_given_up_with_it():
     assert chunk(2).N == 2
     source.apply(drag(3, "start", sample(90, 90)))
     assert chunk(3).N == 1 and source.take_given_up() == [1, 2]
+
+
+def one_body(points):
+    return np.ones((2, len(points)), int)
+
+
+def two_bodies_of_one_thing(points):
+    return np.stack([np.ones(len(points), int), 1 + (points[:, 0] > 140)])
+
+
+def arc(turn, about=(140, 80), far=40):
+    """Where to, so many pixels from a place, in 13 steps from the right of it."""
+    steps = np.linspace(0, turn, 13)
+    return np.array(about) + far * np.stack([np.cos(steps), np.sin(steps)], axis=1)
+
+
+def turned_about_a_pin(things, turn=2.0, far=40, chunks=1):
+    """A pin and a drag that goes about it, grids of four points: points of both in each chunk's frames, [T, 8, 2]."""
+    source, found = DragSource(), []
+    source.apply({"kind": "grid", "spacing": 10, "size": 2})
+    source.apply({"kind": "pin", "id": 1, "x": 140, "y": 80, "frame": 0})
+    way = [sample(x, y, 40 * step) for step, (x, y) in enumerate(arc(turn, far=far))]
+    source.apply(drag(2, "start", way[0]))
+    for index in range(chunks):
+        first, last = (1 + 12 * at // chunks for at in (index, index + 1))
+        source.apply(drag(2, "move", *way[first:last]))
+        found.append(source.tracks_for(replace(request(index), things=things)).points)
+    return source, found
+
+
+@pytest.mark.parametrize("chunks", [1, 3])
+def test_grids_that_hold_one_body_turn_as_it_is_turned_between_them(chunks):
+    source, found = turned_about_a_pin(one_body, chunks=chunks)
+    points = np.concatenate(found)
+    pin, hand = points[:, :4], points[:, 4:]
+    np.testing.assert_allclose(pin.mean(1), [(140, 80)] * len(points), atol=1e-4)  # where it was put
+    np.testing.assert_allclose(hand[-1].mean(0), arc(2.0)[-1], atol=1e-4)
+    far = np.linalg.norm(points[:, :, None] - points[:, None], axis=-1)
+    np.testing.assert_allclose(far, np.broadcast_to(far[0], far.shape), atol=1.0)  # the hand cuts corners
+    turn = [np.arctan2(*(grid[-1] - grid[-1].mean(0))[3, ::-1]) - np.pi / 4 for grid in (pin, hand)]
+    assert turn == pytest.approx([2.0, 2.0], abs=0.01)
+    assert np.abs(np.diff(points, axis=0)).max() < 40 * 2.0 / len(points) + 12  # nothing jumps from chunk to chunk
+    source.apply({"kind": "remove", "id": 2})
+    left = source.tracks_for(replace(request(chunks), things=one_body)).points
+    np.testing.assert_allclose(left, np.broadcast_to(pin[-1], left.shape), atol=1e-4)
+
+
+@pytest.mark.parametrize("things, far", [(two_bodies_of_one_thing, 40), (None, 40), (one_body, 6)])
+def test_grids_do_not_turn_where_they_hold_two_bodies_or_none_or_one_place(things, far):
+    things = things or ChunkRequest.things
+    _, (points,) = turned_about_a_pin(things, far=far)
+    for grid in (points[:, :4], points[:, 4:]):
+        away = grid - grid.mean(1, keepdims=True)
+        np.testing.assert_allclose(away, np.broadcast_to(away[0], away.shape), atol=1e-4)
+
+
+@pytest.mark.parametrize("pin", [True, False])
+def test_of_a_grid_that_moves_a_third_is_enough_to_hold_a_body_and_half_of_one_that_stays(pin):
+    def things(points):  # to the left of it there is nothing
+        return np.tile(points[:, 0] > 127, (2, 1)).astype(int)
+
+    source = DragSource()
+    source.apply({"kind": "grid", "spacing": 10, "size": 3})  # a column of three is on it
+    still = {"kind": "pin", "id": 1, "x": 120, "y": 80, "frame": 0}
+    source.apply(still if pin else path(1, (120, 80), (120, 90)))
+    source.apply(path(2, (200, 80), (200, 40)))
+    grid = source.tracks_for(replace(request(0), things=things)).points[-1, :9]
+    assert (np.abs(np.diff(grid[:3, 1])).max() > 1) == (not pin)
 
 
 @pytest.mark.parametrize(("seed", "speed"), [(0, (3, 0)), (1, (-2, 1)), (2, (1.3, -2.2)), (3, (4, 1))])

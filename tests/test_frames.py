@@ -373,10 +373,10 @@ def test_cells_are_laid_finer_only_where_they_are_stretched():
     column = np.tile(np.arange(w, dtype=np.float32), (h, 1))
     motion = np.stack([np.maximum(column - 10, 0) * 1.6, np.zeros((h, w), np.float32)])
     laid = laid_out(motion, column)
-    assert laid.shape == (6, 10 * h + 4 * 20 * h) and laid[5].sum() == h * w
-    finer = laid[5] < 1
-    assert set(np.rint(laid[4, ~finer])) == set(range(10)) and set(np.rint(laid[4, finer])) == set(range(10, 30))
-    np.testing.assert_array_equal(laid[0, ~finer], laid[4, ~finer])  # as they lay
+    assert laid.shape == (6, 10 * h + 4 * 20 * h) and laid[4].sum() == h * w
+    finer = laid[4] < 1
+    assert set(np.rint(laid[5, ~finer])) == set(range(10)) and set(np.rint(laid[5, finer])) == set(range(10, 30))
+    np.testing.assert_array_equal(laid[0, ~finer], laid[5, ~finer])  # as they lay
     columns = np.unique(laid[0, finer].round(2))
     assert np.diff(columns).max() < 1 and columns[-1] > 29 * 1.8 - 9
     assert laid_out(0.3 * motion, column).shape == (6, h * w)

@@ -311,7 +311,7 @@ def test_tracks_of_one_grid_are_near_and_go_alike():
     gone[1:] = torch.tensor([3.0, -2.0])
     gone[2, 1] += torch.tensor([1.1 * ALIKE, 0.0])
     gone[3, [0, 4]] = 0.0
-    idle = idling(gone, pairs)
+    idle = idling(gone, anchors, anchors, pairs)
     assert idle.nonzero().tolist() == [[1, 1], [1, 2], [2, 2]]  # what stands still is a pin
     columns, rows = np.meshgrid(np.arange(2, 64, 4), np.arange(2, 48, 4))
     everywhere = torch.tensor(np.stack([columns, rows], -1).reshape(-1, 2), dtype=torch.float32)

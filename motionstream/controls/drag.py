@@ -11,6 +11,8 @@ on the generated frames). From there
 - a path moves along its points once, at constant speed, and closes the distance to its anchor like a drag; one that a
   drag takes along moves as the drag does from then on, and stays when that is gone.
 
+Grids that hold one thing, as two fingers or a pin and a drag do, turn as it is turned between them.
+
 A released drag and a path at its end stay where they are ("hold") or end ("let_go"). Those that stay are given up where
 another drag or path begins on the same thing, which would be torn between the two; a pin stays. A track outside the
 frame is invisible, never clamped.
@@ -40,7 +42,7 @@ import cv2
 import numpy as np
 
 from motionstream.errors import InputError
-from motionstream.tracks import MAX_ID, MAX_TRACKS, ChunkRequest, Tracks, draw_ids
+from motionstream.tracks import MAX_ID, MAX_TRACKS, ChunkRequest, Tracks, angles, draw_ids
 
 MAX_CONTROLS = 100
 MAX_SAMPLES = 10_000  # pointer samples in one message, and kept for one drag between two chunks
@@ -48,6 +50,7 @@ MAX_GRID = 10
 MAX_SPACING = 500.0  # pixels
 MAX_PIXEL = 1e5  # coordinates further out than this are no pointer's
 MAX_SECONDS = 600.0
+APART = 4.0  # pixels from their middle to what holds a thing, at the least: nearer than that, it does not turn it
 IDLE_MS = 100.0  # a pause of the pointer counts as no more than this, so that motion after it is not squeezed
 RELEASE_MODES = ("hold", "let_go")
 
@@ -66,6 +69,7 @@ class DragSource:
         self._controls: dict[int, _Pin] = {}
         self._spacing, self._size = 16.0, 1
         self._given_up: list[int] = []
+        self._together: list[list[_Pin]] = []  # controls that hold one thing
         self._set_release({"mode": release})
 
     def apply(self, message: dict) -> None:
@@ -91,12 +95,16 @@ class DragSource:
             anchors = np.array([control.anchor for control in new])
             for control, place in zip(new, carry(request.history, anchors, [c.frame for c in new]), strict=True):
                 control.place = place
-            self._give_up([control for control in new if isinstance(control, (_Drag, _Path))], request)
+            self._take_hold(new, request)
         led = [control for control in self._controls.values() if control.hand]
         for control in led:
             control.hand.moved = np.zeros((1, 2))  # what a hand that has gone moves
-        free = [control for control in self._controls.values() if not control.hand]
-        parts = [Tracks.empty(request.frames), *(control.tracks(request) for control in (*free, *led))]
+        moving = [control for control in self._controls.values() if not control.hand] + led
+        for control in moving:
+            control.go(request)
+        for holding in self._together:
+            _turn([control for control in holding if control in moving])
+        parts = [Tracks.empty(request.frames), *(control.tracks(request) for control in moving)]
         self._controls = {key: control for key, control in self._controls.items() if not control.over}
         return Tracks.concatenate(parts).in_frame(request.width, request.height)
 
@@ -105,14 +113,24 @@ class DragSource:
         taken, self._given_up = self._given_up, []
         return taken
 
-    def _give_up(self, begun: list[_Pin], request: ChunkRequest) -> None:
-        """Ends what is held on the things that these have begun to move."""
-        held = {key: control for key, control in self._controls.items() if control.rests(request.fps)}
-        if begun and held:
-            moved = set().union(*(control.things(request) for control in begun))
-            again = [key for key, control in held.items() if control.things(request) & moved]
-            self._controls = {key: control for key, control in self._controls.items() if key not in again}
-            self._given_up += again
+    def _take_hold(self, new: list[_Pin], request: ChunkRequest) -> None:
+        """Ends what is held on the things that new drags and paths begin to move, and finds which controls hold one."""
+        if len(self._controls) == 1:
+            return
+        controls = list(self._controls.values())
+        points = [control.points(request) for control in controls]
+        things, bodies = request.things(np.concatenate(points))
+        ends = np.cumsum([len(part) for part in points])[:-1]
+        on = {control: _most(own, 1 / 2) for control, own in zip(controls, np.split(things, ends), strict=True)}
+        moved = set().union(*(on[control] for control in new if isinstance(control, (_Drag, _Path))))
+        again = [key for key, one in self._controls.items() if one.rests(request.fps) and on[one] & moved]
+        self._controls = {key: control for key, control in self._controls.items() if key not in again}
+        self._given_up += again
+        together: dict[int, list[_Pin]] = {}
+        for control, own in zip(controls, np.split(bodies, ends), strict=True):
+            for number in sorted(_most(own, 1 / 3 if isinstance(control, (_Drag, _Path)) else 1 / 2))[:1]:
+                together.setdefault(number, []).append(control)
+        self._together = list(together.values())
 
     def _drag(self, message: dict) -> None:
         key, phase = _key(message), message.get("phase")
@@ -184,8 +202,9 @@ class _Pin:
 
     anchor: [2], pixels, in the stream frame `frame`; place: [2], the grid's centre in the newest frame generated, None
     until `carry` has found it; holds: bool [N], its points that were in the frame in its first chunk, None before: the
-    others hold nothing, wherever they come; over: no more tracks after this chunk; hand: a drag that it follows; moved:
-    [T, 2], how far it went in each frame of the newest chunk.
+    others hold nothing, wherever they come; over: no more tracks after this chunk; hand: a drag that it follows. In
+    each frame of the newest chunk: centers, moved [T, 2], where its centre was and how far it had gone, turned [T],
+    radians by which the grid had turned since it was made, and visible [T].
     """
 
     def __init__(self, spacing: float, size: int, ids: np.ndarray, anchor: tuple[float, float], frame: int):
@@ -195,28 +214,31 @@ class _Pin:
         self.holds: np.ndarray | None = None
         self.over = False
         self.hand: _Drag | None = None
-        self.moved = np.zeros((1, 2))
+        self.centers, self.moved = np.zeros((2, 1, 2))
+        self.visible, self.turned = np.ones(1, bool), np.zeros(1)
 
-    def tracks(self, request: ChunkRequest) -> Tracks:
+    def go(self, request: ChunkRequest) -> None:
+        """To where it is in the request's frames."""
         # Frames since `place`: where a track begins is what it holds, so it begins there, a frame late.
         steps = np.arange(request.frames) + (self.holds is not None)
         if self.hand:
-            centers = np.repeat(self.place[None], len(steps), axis=0) + self.hand.moved
-            visible, self.over = np.ones(len(steps), bool), self.hand.over
+            self.centers = np.repeat(self.place[None], len(steps), axis=0) + self.hand.moved
+            self.visible, self.over = np.ones(len(steps), bool), self.hand.over
         else:
-            centers, visible = self.motion(steps, request.fps)
-        self.moved, self.place = centers - self.place, centers[-1]
-        grid = Tracks.rigid_grid(centers, self.spacing, self.size, self.ids)
+            self.centers, self.visible = self.motion(steps, request.fps)
+        self.moved, self.place, self.turned = self.centers - self.place, self.centers[-1], self.turned[-1:]
+
+    def tracks(self, request: ChunkRequest) -> Tracks:
+        """Where it went to, as a grid."""
+        grid = Tracks.rigid_grid(self.centers, self.spacing, self.size, self.ids, self.turned)
         if self.holds is None:
             self.holds = grid.in_frame(request.width, request.height).visible[0]
-        return Tracks(grid.points, grid.visible & visible[:, None] & self.holds, grid.ids)
+        return Tracks(grid.points, grid.visible & self.visible[:, None] & self.holds, grid.ids)
 
-    def things(self, request: ChunkRequest) -> set[int]:
-        """Numbers of the things, see `ChunkRequest`, that at least half of its points are on, of those in the frame."""
-        grid = Tracks.rigid_grid(self.place[None], self.spacing, self.size, self.ids)
-        seen = grid.in_frame(request.width, request.height).visible[0]
-        numbers, counts = np.unique(request.things(grid.points[0, seen]), return_counts=True)
-        return set(numbers[2 * counts >= seen.sum()].tolist()) - {0}
+    def points(self, request: ChunkRequest) -> np.ndarray:
+        """Those of its points [K, 2], pixels, that are in the frame."""
+        grid = Tracks.rigid_grid(self.place[None], self.spacing, self.size, self.ids, self.turned[-1])
+        return grid.points[0, grid.in_frame(request.width, request.height).visible[0]]
 
     def motion(self, steps: np.ndarray, fps: float) -> tuple[np.ndarray, np.ndarray]:
         """Centres [T, 2] and visibility [T] at `steps` frames after `place`."""
@@ -287,6 +309,24 @@ class _Path(_Pin):
     def _length(self, fps: float) -> float:
         """Frames."""
         return max(self.seconds * fps, 1.0)
+
+
+def _most(numbers: np.ndarray, least: float) -> set[int]:
+    """Those of the numbers [K], but 0, that at least such a share of them are."""
+    found, counts = np.unique(numbers, return_counts=True)
+    return set(found[counts >= least * counts.sum()].tolist()) - {0}
+
+
+def _turn(controls: list[_Pin]) -> None:
+    """Turns the grids of controls that hold one thing as this has turned between them, from where they were last."""
+    if len(controls) < 2:
+        return
+    begin = np.stack([control.centers[0] - control.moved[0] for control in controls])
+    paths = np.stack([control.centers for control in controls], axis=1)
+    away = [np.linalg.norm(points - points.mean(-2, keepdims=True), axis=-1).max(-1) for points in (begin, paths)]
+    if min(np.min(far) for far in away) > APART:
+        for control in controls:
+            control.turned = control.turned + angles(begin, paths)
 
 
 def carry(history: Mapping[int, np.ndarray], anchors: np.ndarray, frames: list[int]) -> np.ndarray:

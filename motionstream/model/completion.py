@@ -67,23 +67,26 @@ class Completion:
         across: np.ndarray,
         moved: np.ndarray,
         dense: bool = False,
+        turned: np.ndarray | float = 0.0,
     ) -> bool:
         """Fills what one sees behind things that have left, each cell once; whether there was anything to fill.
 
         picture: uint8 [H, W, 3]; front: how far in front cells lie, [h, w] in [0, 1]; number: of the thing that each is
         surely of, int [h, w], see `numbered`; across: bool [h, w], see `PriorState`; moved: how far they have moved, in
-        each frame of a chunk, pixels [T, h, w, 2]; dense: whether tracks are all over the picture.
+        each frame of a chunk, pixels [T, h, w, 2]; dense: whether tracks are all over the picture; turned: how much of
+        `moved` is turning alone, see `turning`: what a thing turns about has left its place, too.
 
         Other things that stay may be copied, and ground that lies across an edge, however far in front. A thing has
         also left where what lies behind goes past it; but where tracks are dense, that may be a part of it, and what
         goes along with what lies behind, as under a moving camera, has not left. But beyond the picture's edges one
         sees what is behind things mirrored, not them once more.
         """
-        things, far = things_in_front(front), np.sqrt(squared(moved).max(0))
+        straight = moved - turned
+        things, far = things_in_front(front), np.sqrt(squared(straight).max(0))
         source = ground(things, front.shape)
         apart, of_both = [far] * len(things), np.minimum if dense else np.maximum
         if (far[source] > LEAVES).any():
-            apart = [of_both(far, far_from_behind(thing, moved)) for thing in things]
+            apart = [of_both(far, far_from_behind(thing, straight)) for thing in things]
         beyond = seen_mirrored(moved)
         apart = [
             (thing, far, thing if (thing & beyond).any() and not cut_off(thing) else leaving_part(thing, far))

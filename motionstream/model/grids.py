@@ -3,12 +3,14 @@
 Nobody hits a thing with all points of a grid. Those beside it would take along as much of the background as they can.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from motionstream.model.warping import are_dense, at_points, nearest_cells, tracked_cells
 
 ON, OFF = 0.7, 0.5  # how far in front, in [0, 1], tracks on a thing start, at the least, and those beside it, at most
+ENOUGH = 1 / 3, 1 / 2  # share of a grid that moves, and of one that does not, on the thing that it holds
 GRID, ALIKE = 40.0, 0.1  # pixels: how near tracks of one grid are, at the most, and how differently they move
 
 
@@ -25,14 +27,30 @@ def straddling(anchors: Tensor, firsts: Tensor, front: Tensor) -> Tensor:
     return (near & (lies < OFF)[:, None] & (lies > ON)).nonzero().T
 
 
-def idling(gone: Tensor, pairs: Tensor) -> Tensor:
+def holding(held: np.ndarray, places: Tensor, moved: Tensor) -> np.ndarray:
+    """Which tracks, bool [N], are of a grid of which enough is on the same thing, if on any: more than a third where it
+    moves, half where it does not. A pin beside a thing, on the rim of which some points of it are, does not hold it.
+
+    held [N]: numbers of the things; places, moved [N, 2], pixels: of one grid is what is near, and stays as far away.
+    """
+    away, now = torch.cdist(places, places), torch.cdist(places + moved, places + moved)
+    grid = ((away < GRID) & ((now - away).abs() < ALIKE)).numpy()
+    share = (grid & (held == held[:, None])).sum(1) / grid.sum(1)
+    return np.where((moved.norm(dim=1) > ALIKE).numpy(), share > ENOUGH[0], share >= ENOUGH[1])
+
+
+def idling(moved: Tensor, places: Tensor, firsts: Tensor, pairs: Tensor) -> Tensor:
     """Tracks beside a thing that go just as one on it does, bool [T, N]: of a grid that was to move the thing alone.
 
-    gone [T, N, 2]: how far tracks have since they were first seen, pixels; pairs: see `straddling`.
+    moved [T, N, 2] from their places [N, 2], those beside a thing that turns as in its frame; firsts [N, 2]: where they
+    were first seen; all in pixels; pairs: see `straddling`.
     """
-    idle = torch.zeros(gone.shape[:2], dtype=torch.bool)
-    beside, on = gone[:, pairs[0]], gone[:, pairs[1]]
-    alike = ((beside - on).norm(dim=2) < ALIKE) & (beside.norm(dim=2) > ALIKE)
+    beside, on = pairs
+    idle = torch.zeros(moved.shape[:2], dtype=torch.bool)
+    apart, before = (points[beside] - points[on] for points in (places, firsts))
+    kept = (apart.norm(dim=1) - before.norm(dim=1)).abs() < ALIKE  # the grid may have turned till then
+    alike = ((moved[:, beside] - moved[:, on]).norm(dim=2) < ALIKE) & kept
+    alike &= (moved + places - firsts)[:, beside].norm(dim=2) > ALIKE
     frame, pair = alike.nonzero(as_tuple=True)
-    idle[frame, pairs[0, pair]] = True
+    idle[frame, beside[pair]] = True
     return idle

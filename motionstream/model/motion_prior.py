@@ -8,10 +8,11 @@ already nearly right. The prior makes it, in three steps:
    affinity and nearness, beside one learned choice more: to stay. These weights depend on the picture and the anchors
    alone, never on the motion.
 2. Each pixel's motion is the moving-least-squares affine map (Schaefer et al. 2006) of the tracks under these weights,
-   mostly of those that move as most of its weight does, or hold the same body; of a grid across the edge of a thing
-   those on it alone; cut where the U-Net sees one thing in front of another, the same for a thing and what hangs on it
-   (`limbs`), and corrected by what it misses at the tracks. Background that is dragged stretches what is around it
-   (`elastic`). Under a tracker's tracks, which come and go, things stay whole (`tracked`).
+   mostly of those that move as most of its weight does, or hold the same body, which they turn between them
+   (`turning`); of a grid across the edge of a thing those on it alone; cut where the U-Net sees one thing in front of
+   another, the same for a thing and what hangs on it (`limbs`), and corrected by what it misses at the tracks.
+   Background that is dragged stretches what is around it (`elastic`). Under a tracker's tracks, which come and go,
+   things stay whole (`tracked`).
 3. The moved pixels are laid on the new frame (`splatting`), nearer ones over farther ones, what visible tracks show
    above them; the first frame is sampled through the resulting backward motion, so it stays sharp however long the
    stream. What no pixel reached has confidence 0 (`frames`). Where a thing in front has moved away, it shows what may
@@ -37,7 +38,7 @@ from torch import Tensor, nn
 from motionstream.model.completion import Completion, Plate
 from motionstream.model.elastic import pulled
 from motionstream.model.frames import Scene, in_motion
-from motionstream.model.grids import idling, straddling
+from motionstream.model.grids import holding, idling, straddling
 from motionstream.model.least_squares import decided_motion
 from motionstream.model.limbs import borne, limbs, with_rims
 from motionstream.model.pieces import (
@@ -53,6 +54,7 @@ from motionstream.model.pieces import (
 from motionstream.model.prior_state import Moved, PriorState
 from motionstream.model.silhouettes import cut_off, cut_through, ground, lying_across, things_in_front
 from motionstream.model.tracked import each_by_itself, in_one_piece, of_the_background, own_tracks
+from motionstream.model.turning import bodies, straightened, turning, turns
 from motionstream.model.unet import UNet
 from motionstream.model.warping import (
     BEHIND,
@@ -125,7 +127,7 @@ def _stacked(places: dict[int, Tensor]) -> Tensor:
 def _as_before(state: PriorState, held: np.ndarray, cells: np.ndarray) -> None:
     """What has come along with things comes along again, and what they left behind stays; held [N]: of the things that
     tracks hold, cells [N]: that these are on."""
-    base, number = state.base.numpy(), state.number
+    base, number = (state.base - state.turned_base).numpy(), state.number
     left = left_behind(base.T.reshape(2, *number.shape), number, cells)
     came = with_hem(number > 0, base) & has_moved(base, number.shape) & ~left
     state.weights, state.left = along_again(state.weights, came, number, held), torch.from_numpy(left).flatten()
@@ -261,7 +263,7 @@ class MotionPrior(ModelMixin, ConfigMixin):
     def start(self, image: Tensor, sharp: Tensor | None = None) -> PriorState:
         """A stream that begins with `image` [3, H, W] in [-1, 1], H and W even, on any device; sharp: a larger copy."""
         image, cells = image.float().cpu(), math.prod(_cells(image.shape[1:]))
-        state = PriorState(image, image, *torch.zeros(2, cells, 2))
+        state = PriorState(image, image, *torch.zeros(3, cells, 2), torch.zeros(1, cells, 2))
         if sharp is not None:
             state.sharp = sharp.float().cpu()
             state.thin = self.closely(state.sharp, state.size)
@@ -285,7 +287,7 @@ class MotionPrior(ModelMixin, ConfigMixin):
         scene = Scene(state.picture, state.plate, state.ground, state.alone, state.across, state.cut)
         placed = [n for n, track in enumerate(tracks.ids.tolist()) if track in state.anchors]
         anchors = _stacked(state.anchors).numpy()
-        follows = state.weights[:, 1:].numpy()
+        follows, turned = state.weights[:, 1:].numpy(), bool(state.turned.any())
 
         def frame(moved: np.ndarray, points: np.ndarray, visible: np.ndarray) -> tuple[np.ndarray, ...]:
             gone = points - anchors
@@ -298,6 +300,8 @@ class MotionPrior(ModelMixin, ConfigMixin):
             hides = ~moving & has_moved(moved, front.shape) & (not state.dense)
             now = np.where(hides, np.maximum(front, np.float32(IN_FRONT)), front)
             now, taken = now + SEEN * moving * shown.reshape(front.shape), with_hem(things, moved)
+            if turned:  # the outermost cells of things are not turned themselves, and show what is beside them
+                taken = cv2.dilate(taken.view(np.uint8), np.ones((3, 3), np.uint8)).view(bool)
             return *in_motion(scene, taken, moved, now), taken
 
         frames = map(frame, displacement.numpy(), tracks.points[:, placed], tracks.visible[:, placed])
@@ -314,19 +318,27 @@ class MotionPrior(ModelMixin, ConfigMixin):
         if state.behind is None:
             picture = (127.5 * (state.image + 1)).round().byte().permute(1, 2, 0).numpy()
             state.behind, state.filled = Completion.empty(*front.shape), Plate(picture)
-        picture, moved = state.filled.picture, displacement.unflatten(1, front.shape).numpy()
-        filled = state.behind.uncover(picture, front, state.number, state.across, moved, state.dense)
+        picture = state.filled.picture
+        moved, turned = (part.unflatten(1, front.shape).numpy() for part in (displacement, state.turned))
+        filled = state.behind.uncover(picture, front, state.number, state.across, moved, state.dense, turned)
         if filled or state.plate is None:
             seen = cv2.resize(state.behind.seen, picture.shape[1::-1])
             shown = state.filled.update(state.behind).astype(np.float32) / 127.5 - 1
             state.plate = between(np.dstack([shown, seen]))
 
+    @torch.no_grad()
     def things_at(self, state: PriorState, points: np.ndarray) -> np.ndarray:
-        """Numbers [K] of the things that one sees at points [K, 2] of the newest frame, pixels; 0 where none is sure,
-        and before anything has moved."""
+        """Numbers [2, K] of the things that one sees at points [K, 2] of the newest frame, pixels, and of the `bodies`
+        that tracks would hold there; 0 where there is none."""
+        places = torch.tensor(points).float()
         if state.number is None:
-            return np.zeros(len(points), int)
-        return state.number.ravel()[[_cell_at(point, state.latest, state) for point in torch.tensor(points).float()]]
+            looked = self.look(state.sharp, places, state.size, state.thin)
+            state.number, state.found = numbered(looked.seen[0], state.thin), looked.found
+        cells = [_cell_at(place, state.latest, state) for place in places]
+        held = state.number.ravel()[cells]
+        times = torch.tensor(shape_at(LOOK, state.size)[::-1]) / torch.tensor(state.size[::-1])
+        grips = self.read(state.found, times * cell_centres(*state.size)[None, cells])[1]
+        return np.stack([held, bodies(self.alike(grips)[0].numpy(), held)])
 
     @torch.no_grad()
     def motion(self, state: PriorState, tracks: Tracks) -> Tensor:
@@ -345,6 +357,7 @@ class MotionPrior(ModelMixin, ConfigMixin):
         if state.front is None or tuple(tracks.ids.tolist()) != state.ids or come:
             self._regroup(state, tracks, points, visible, known[placed], come)
         if not tracks.N:
+            state.turned = state.turned_base[None]
             return state.base.expand(tracks.T, -1, -1)
         # What is dragged out of the frame goes on moving; what is hidden inside stays where it was last seen.
         told = visible | (points < 0).any(-1) | (points >= torch.tensor(state.size[::-1])).any(-1)
@@ -354,19 +367,31 @@ class MotionPrior(ModelMixin, ConfigMixin):
         for displacement, known in zip(points - anchors - state.held, told, strict=True):
             state.newest = torch.where(known[:, None], displacement, state.newest)
             moved.append(state.newest)
-        moved = torch.stack(moved)
-        gone = moved + state.held + anchors - _stacked(state.firsts)
-        displacement = state.base.repeat(tracks.T, 1, 1)
-        idle, frames = idling(gone, state.pairs).unique(dim=0, return_inverse=True)
+        counted = visible if state.dense else told  # trackers do not see what is out of the frame
         with torch.autocast("cpu", enabled=False):  # second moments need all the digits of float32
-            for number, leading in enumerate(~idle):
-                here = frames == number
-                counted = visible if state.dense else told  # trackers do not see what is out of the frame
-                displacement[here] += self._led(state, leading, anchors, moved[here], counted[here])
-        if state.tracked:
-            displacement = in_one_piece(displacement, state.parts)
+            displacement = self._moved(state, anchors, torch.stack(moved), counted)
         state.latest = displacement[-1].clone()
         return displacement
+
+    def _moved(self, state: PriorState, anchors: Tensor, moved: Tensor, counted: Tensor) -> Tensor:
+        """Displacement of all cells [T, P, 2] when tracks have moved [T, N, 2] since the base; counted [T, N]: of which
+        it is known where they are. Found for things that turn as if they only went."""
+        places, held = anchors + state.held, state.number.ravel()[cells_of(anchors, *state.number.shape)]
+        found = []
+        if state.by_hand:
+            found = turns(places, moved, np.where(holding(held, places, moved[-1]), state.body, 0), held)
+        moved, together = straightened(places, moved, held, state.pairs, found)
+        idle = idling(together, places, _stacked(state.firsts), state.pairs)
+        idle, frames = idle.unique(dim=0, return_inverse=True)
+        motion = torch.zeros(len(moved), *state.base.shape)
+        for number, leading in enumerate(~idle):
+            here = frames == number
+            motion[here] = self._led(state, leading, anchors, moved[here], counted[here])
+        if state.tracked:
+            motion = in_one_piece(state.base + motion, state.parts) - state.base
+        turned = turning(cell_centres(*state.size) + state.base, motion, state.number, found)
+        state.turned = state.turned_base + turned
+        return state.base + motion + turned
 
     def _led(self, state: PriorState, leading: Tensor, anchors: Tensor, moved: Tensor, counted: Tensor) -> Tensor:
         """Motion of all cells [T, P, 2] on top of the base, by those tracks, bool [N], that lead; counted [T, N]: those
@@ -376,9 +401,9 @@ class MotionPrior(ModelMixin, ConfigMixin):
         if not leading.all():
             weights = weights[:, F.pad(leading, (1, 0), value=True)]
             weights = weights / weights.sum(1, keepdim=True).clamp_min(1e-12)
-        bodies = None if state.dense else (state.bodies[leading][:, leading], state.gripped)
+        same = None if state.dense else (state.bodies[leading][:, leading], state.gripped)
         centres = cell_centres(*state.size)
-        motion, share = decided_motion(weights, centres, anchors, moved, counted, self.ridge.exp(), bodies)
+        motion, share = decided_motion(weights, centres, anchors, moved, counted, self.ridge.exp(), same)
         going = motion * share[..., None]
         motion, share = borne(settle(going, *state.outlines), share, state.bearer, rows)
         motion = whole(motion, going, state.solid, *state.outlines[1:])
@@ -436,7 +461,7 @@ class MotionPrior(ModelMixin, ConfigMixin):
         known: bool [N], those that are no newcomers; come: whether these are the first that show that tracks are a
         tracker's.
         """
-        state.base = state.latest
+        state.base, state.turned_base = state.latest, state.turned[-1]
         reached = {} if state.held is None else dict(zip(state.ids, state.held + state.newest, strict=True))
         state.ids = tuple(tracks.ids.tolist())
         begun = {}
@@ -489,6 +514,7 @@ class MotionPrior(ModelMixin, ConfigMixin):
         number, cell = state.number, cells_of(anchors, rows, columns)
         held = number.ravel()[cell]
         state.bodies = alike & torch.from_numpy((held == held[:, None]) & (held > 0))
+        state.body = bodies(alike.numpy(), held)
         state.gripped = torch.from_numpy(np.isin(number, held[held > 0])).flatten()
         if state.tracked:
             weights = own_tracks(weights, number, held)
@@ -504,9 +530,10 @@ class MotionPrior(ModelMixin, ConfigMixin):
         outline, rim, foremost = outlines(seen[0])
         # What a thing has left behind is no rim of it any more, but under a tracker's tracks, which miss some of its
         # motion; what has come along with it stays with it.
-        along = ((state.base - state.base[foremost]).norm(dim=1) < PARTS).view(rim.shape)
+        straight = state.base - state.turned_base
+        along = ((straight - straight[foremost]).norm(dim=1) < PARTS).view(rim.shape)
         rim &= along | state.tracked
-        came = along & (state.base.norm(dim=1) >= PARTS).view(rim.shape) & (not state.tracked)
+        came = along & (straight.norm(dim=1) >= PARTS).view(rim.shape) & (not state.tracked)
         if state.cells is None or not state.tracked:
             state.cells = np.stack([*seen.numpy(), np.float32(number > 0)])
         state.outlines = (outline, rim, foremost)

@@ -47,6 +47,8 @@ class PriorState:
     sharp: Tensor  # [3, kH, kW]: the same, as large as there is
     base: Tensor  # [P, 2] displacement in pixels when the present set of tracks began
     latest: Tensor  # [P, 2] displacement at the newest frame
+    turned_base: Tensor  # [P, 2] how much of the base is turning alone, see `turning`
+    turned: Tensor  # [T, P, 2] the same of the displacement at the newest frames, or [1, P, 2] of all of them
     ids: tuple[int, ...] = ()
     anchors: dict[int, Tensor] = field(default_factory=dict)  # id -> [2], its place in the first frame
     firsts: dict[int, Tensor] = field(default_factory=dict)  # id -> [2], its place where it was first seen
@@ -60,6 +62,7 @@ class PriorState:
     found: Tensor | None = None  # see `Looked`; under a tracker's tracks, of the first look
     weights: Tensor | None = None  # [P, 1 + N]
     bodies: Tensor | None = None  # bool [N, N]: which tracks hold the same thing, at places that look alike
+    body: np.ndarray | None = None  # int [N]: see `bodies`
     gripped: Tensor | None = None  # bool [P]: cells of things that tracks hold
     front: Tensor | None = None  # [P]
     outlines: tuple[Tensor, Tensor, Tensor] | None = None  # see `outlines`

@@ -13,6 +13,7 @@ from motionstream.model.warping import CELL, PARTS, cell_numbers, enlarged_motio
 FRONT = 40.0  # log-weight of a cell that is surely in front over one that is surely behind
 SLIVER = 0.04  # of a cell's area: what lands by less is not seen there, however far in front it lies
 FINEST = 4  # times two to a side, at the most, that cells are laid out finer
+LEAST = 0.1  # of its area that is left of what has not shrunk to next to nothing
 STRETCHED, WIDELY = 1.0, 0.01  # pixels by which cells move apart that are laid out finer, and the share that must
 
 
@@ -25,7 +26,8 @@ def splat(displacement: np.ndarray, front: np.ndarray, height: int, width: int) 
     the area that landed there, 1 where nothing stretched; more of it where all grows to more than four times.
     """
     h, w = height // CELL, width // CELL
-    *landed, x_moved, y_moved, front, covers = laid_out(displacement.T.reshape(2, h, w), front.reshape(h, w))
+    laid = laid_out(displacement.T.reshape(2, h, w), front.reshape(h, w))
+    landed, motion, (covers, front), slope = laid[:2], laid[2:4], laid[4:6], laid[6:]
     corner = np.floor(landed)
     off, after = landed - corner, corner + 1
     sides = np.stack([1 - off, off])  # of the column and of the row that it lands on first, and of the next ones
@@ -35,7 +37,11 @@ def splat(displacement: np.ndarray, front: np.ndarray, height: int, width: int) 
     which, cell = np.divmod(landing, len(front))
     first = (corner[1] * w + corner[0]).astype(np.intp)
     index, share = first.take(cell) + np.array([0, 1, w, w + 1]).take(which), share.take(landing) * covers.take(cell)
-    motion, weight = np.stack([x_moved.take(cell), y_moved.take(cell)]), share * np.exp(FRONT * front).take(cell)
+    motion, weight = motion.take(cell, 1), share * np.exp(FRONT * front).take(cell)
+    if len(slope):
+        x, y = (np.stack([which % 2, which // 2]) - off.take(cell, 1)) * np.float32(CELL)
+        a, b, c, d = slope.take(cell, 1)
+        motion += np.stack([a * x + b * y, c * x + d * y])
 
     def sums(values: np.ndarray) -> np.ndarray:
         return np.bincount(index, values, h * w).astype(np.float32).reshape(h, w)
@@ -51,31 +57,56 @@ def splat(displacement: np.ndarray, front: np.ndarray, height: int, width: int) 
 
 def laid_out(motion: np.ndarray, front: np.ndarray) -> np.ndarray:
     """Cells as they are laid on a new frame, finer where they are stretched, or there would be gaps between what was
-    together: float32 [6, K], where each lands, in columns and rows of cells, its motion, how far in front it lies, and
-    how much of a cell it covers. motion [2, h, w] pixels, front [h, w].
+    together: float32 [6, K], where each lands, in columns and rows of cells, its motion, how much of a cell it covers,
+    and how far in front it lies; where some are turned by more than a right angle, `slopes_seen` as well, [10, K], by
+    which those that land on one cell would move alike there. motion [2, h, w] pixels, front [h, w].
     """
     change, parts = steps(motion)
     stretched = (change > STRETCHED) & ~parts
     some = np.count_nonzero(parts) + WIDELY * parts.size  # those beside where things part
     if np.count_nonzero(stretched) <= some:
-        return _laid(motion, front, np.ones_like(front))
+        return _laid(motion, front[None], np.ones_like(front))
     grown = 1 + np.median(change[stretched]) / CELL
     finer = 2 * min(FINEST, math.ceil(grown / 4))
-    here = cv2.dilate(np.pad((stretched | parts).view(np.uint8), ((0, 1), (0, 1))), np.ones((2, 2), np.uint8))
-    fine = enlarged_motion(motion, np.ones_like(front), finer)
+    here, edge = (
+        cv2.dilate(np.pad(corners.view(np.uint8), ((0, 1), (0, 1))), np.ones((2, 2), np.uint8)).view(bool)
+        for corners in (stretched | parts, parts)
+    )
+    turned_over = np.count_nonzero(stretched & (change > PARTS)) > some
+    also = np.stack([front, *(slopes_seen(motion, edge) if turned_over else ())])
+    fine, *larger = (part.repeat(finer, -1).repeat(finer, -2) for part in (also, here))
     return np.hstack([
-        _laid(motion, front, here == 0),
-        _laid(fine, *(part.repeat(finer, 0).repeat(finer, 1) for part in (front, here)), finer),
+        _laid(motion, also, ~here),
+        _laid(enlarged_motion(motion, np.ones_like(front), finer), fine, *larger, finer),
     ])
 
 
-def _laid(motion: np.ndarray, front: np.ndarray, here: np.ndarray, finer: int = 1) -> np.ndarray:
-    """`laid_out` of those cells that are `here` [h, w], so many to a side of one of the first frame's."""
+def _laid(motion: np.ndarray, also: np.ndarray, here: np.ndarray, finer: int = 1) -> np.ndarray:
+    """`laid_out` of those cells that are `here` [h, w], so many to a side of one of the first frame's; also: [C, h, w],
+    what is told of each besides."""
     cells, covers = np.flatnonzero(here), np.float32(1 / min(finer, 2) ** 2)
-    numbers = cell_numbers(*front.shape).take(cells, 1)
-    motion, front = motion.reshape(2, -1).take(cells, 1), front.ravel().take(cells)
+    numbers = cell_numbers(*here.shape).take(cells, 1)
+    motion, also = (part.reshape(len(part), -1).take(cells, 1) for part in (motion, also))
     landed = (numbers + np.float32(0.5)) / finer - np.float32(0.5) + motion / CELL
-    return np.vstack([landed, motion, front, np.full_like(front, covers)])
+    return np.vstack([landed, motion, np.full_like(also[:1], covers), also])
+
+
+def slopes_seen(motion: np.ndarray, edge: np.ndarray) -> np.ndarray:
+    """By how much motion [2, h, w] changes from pixel to pixel of the frame in which it is seen, float32 [4, h, w]: x
+    rightwards and downwards, and y. Not at all at an edge, bool [h, w], and where it has shrunk to next to nothing."""
+    (xx, yx), (xy, yy) = (_slopes(motion, axis) / CELL for axis in (2, 1))
+    size = (1 + xx) * (1 + yy) - xy * yx  # of a cell as it is seen, of 1
+    none = edge | (np.abs(size) < LEAST)
+    return np.where(none, 0, np.stack([size - 1 - yy, xy, yx, size - 1 - xx])) / np.where(none, 1, size)
+
+
+def _slopes(motion: np.ndarray, axis: int) -> np.ndarray:
+    """By how much motion changes from cell to cell along an axis, no more than to either side (minmod): what changes in
+    one step does not."""
+    change = np.diff(motion, axis=axis)
+    first, last = change.take([0], axis), change.take([-1], axis)
+    before, after = np.concatenate([first, change], axis), np.concatenate([change, last], axis)
+    return (np.sign(before) + np.sign(after)) / 2 * np.minimum(np.abs(before), np.abs(after))
 
 
 def _foremost(cells: np.ndarray, weight: np.ndarray, motion: np.ndarray, count: int) -> np.ndarray:

@@ -77,11 +77,11 @@ def test_bodies_are_what_looks_alike_on_one_thing():
 
 @given(turn=TURN, about=PLACE, goes=PLACE)
 def test_tracks_of_what_turns_go_alike_in_its_frame_and_cells_come_where_it_turns_them(turn, about, goes):
-    """One thing turns as it goes, another stays, and a cell of the ground stays, too."""
+    """One thing turns as it goes, and with it one that nothing holds; another stays, and so does the ground."""
     rng, share = np.random.default_rng(0), np.linspace(0, 1, 5)
     places = torch.tensor(rng.uniform(10, 50, (6, 2))).float()
     number = np.zeros((30, 40), int)
-    number[2:20, 2:20], number[2:20, 30:38] = 1, 2
+    number[2:20, 2:20], number[2:20, 30:38], number[20:24, 5:15] = 1, 2, 4
     held = np.array([1, 1, 1, 1, 2, 2])
     end = spun(places[:4].numpy(), turn * share, np.array(about)) + share[:, None, None] * goes
     moved = torch.zeros(5, 6, 2)
@@ -92,9 +92,9 @@ def test_tracks_of_what_turns_go_alike_in_its_frame_and_cells_come_where_it_turn
     torch.testing.assert_close(straight[:, :4], straight[:, :1].expand(-1, 4, -1), atol=1e-3, rtol=0)
     assert straight[-1, 0].norm() > APART - 1e-3 and not straight[:, 4:].any()
     centres = cell_centres(60, 80)
-    cells = straight[:, :1] * torch.from_numpy(number == 1).flatten()[:, None]
-    motion = cells + turning(centres, cells, number, found)
-    own = (number == 1).ravel()
+    own = np.isin(number, (1, 4)).ravel()
+    cells = straight[:, :1] * torch.from_numpy(own)[:, None]
+    motion = cells + turning(centres, cells, number, held, found)
     wanted = spun(centres[own].numpy(), turn * share, np.array(about)) + share[:, None, None] * goes
     np.testing.assert_allclose((centres + motion)[:, own], wanted, atol=5e-3)
     assert not motion[:, ~own].any()
@@ -108,7 +108,7 @@ def test_what_hardly_turns_and_what_only_goes_is_told_as_it_is():
     assert turns(places, hardly, held, held) == []
     assert turns(places, 5 * hardly, np.zeros(3, int), held) == []  # they hold no body
     motion = torch.rand(1, 1200, 2)
-    assert not turning(cell_centres(60, 80), motion, np.ones((30, 40), int), []).any()
+    assert not turning(cell_centres(60, 80), motion, np.ones((30, 40), int), held, []).any()
 
 
 def test_a_track_that_stays_on_a_thing_that_turns_without_it_stays():

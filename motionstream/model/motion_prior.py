@@ -389,7 +389,7 @@ class MotionPrior(ModelMixin, ConfigMixin):
             motion[here] = self._led(state, leading, anchors, moved[here], counted[here])
         if state.tracked:
             motion = in_one_piece(state.base + motion, state.parts) - state.base
-        turned = turning(cell_centres(*state.size) + state.base, motion, state.number, found)
+        turned = turning(cell_centres(*state.size) + state.base, motion, state.number, held, found)
         state.turned = state.turned_base + turned
         return state.base + motion + turned
 

@@ -86,16 +86,15 @@ def straightened(
     return straight, torch.where(others[:, None], straight, beside)
 
 
-def turning(places: Tensor, motion: Tensor, number: np.ndarray, found: list[Turn]) -> Tensor:
+def turning(places: Tensor, motion: Tensor, number: np.ndarray, held: np.ndarray, found: list[Turn]) -> Tensor:
     """What the turning of things adds to motion [T, P, 2] of cells at these places [P, 2], pixels, that is told as in
-    their frames; number [h, w] of the things, see `numbered`. What is beside a thing and goes along turns with it.
-
-    [1, P, 2] where nothing turns.
+    their frames, or [1, P, 2] where nothing turns; number [h, w] of the things, see `numbered`, and held [N] of those
+    that tracks hold. What goes along with a thing turns with it, if it is nearer to no other that is held.
     """
     if not found:
         return torch.zeros_like(places)[None]
     added, least = torch.zeros_like(motion), motion.norm(dim=2, keepdim=True)
-    nearest = number.ravel()[nearest_cells(number > 0)[1]].ravel()
+    nearest = number.ravel()[nearest_cells(np.isin(number, held[held > 0]))[1]].ravel()
     for turn in found:
         cells, goes = torch.from_numpy(nearest == turn.thing), turn.goes[:, None]
         end, off = (places + motion)[:, cells], (motion[:, cells] - goes).norm(dim=2, keepdim=True)

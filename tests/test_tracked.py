@@ -58,6 +58,11 @@ def test_a_trackers_tracks_move_each_by_itself_and_those_of_grids_together():
     assert not each_by_itself(going(starts[: MANY - 1], own[: MANY - 1]), visible[:, : MANY - 1])
     assert not each_by_itself(going(starts, own[np.arange(200) % (MANY - 1)]), visible)  # grids
     assert not each_by_itself(going(starts, 0 * own), visible)
+    spokes = np.stack([np.cos(turn := np.linspace(0, 2, FRAMES)), -np.sin(turn), np.sin(turn), np.cos(turn)], -1)
+    wheel = (starts - 50) @ spokes.reshape(-1, 2, 2) + 50
+    assert not each_by_itself(wheel.astype(np.float32), visible)  # one that turns
+    wheel += np.random.default_rng(1).normal(0, 0.05, wheel.shape)
+    assert each_by_itself(wheel.astype(np.float32), visible)  # as a clip of it is tracked
     visible[:, MANY - 1 :] = False  # what is not seen does not tell
     assert not each_by_itself(going(starts, own), visible)
     assert not each_by_itself(np.zeros((FRAMES, 0, 2)), np.zeros((FRAMES, 0), bool))

@@ -247,6 +247,21 @@ def test_a_thing_that_is_held_at_two_places_turns_whole_as_far_as_it_is_turned(s
     np.testing.assert_allclose(came[row, column], CELL * (np.array([column, row]) + 0.5), atol=0.1)
 
 
+def test_a_drag_that_turns_a_pinned_thing_is_no_trackers(student):
+    """It comes while the pin is there, and its points go each another way."""
+    held = Held(student, "planet", 240)
+    pin, hand = held.at(0.62, 0.48), held.at(0.78, 0.42)
+    held.source.apply({"kind": "pin", "id": 0, "x": pin[0], "y": pin[1], "frame": 0})
+    held.chunk()
+    held.path(1, spun(hand[None], np.linspace(0, -0.9, 10), pin)[:, 0], 9 / 16)
+    held.chunk()
+    came = held.chunk()
+    assert held.state.by_hand
+    column, row = (held.at(0.7, 0.3) / CELL).astype(int)
+    centre = CELL * (np.array([[column, row]]) + 0.5)
+    assert np.linalg.norm(came[row, column] - spun(centre, -0.9, pin)[0]) < 2.5
+
+
 @pytest.mark.parametrize("name", ["balloon", "car"])
 def test_what_has_turned_is_whole_when_it_is_dragged_and_turned_again(student, name):
     """With its hem, and what lies behind is not taken for a part of it, nor left out about its middle."""

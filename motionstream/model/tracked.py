@@ -29,6 +29,7 @@ LEAST, MOST = 2.0, 4.0  # cells within which parts go alike
 SMALL = 12  # cells, fewer of which do not tell
 MANY = 8  # motions
 STEP = 0.05  # pixels by which two of them differ
+RIGID = 1e-3  # pixels by which points of a grid come nearer to each other, or part: by rounding alone
 OWN = 1e-4  # share of a cell's following that tracks of its own thing have, at the least: else it does not look like it
 
 
@@ -40,12 +41,16 @@ def well_within(number: np.ndarray) -> np.ndarray:
 
 def each_by_itself(points: np.ndarray, visible: np.ndarray) -> bool:
     """Whether tracks that come while others go on are a tracker's: several that do not move alike, as those of a
-    visitor's grid do. points [T, N, 2], pixels, and visible [T, N]."""
+    visitor's grid do, or turn as one. points [T, N, 2], pixels, and visible [T, N]."""
     seen = visible.any(0)
     points, visible, tracks = points[:, seen], visible[:, seen], np.arange(seen.sum())
     first, last = visible.argmax(0), len(visible) - 1 - visible[::-1].argmax(0)
     steps = np.rint((points[last, tracks] - points[first, tracks]) / STEP)
-    return len(np.unique(steps, axis=0)) >= MANY
+    if len(np.unique(steps, axis=0)) < MANY:
+        return False
+    begin, *later = (np.hypot(*(at[:, None] - at).T) for at in (points[0], points[len(points) // 2], points[-1]))
+    grid = np.all([np.abs(away - begin) < RIGID for away in later], axis=0)
+    return len(np.unique(steps[np.unique(grid.argmax(1))], axis=0)) >= MANY  # of each grid one
 
 
 def of_the_background(

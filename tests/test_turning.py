@@ -13,7 +13,7 @@ from motionstream import load_model
 from motionstream.controls.drag import DragSource
 from motionstream.machine import Choice, fit_pictures
 from motionstream.model.completion import Completion
-from motionstream.model.grids import ALIKE, holding
+from motionstream.model.grids import ALIKE, GRID, holding
 from motionstream.model.prior_state import PriorState
 from motionstream.model.splatting import laid_out, splat
 from motionstream.model.turning import APART, bodies, straightened, turning, turns
@@ -139,6 +139,14 @@ def test_a_grid_holds_what_enough_of_it_is_on(on, moves, holds):
     moved = torch.cat([torch.full((9, 2), 2 * ALIKE if moves else 0.0), torch.tensor([[5.0, 0.0]])])
     found = holding(held, torch.cat([grid, beside]), moved)
     assert found[:on].tolist() == [holds] * on and found[9]
+
+
+def test_many_single_points_hold_what_they_are_on():
+    places = torch.rand(40, 2, generator=torch.Generator().manual_seed(0)) * 300
+    held = np.arange(40) % 2 + 1
+    assert holding(np.ones(40, int), places, torch.zeros(40, 2)).all()
+    apart = torch.stack([torch.arange(40.0) * 2 * GRID, torch.full((40,), 300.1)], 1)
+    assert holding(held, apart, torch.zeros(40, 2)).all() and holding(held, apart, apart / 7).all()
 
 
 @pytest.mark.parametrize("turn", [0.7, 2.5, 3.1])

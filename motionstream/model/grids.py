@@ -11,6 +11,7 @@ from motionstream.model.warping import are_dense, at_points, nearest_cells, trac
 
 ON, OFF = 0.7, 0.5  # how far in front, in [0, 1], tracks on a thing start, at the least, and those beside it, at most
 ENOUGH = 1 / 3, 1 / 2  # share of a grid that moves, and of one that does not, on the thing that it holds
+EXACTLY = "donot_use_mm_for_euclid_dist"  # the other way is off by a tenth of a pixel where two lie on one place
 GRID, ALIKE = 40.0, 0.1  # pixels: how near tracks of one grid are, at the most, and how differently they move
 
 
@@ -33,7 +34,7 @@ def holding(held: np.ndarray, places: Tensor, moved: Tensor) -> np.ndarray:
 
     held [N]: numbers of the things; places, moved [N, 2], pixels: of one grid is what is near, and stays as far away.
     """
-    away, now = torch.cdist(places, places), torch.cdist(places + moved, places + moved)
+    away, now = (torch.cdist(at, at, compute_mode=EXACTLY) for at in (places, places + moved))
     grid = ((away < GRID) & ((now - away).abs() < ALIKE)).numpy()
     share = (grid & (held == held[:, None])).sum(1) / grid.sum(1)
     return np.where((moved.norm(dim=1) > ALIKE).numpy(), share > ENOUGH[0], share >= ENOUGH[1])

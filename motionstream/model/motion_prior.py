@@ -514,7 +514,7 @@ class MotionPrior(ModelMixin, ConfigMixin):
         number, cell = state.number, cells_of(anchors, rows, columns)
         held = number.ravel()[cell]
         state.bodies = alike & torch.from_numpy((held == held[:, None]) & (held > 0))
-        state.body = bodies(alike.numpy(), held)
+        state.body = bodies(alike.numpy(), held) if state.by_hand else None
         state.gripped = torch.from_numpy(np.isin(number, held[held > 0])).flatten()
         if state.tracked:
             weights = own_tracks(weights, number, held)

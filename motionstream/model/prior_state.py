@@ -62,7 +62,7 @@ class PriorState:
     found: Tensor | None = None  # see `Looked`; under a tracker's tracks, of the first look
     weights: Tensor | None = None  # [P, 1 + N]
     bodies: Tensor | None = None  # bool [N, N]: which tracks hold the same thing, at places that look alike
-    body: np.ndarray | None = None  # int [N]: see `bodies`
+    body: np.ndarray | None = None  # int [N]: see `bodies`; of what a visitor's hand leads
     gripped: Tensor | None = None  # bool [P]: cells of things that tracks hold
     front: Tensor | None = None  # [P]
     outlines: tuple[Tensor, Tensor, Tensor] | None = None  # see `outlines`

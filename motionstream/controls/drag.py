@@ -122,13 +122,13 @@ class DragSource:
         things, bodies = request.things(np.concatenate(points))
         ends = np.cumsum([len(part) for part in points])[:-1]
         on = {control: _most(own, 1 / 2) for control, own in zip(controls, np.split(things, ends), strict=True)}
-        moved = set().union(*(on[control] for control in new if isinstance(control, (_Drag, _Path))))
+        moved = set().union(*(on[control] for control in new if control.moves))
         again = [key for key, one in self._controls.items() if one.rests(request.fps) and on[one] & moved]
         self._controls = {key: control for key, control in self._controls.items() if key not in again}
         self._given_up += again
         together: dict[int, list[_Pin]] = {}
         for control, own in zip(controls, np.split(bodies, ends), strict=True):
-            for number in sorted(_most(own, 1 / 3 if isinstance(control, (_Drag, _Path)) else 1 / 2))[:1]:
+            for number in sorted(_most(own, 1 / 3 if control.moves else 1 / 2))[:1]:
                 together.setdefault(number, []).append(control)
         self._together = list(together.values())
 
@@ -207,6 +207,8 @@ class _Pin:
     radians by which the grid had turned since it was made, and visible [T].
     """
 
+    moves = False
+
     def __init__(self, spacing: float, size: int, ids: np.ndarray, anchor: tuple[float, float], frame: int):
         self.spacing, self.size, self.ids = spacing, size, ids
         self.anchor, self.frame = np.array(anchor), frame
@@ -252,6 +254,8 @@ class _Pin:
 class _Drag(_Pin):
     """A grid under the pointer; `mode` is the release mode once the pointer is up."""
 
+    moves = True
+
     def __init__(self, spacing: float, size: int, ids: np.ndarray, samples: list[tuple]):
         samples = sorted(samples, key=itemgetter(0))
         self.time, *point, frame = samples[0]
@@ -287,6 +291,8 @@ class _Drag(_Pin):
 
 class _Path(_Pin):
     """A grid that moves along `path` [P, 2] once, in `seconds`; `mode` says what becomes of it at the end."""
+
+    moves = True
 
     def __init__(self, spacing, size, ids, path: np.ndarray, frame: int, seconds: float, mode: str):
         super().__init__(spacing, size, ids, path[0], frame)

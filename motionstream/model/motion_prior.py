@@ -54,7 +54,7 @@ from motionstream.model.pieces import (
 from motionstream.model.prior_state import Moved, PriorState
 from motionstream.model.silhouettes import cut_off, cut_through, ground, lying_across, things_in_front
 from motionstream.model.tracked import each_by_itself, in_one_piece, of_the_background, own_tracks
-from motionstream.model.turning import bodies, straightened, turning, turns
+from motionstream.model.turning import bodies, joined, straightened, turning, turns
 from motionstream.model.unet import UNet
 from motionstream.model.warping import (
     BEHIND,
@@ -513,7 +513,7 @@ class MotionPrior(ModelMixin, ConfigMixin):
             state.number = numbered(seen[0], state.thin)
         number, cell = state.number, cells_of(anchors, rows, columns)
         held = number.ravel()[cell]
-        state.bodies = alike & torch.from_numpy((held == held[:, None]) & (held > 0))
+        state.bodies = torch.from_numpy(joined(alike.numpy(), held))
         state.body = bodies(alike.numpy(), held) if state.by_hand else None
         state.gripped = torch.from_numpy(np.isin(number, held[held > 0])).flatten()
         if state.tracked:

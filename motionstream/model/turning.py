@@ -34,13 +34,18 @@ class Turn(NamedTuple):
     goes: Tensor
 
 
+def joined(alike: np.ndarray, held: np.ndarray) -> np.ndarray:
+    """Which tracks hold one thing at places that look alike, bool [N, N]; arguments as of `bodies`."""
+    return alike & (held == held[:, None]) & (held > 0)
+
+
 def bodies(alike: np.ndarray, held: np.ndarray) -> np.ndarray:
     """Numbers [N] of the bodies that tracks hold, 0 for none: those of one thing at places that look alike, or like
     those of others between them. alike: bool [N, N]; held [N]: numbers of the things, see `numbered`."""
-    joined = alike & (held == held[:, None]) & (held > 0)
+    same = joined(alike, held)
     number, before = np.where(held > 0, np.arange(len(held)) + 1, 0), None
     while before is None or (number != before).any():
-        before, number = number, np.where(joined, number, 0).max(1, initial=0)
+        before, number = number, np.where(same, number, 0).max(1, initial=0)
     return number
 
 

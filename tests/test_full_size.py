@@ -86,6 +86,12 @@ def test_they_stream_with_the_tiny_and_with_the_full_vae(model, tmp_path):
     assert all(np.array_equal(a.frames, b.frames) for a, b in zip(tiny, again, strict=True))
 
 
+def test_with_random_weights_every_prompt_is_as_long_as_umt5_makes_it(model):
+    """Else what is measured would lack most of the attention to text."""
+    width = model.preset.transformer["text_dim"]
+    assert {tuple(model.text_encoder.encode(prompt).shape) for prompt in ("", "fog")} == {(1, 512, width)}
+
+
 def test_a_folder_without_a_tiny_vae_says_so(model, tmp_path):
     save_model(dataclasses.replace(model, tiny_vae=None), tmp_path)
     with pytest.raises(InputError, match="no sub-folder tiny_vae"):

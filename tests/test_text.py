@@ -22,9 +22,11 @@ def test_synonyms_case_and_fillers_do_not_matter(encoder):
     assert encoder.unknown("Café, ÜBER 雪 и снег; snow_fog 2") == ["café", "über", "雪", "и", "снег"]
 
 
-def test_every_prompt_has_the_same_shape_and_effects_differ(encoder):
-    shapes = {tuple(encoder.encode(prompt).shape) for prompt in ("", "fog", "ночь", " ".join(VOCABULARY))}
-    assert shapes == {(1, 4, 8)}
+def test_every_prompt_that_names_effects_has_the_same_shape_and_effects_differ(encoder):
+    assert {tuple(encoder.encode(prompt).shape) for prompt in ("fog", "cold fog", " ".join(VOCABULARY))} == {(1, 4, 8)}
+    assert {tuple(encoder.encode(prompt).shape) for prompt in ("", "ночь", "a dragon")} == {(1, 1, 8)}
+    full = EffectTextEncoder(text_dim=8, full=True)
+    assert torch.equal(full.encode(""), full.embedding.weight[:1].expand(1, 4, 8))
     assert not torch.equal(encoder.encode("fog"), encoder.encode("night"))
     assert torch.equal(encoder.encode("blorp"), encoder.encode(""))
 

@@ -58,6 +58,26 @@ def test_a_timestep_per_latent_frame_equals_the_same_timestep_for_its_tokens():
         assert (expected - ours(x, per_frame, text).sample).abs().max() <= 1e-5
 
 
+def test_a_text_of_one_token_equals_diffusers_and_is_as_good_as_many_that_are_alike():
+    stock, ours = pair()
+    x, text = torch.randn(2, 20, 3, 6, 8), torch.randn(2, 1, 10)
+    for t in (torch.tensor([900.0, 20.0]), torch.rand(2, 3) * 1000, torch.rand(2, 3 * 3 * 4) * 1000):
+        same(stock, ours, x, t.repeat_interleave(36 // t.shape[1], 1) if t.ndim > 1 else t, text)
+        with torch.no_grad():
+            alike = ours(x, t, text.repeat(1, 4, 1)).sample
+            assert (alike - ours(x, t, text).sample).abs().max() <= 1e-5
+            assert (alike - ours(x, t, text.flip(0)).sample).abs().max() > 0.01
+
+
+def test_beside_a_text_of_one_token_the_image_is_seen():
+    _, ours = pair(**IMAGE)
+    x, t, text, image = torch.randn(1, 20, 2, 4, 4), torch.tensor([500.0]), torch.randn(1, 1, 10), torch.randn(1, 7, 14)
+    with torch.no_grad():
+        one, other = (ours(x, t, text, tokens).sample for tokens in (image, image.flip(2)))
+        alike = ours(x, t, text.repeat(1, 4, 1), image).sample
+    assert (one - other).abs().max() > 1e-3 and (one - alike).abs().max() <= 1e-5
+
+
 def test_context_computed_once_gives_the_same_result():
     _, ours = pair(**IMAGE)
     x, t = torch.randn(1, 20, 2, 4, 4), torch.tensor([500.0])

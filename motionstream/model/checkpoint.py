@@ -159,8 +159,8 @@ def random_model(
     recipes = {"transformer": ("MotionTransformer", preset.transformer_config()), "track_head": track_head(preset)}
     recipes["vae"] = (preset.vae, preset.configs.get("vae", {}))
     text_dim = preset.transformer["text_dim"]
-    length = {} if preset.text_encoder == "EffectTextEncoder" else {"length": 512}
-    recipes["text_encoder"] = ("EffectTextEncoder", {"text_dim": text_dim} | length)
+    shape = {} if preset.text_encoder == "EffectTextEncoder" else {"length": 512, "full": True}
+    recipes["text_encoder"] = ("EffectTextEncoder", {"text_dim": text_dim} | shape)
     optional = {
         "motion_prior": "MotionPrior" if preset.motion_prior else "",
         "image_encoder": preset.image_encoder,

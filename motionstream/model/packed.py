@@ -27,7 +27,11 @@ class PackedLinear(nn.Module):
 
 
 def pack(transformer: nn.Module) -> None:
-    """Replaces the linear layers that run in every pass, in a network on a CPU; see `can_pack`."""
+    """Replaces the linear layers that run in every pass, in a network on a CPU; see `can_pack`.
+
+    The patches' convolution, which cannot be packed so, has its weights in the order that its kernel reads them in.
+    """
+    transformer.patch_embedding.to(memory_format=torch.channels_last_3d)
     for parent in [module for block in transformer.blocks for module in block.modules()]:
         for name, layer in list(parent.named_children()):
             if isinstance(layer, GELU):

@@ -34,11 +34,15 @@ FILLERS = frozenset(
 class EffectTextEncoder(ModelMixin, ConfigMixin):
     """Prompt -> [1, length, text_dim]: the vectors of the effects named, in order.
 
-    The rest is the vector of "nothing".
+    The rest is the vector of "nothing". Of a prompt that names no effect it is that vector alone, [1, 1, text_dim]:
+    attention to many that are alike is attention to one. full: not then either, instead of an encoder that always
+    gives as many.
     """
 
     @register_to_config
-    def __init__(self, text_dim: int = 64, length: int = 4, vocabulary: tuple[str, ...] = tuple(VOCABULARY)):
+    def __init__(
+        self, text_dim: int = 64, length: int = 4, vocabulary: tuple[str, ...] = tuple(VOCABULARY), full: bool = False
+    ):
         super().__init__()
         self.embedding = nn.Embedding(1 + len(vocabulary), text_dim)
 
@@ -62,7 +66,8 @@ class EffectTextEncoder(ModelMixin, ConfigMixin):
 
     def encode(self, prompt: str) -> Tensor:
         tokens = self.tokens(prompt)
-        padded = tokens + [0] * (self.config.length - len(tokens))
+        length = self.config.length if tokens or self.config.full else 1
+        padded = tokens + [0] * (length - len(tokens))
         return self.embedding(torch.tensor([padded], device=self.embedding.weight.device))
 
     def words(self, effect: str) -> tuple[str, ...]:

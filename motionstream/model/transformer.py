@@ -94,13 +94,14 @@ def _attend_in_place(
     they are divided by is, too: in the embedded student's attention it adds a tenth to what rounding scores does.
     """
     out = key.new_empty(query.transpose(1, 2).shape)
-    totals = key.new_empty(*query.shape[:3], 1)
+    totals = key.new_empty(*out.shape[:3], 1)
     tokens = math.ceil(query.shape[2] / blocks)
     room = key.new_empty(query.shape[1] * tokens * key.shape[2])
-    for sample, k, v, *found in zip(query, key, value, out.transpose(1, 2), totals, strict=True):
+    scaled = query * (scale * STEPS if bounded else scale)
+    for sample, k, v, *found in zip(scaled, key, value, *(x.transpose(1, 2) for x in (out, totals)), strict=True):
         for part, place, total in zip(*(x.split(tokens, 1) for x in (sample, *found)), strict=True):
             scores = room[: part[..., 0].numel() * k.shape[1]].view(*part.shape[:2], k.shape[1])
-            torch.baddbmm(scores, part, k.mT, beta=0, alpha=scale * STEPS if bounded else scale, out=scores)
+            torch.bmm(part, k.mT, out=scores)
             if bounded:
                 powers = scores.view(torch.int16).copy_(scores).add_(ONE).view(scores.dtype)
             else:
@@ -109,10 +110,10 @@ def _attend_in_place(
                 powers = torch.exp2(scores, out=scores)
             torch.sum(powers, -1, keepdim=True, out=total)
             torch.bmm(powers, v, out=place)
-    least, most = totals.aminmax()
+    least, most = (float(total) for total in totals.aminmax())
     if not shifted and not 1 / FAR_FROM_OVERFLOW < least <= most < FAR_FROM_OVERFLOW:
         return _attend_in_place(query, key, value, scale, blocks, bounded=False, shifted=True)
-    return out.div_(totals.transpose(1, 2))
+    return out.div_(totals)
 
 
 def most_score(attn: nn.Module) -> float:
@@ -198,14 +199,21 @@ class MotionBlock(WanTransformerBlock):
     def forward(self, x: Tensor, context: tuple[Tensor, ...], modulation: Tensor, place: Place) -> Tensor:
         """modulation: shifts, scales and gates of both halves, [R, 6, dim]."""
         parts = self.scale_shift_table + modulation.float()
-        parts[:, 1::3] += 1  # scales are told as what differs from 1
+        parts[:, 1::3].add_(1)  # scales are told as what differs from 1
         parts = (parts if len(x) > 1 else parts.type_as(x)).chunk(6, dim=1)
         change = self.attn1(_modulated(x, self.norm1, *parts[:2]), None, None, place)
         if place.last:
             return x
         x = _gated(x, change, parts[2])
-        x = x + self.attn2(_layer_normed(x, self.norm2), context, None, None)
+        x = x + self._told(x, context)
         return _gated(x, self.ffn(_modulated(x, self.norm3, *parts[3:5])), parts[5])
+
+    def _told(self, x: Tensor, context: tuple[Tensor, ...]) -> Tensor:
+        """What text (and image) add to x. Attention to a single token is its value, whatever asks."""
+        if len(context) > 2 or context[1].shape[1] > 1:
+            return self.attn2(_layer_normed(x, self.norm2), context, None, None)
+        value = self.attn2.to_out[0](context[1].flatten(2))
+        return value.expand(-1, len(x) // len(value), -1).reshape(len(x), 1, -1)  # rows of one sample get the same
 
 
 def _layer_normed(x: Tensor, norm: nn.LayerNorm) -> Tensor:
@@ -216,10 +224,11 @@ def _layer_normed(x: Tensor, norm: nn.LayerNorm) -> Tensor:
 
 
 def _modulated(x: Tensor, norm: nn.LayerNorm, shift: Tensor, scale: Tensor) -> Tensor:
-    """norm(x) * scale + shift; x [R, L, dim], shift and scale [R, 1, dim], as x where R is 1."""
+    """norm(x) * scale + shift; x [R, L, dim], shift and scale [R, 1, dim]."""
     if len(x) > 1:
         return (norm(x.float()) * scale + shift).type_as(x)
-    return F.layer_norm(x, norm.normalized_shape, scale.flatten(), shift.flatten(), norm.eps).type_as(x)
+    scale, shift = scale.flatten().type_as(x), shift.flatten().type_as(x)
+    return F.layer_norm(x, norm.normalized_shape, scale, shift, norm.eps).type_as(x)
 
 
 def _gated(x: Tensor, change: Tensor, gate: Tensor) -> Tensor:
@@ -354,7 +363,7 @@ class MotionTransformer(WanTransformer3DModel):
             return x.new_empty(0)
 
         shift, scale = (self.scale_shift_table + temb.unsqueeze(1)).chunk(2, dim=1)
-        x = self.proj_out((self.norm_out(x.float()) * (1 + scale) + shift).type_as(x))
+        x = self.proj_out(_modulated(x, self.norm_out, shift, 1 + scale))
         x = x.reshape(batch, *grid, *self.config.patch_size, -1).permute(0, 7, 1, 4, 2, 5, 3, 6)
         return x.flatten(6, 7).flatten(4, 5).flatten(2, 3)
 

@@ -279,7 +279,7 @@ class Record:
 
     head: model, image, prompt, seed and release mode at the start; controls: (number of the first chunk that a message
     applied to, message as JSON); chunks: how many were generated; end: why the session is over ("stopped", "idle",
-    "limit"); given_up: see `DragSource.take_given_up`.
+    "limit"); given_up: see `DragSource.take_given_up`; turned: see `DragSource.turned`.
     """
 
     head: dict = field(default_factory=dict)
@@ -288,6 +288,7 @@ class Record:
     end: str = ""
     complete: bool = True
     given_up: list[int] = field(default_factory=list)
+    turned: dict[int, np.ndarray] = field(default_factory=dict)
     _bytes: int = 0  # of the messages in `controls`
     _errors: deque[str] = field(default_factory=lambda: deque(maxlen=MAX_ERRORS))
 
@@ -397,6 +398,7 @@ def run_session(
         while _may_go_on(state, inbox, record, ahead, idle_s, over) and (chunk := next(chunks, None)):
             record.chunks += 1
             record.given_up += state.drags.take_given_up()
+            record.turned = state.drags.turned()
             yield chunk
 
 

@@ -362,13 +362,21 @@ def test_the_clip_of_a_page_that_was_lost_is_offered_to_the_next_one(site, visit
     heir.close()
 
 
+def test_every_frame_tells_how_far_grids_have_turned_in_it(tmp_path):
+    sent, frames = [], np.zeros((9, 48, 64, 3), np.uint8)
+    seat = SimpleNamespace(send=lambda header, _: sent.append(header["turned"]))
+    with ClipEncoder(seat, 1, tmp_path / "clip.mp4", 64, 48, 16) as encoder:
+        encoder.put(Chunk(0, 0, frames, Tracks.empty(9), {"total": 0.1}), {7: np.arange(9) / 4, 8: np.ones(9)}, None)
+    assert sent == [{7: index / 4, 8: 1.0} for index in range(9)]
+
+
 def test_clip_of_a_stream_that_broke_has_all_frames_made_until_then(tmp_path):
     seat, path = SimpleNamespace(send=lambda *_: None), tmp_path / "clip.mp4"
     for count in (0, 9):
         with pytest.raises(RuntimeError, match="boom"), ClipEncoder(seat, 1, path, 64, 48, 16) as encoder:
             if count:
                 frames = np.zeros((count, 48, 64, 3), np.uint8)
-                encoder.put(Chunk(0, 0, frames, Tracks.empty(count), {"total": 0.1}), None)
+                encoder.put(Chunk(0, 0, frames, Tracks.empty(count), {"total": 0.1}), {}, None)
             raise RuntimeError("boom")
         assert os.listdir(tmp_path) == [path.name] * bool(count)  # nothing half-finished
     assert read_clip(path)[0].shape == (9, 48, 64, 3)

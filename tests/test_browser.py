@@ -312,6 +312,31 @@ def test_a_path_that_has_let_go_is_painted_no_more(page, site):
     wait_for_colours(page, "blue")  # as they were before the start
 
 
+def test_the_dots_of_grids_that_turn_a_thing_are_painted_as_they_have_turned(page, site):
+    site.paste.things = lambda points: np.ones((2, len(points)), int)
+    open_page(page, site)
+    part(page, "clear").click()
+    start(page)
+    page.locator("[data-tool=pin]").click()
+    page.mouse.click(*at(page, 0.4, 0.5))
+    page.locator("[data-tool=drag]").click()
+    drag(page, (0.7, 0.5), (0.66, 0.7), (0.58, 0.84), release=False)
+    steps = 14 * (np.mgrid[:3, :3].reshape(2, -1).T[:, ::-1] - 1)
+
+    def painted(overlay: np.ndarray, places: np.ndarray, colour: str) -> list[bool]:
+        x, y = (places * overlay.shape[1] / newest_seat(site).picture.shape[1]).round().astype(int).T
+        return ((np.abs(overlay[y, x, :3] - COLOURS[colour]).max(-1) < 12) & (overlay[y, x, 3] > 240)).tolist()
+
+    for colour in ("green", "red"):  # under the pointer, and where it was left
+        reach_frame(page, frame_number(page) + 40)
+        overlay, dots = pixels(page, "overlay").astype(int), site.paste.chunks[-1].tracks.points[-1]
+        for grid, shown in ((dots[:9], "red"), (dots[9:], colour)):
+            assert painted(overlay, grid, shown) == [True] * 9
+            assert painted(overlay, grid.mean(0) + steps, shown) == [False] * 4 + [True] + [False] * 4
+        page.mouse.up()
+        page.mouse.move(5, 5)
+
+
 def test_a_thing_that_is_grabbed_again_is_held_there_alone(page, site):
     site.paste.things = lambda points: np.ones((2, len(points)), int)
     open_page(page, site)

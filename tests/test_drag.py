@@ -153,16 +153,24 @@ def test_grids_that_hold_one_body_turn_as_it_is_turned_between_them(chunks):
     np.testing.assert_allclose(far, np.broadcast_to(far[0], far.shape), atol=1.0)  # the hand cuts corners
     turn = [np.arctan2(*(grid[-1] - grid[-1].mean(0))[3, ::-1]) - np.pi / 4 for grid in (pin, hand)]
     assert turn == pytest.approx([2.0, 2.0], abs=0.01)
+    told = source.turned()
+    assert {key: len(angles) for key, angles in told.items()} == {1: len(found[-1]), 2: len(found[-1])}
+    for key, grid in ((1, pin), (2, hand)):  # of the newest chunk's frames
+        away = (grid - grid.mean(1, keepdims=True))[-len(found[-1]) :, 3]
+        np.testing.assert_allclose(np.unwrap(np.arctan2(*away.T[::-1])) - np.pi / 4, told[key], atol=1e-4)
     assert np.abs(np.diff(points, axis=0)).max() < 40 * 2.0 / len(points) + 12  # nothing jumps from chunk to chunk
     source.apply({"kind": "remove", "id": 2})
     left = source.tracks_for(replace(request(chunks), things=one_body)).points
     np.testing.assert_allclose(left, np.broadcast_to(pin[-1], left.shape), atol=1e-4)
+    assert source.turned().keys() == {1}  # still, in every frame
+    np.testing.assert_allclose(source.turned()[1], np.full(len(left), told[1][-1]))
 
 
 @pytest.mark.parametrize("things, far", [(two_bodies_of_one_thing, 40), (None, 40), (one_body, 6)])
 def test_grids_do_not_turn_where_they_hold_two_bodies_or_none_or_one_place(things, far):
     things = things or ChunkRequest.things
-    _, (points,) = turned_about_a_pin(things, far=far)
+    source, (points,) = turned_about_a_pin(things, far=far)
+    assert source.turned() == {}
     for grid in (points[:, :4], points[:, 4:]):
         away = grid - grid.mean(1, keepdims=True)
         np.testing.assert_allclose(away, np.broadcast_to(away[0], away.shape), atol=1e-4)

@@ -113,6 +113,11 @@ class DragSource:
         taken, self._given_up = self._given_up, []
         return taken
 
+    def turned(self) -> dict[int, np.ndarray]:
+        """By how much the grids of controls had turned in each frame of the newest chunk, radians [T], by their ids."""
+        turned = ((key, control) for key, control in self._controls.items() if control.turned.any())
+        return {key: np.broadcast_to(control.turned, len(control.centers)) for key, control in turned}
+
     def _take_hold(self, new: list[_Pin], request: ChunkRequest) -> None:
         """Ends what is held on the things that new drags and paths begin to move, and finds which controls hold one."""
         if len(self._controls) == 1:

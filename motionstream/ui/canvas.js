@@ -49,7 +49,7 @@ class Player {
     (this.queue || []).forEach(entry => entry.bitmap?.close());
     Object.assign(this, {
       queue: [], interval: 1000 / fps, period: 1000 / fps, due: 0, dry: true, paused: false,
-      frame: 0, newest: -1, chunk: -1, acked: -1, seconds: [], margin: 120,
+      frame: 0, turned: {}, newest: -1, chunk: -1, acked: -1, seconds: [], margin: 120,
     });
   }
 
@@ -86,6 +86,7 @@ class Player {
     bitmap.close();
     this.due = now + this.period - Math.min(now - this.due, 0.7 * this.period);   // catches up, but not in a rush
     this.frame = header.frame;
+    this.turned = header.turned;         // radians, of the grids that have, by their controls' ids
     this.chunk = header.chunk;
     this.dry = false;
     this.onPaint(header);
@@ -468,21 +469,21 @@ function paintOverlay() {
   for (const drag of drags.values()) {
     const last = drag.trail.at(-1), colour = COLOURS[drag.tool];
     paintLine(drag.trail.map(point => [point.x, point.y]), colour, 2.5 * unit, 0.7);
-    paintGrid(last.x, last.y, drag.grid, colour, unit, 1);
+    paintGrid(last.x, last.y, drag.grid, colour, unit, 1, player.turned[drag.id]);
   }
   if (hover && !drags.size && !taken.size && COLOURS[tool] && (tool !== 'drag' || running()))
     paintGrid(hover.x, hover.y, grid(), COLOURS[tool], unit, 0.55);
 }
 
 function paintControl(control, unit) {
-  const colour = COLOURS[control.kind];
-  if (control.kind !== 'path') return paintGrid(control.x, control.y, control.grid, colour, unit, 1);
+  const colour = COLOURS[control.kind], turn = player.turned[control.id];
+  if (control.kind !== 'path') return paintGrid(control.x, control.y, control.grid, colour, unit, 1, turn);
   if (over(control)) return;
   if (!control.at) {
     paintLine(control.points, colour, 3 * unit, done(control) < 1 ? 0.9 : 0.35);
     paintArrow(control.points, colour, unit, done(control) < 1 ? 0.9 : 0.35);
   }
-  paintGrid(...place(control), control.grid, colour, unit, 1);
+  paintGrid(...place(control), control.grid, colour, unit, 1, turn);
 }
 
 const done = ({ since, seconds }) => running() ? clamp((player.frame - since) / (seconds * facts.fps), 0, 1) : 0;
@@ -498,15 +499,17 @@ function partway(points, share) {        // the point after `share` of a polylin
   return [a[0] + (b[0] - a[0]) * u, a[1] + (b[1] - a[1]) * u];
 }
 
-function paintGrid(x, y, { spacing, size }, colour, unit, alpha) {
+function paintGrid(x, y, { spacing, size }, colour, unit, alpha, turn = 0) {
+  const right = spacing * Math.cos(turn), down = spacing * Math.sin(turn);   // to the next dot of a row
   pen.globalAlpha = alpha;
   pen.fillStyle = colour;
   pen.strokeStyle = '#fff';
   pen.lineWidth = 1.5 * unit;
   const radius = size > 1 ? clamp(spacing / 4, 2.5 * unit, 5 * unit) : 5 * unit;
   for (let row = 0; row < size; row++) for (let column = 0; column < size; column++) {
+    const [across, along] = [column - (size - 1) / 2, row - (size - 1) / 2];
     pen.beginPath();
-    pen.arc(x + (column - (size - 1) / 2) * spacing, y + (row - (size - 1) / 2) * spacing, radius, 0, 2 * Math.PI);
+    pen.arc(x + across * right - along * down, y + across * down + along * right, radius, 0, 2 * Math.PI);
     pen.fill();
     pen.stroke();
   }

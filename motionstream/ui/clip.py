@@ -5,6 +5,7 @@ Both are encoded on a thread of their own, so that the generator goes on with th
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -28,7 +29,7 @@ class ClipEncoder:
     """Takes chunks, sends their frames to `seat` and writes them to `path`.
 
         with ClipEncoder(seat, run, path, 320, 192, 16) as encoder:
-            encoder.put(chunk, newest_input)
+            encoder.put(chunk, turned, newest_input)
 
     The file is there after the block, also one that raised, unless there was no frame. run: the canvas's number of this
     stream, which tells its frames from those of the stream before; recipe: for the file's metadata.
@@ -41,14 +42,15 @@ class ClipEncoder:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="clip")
         self._pending: Future | None = None
 
-    def put(self, chunk: Chunk, newest_input: float | None) -> None:
+    def put(self, chunk: Chunk, turned: Mapping[int, np.ndarray], newest_input: float | None) -> None:
         """Hands one chunk over; waits for the chunk before it, and raises what went wrong with that one.
 
-        newest_input: browser's clock (ms) of the newest pointer sample that the chunk follows, if it is news.
+        turned: see `DragSource.turned`; newest_input: browser's clock (ms) of the newest pointer sample that the chunk
+        follows, if it is news.
         """
         if self._pending is not None:
             self._pending.result()
-        self._pending = self._pool.submit(self._encode, chunk, newest_input)
+        self._pending = self._pool.submit(self._encode, chunk, turned, newest_input)
 
     def __enter__(self) -> ClipEncoder:
         return self
@@ -61,7 +63,7 @@ class ClipEncoder:
         else:
             self._writer.discard()
 
-    def _encode(self, chunk: Chunk, newest_input: float | None) -> None:
+    def _encode(self, chunk: Chunk, turned: Mapping[int, np.ndarray], newest_input: float | None) -> None:
         header = {
             "kind": "frame",
             "run": self._run,
@@ -71,6 +73,7 @@ class ClipEncoder:
             "input": newest_input,
         }
         for index, frame in enumerate(chunk.frames):
-            self._seat.send(header | {"frame": chunk.start + index, "index": index}, jpeg(frame))
+            now = {key: round(float(angles[index]), 3) for key, angles in turned.items()}
+            self._seat.send(header | {"frame": chunk.start + index, "index": index, "turned": now}, jpeg(frame))
         if self._writer.frames < self._max_frames:
             self._writer.write(chunk.frames)

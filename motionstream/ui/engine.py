@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 
@@ -36,13 +36,14 @@ class News:
     """What a running session reports: a chunk, or at its end None and the recipe.
 
     errors: what was wrong with control messages since the last report, in sentences; given_up: ids of controls that are
-    no more, though nobody removed them; end: a sentence, if the session had to end where the visitor would have gone
-    on; failure: the `InputError` that it broke with, in a sentence.
+    no more, though nobody removed them; turned: see `DragSource.turned`; end: a sentence, if the session had to end
+    where the visitor would have gone on; failure: the `InputError` that it broke with, in a sentence.
     """
 
     chunk: Chunk | None
     errors: list[str]
     given_up: Sequence[int] = ()
+    turned: Mapping[int, np.ndarray] = field(default_factory=dict)
     recipe: dict = field(default_factory=dict)
     end: str = ""
     failure: str = ""
@@ -113,7 +114,7 @@ def _reporter(model: Model, run_session: Callable[..., Iterator[Chunk]]) -> Call
         settings = {"prompt": prompt, "base": base, "sharp": sharp, "limit_s": limit_s, "record": record}
         try:
             for chunk in run_session(model, picture, address, **settings):
-                yield News(chunk, record.take_errors(), record.given_up)
+                yield News(chunk, record.take_errors(), record.given_up, record.turned)
                 record.given_up = []
         except InputError as error:  # `Engine.run` raises it again: of a worker's errors ZeroGPU tells the class only
             failure = str(error)

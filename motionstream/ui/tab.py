@@ -236,7 +236,7 @@ class CanvasTab:
             seat.send({"kind": "gone", "ids": news.given_up})
         if news.chunk is not None:
             began = time.monotonic() - news.chunk.timings["total"]  # what came later is for the next chunk
-            encoder.put(news.chunk, seat.newest_input(began))
+            encoder.put(news.chunk, news.turned, seat.newest_input(began))
         else:
             encoder.recipe = news.recipe
             seat.stopped_for = seat.stopped_for or news.end

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from motionstream.model.packed import product
+
 UNIT = 32.0  # pixels: keeps the moments of the least squares near 1
 HIDDEN = 1e-3  # weight of a hidden track beside a visible one's 1
 DECIDED = 7.0  # power of the odds with which a cell goes with one motion, not with another
@@ -70,7 +72,7 @@ def decided_motion(
         return of(alike) if torch.equal(bent, alike) else torch.where(held, of(bent), of(alike))
 
     of_modes = torch.cat([torch.ones_like(moments[:1]), moments])[:, :, None] * nearest
-    sums = (of_modes.flatten(0, 2) @ weights.T).unflatten(0, of_modes.shape[:3])  # [1 + moments, T, modes, P]
+    sums = product(of_modes.flatten(0, 2), weights).unflatten(0, of_modes.shape[:3])  # [1 + moments, T, modes, P]
     together = by_cell(lambda alike: alike @ sums[0])
     odds = (together / together.amax(1, keepdim=True).clamp_min(1e-12)) ** (DECIDED - 1)
     followed, going = sums[:2] * odds

@@ -299,7 +299,7 @@ class MotionPrior(ModelMixin, ConfigMixin):
             # The rim that a thing takes along hides what stays: where the thing ends in it is for the matte to say.
             hides = ~moving & has_moved(moved, front.shape) & (not state.dense)
             now = np.where(hides, np.maximum(front, np.float32(IN_FRONT)), front)
-            now, taken = now + SEEN * moving * shown.reshape(front.shape), with_hem(things, moved)
+            now, taken = now + np.float32(SEEN) * moving * shown.reshape(front.shape), with_hem(things, moved)
             if turned:  # the outermost cells of things are not turned themselves, and show what is beside them
                 taken = cv2.dilate(taken.view(np.uint8), np.ones((3, 3), np.uint8)).view(bool)
             return *in_motion(scene, taken, moved, now), taken

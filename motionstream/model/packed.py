@@ -26,6 +26,13 @@ class PackedLinear(nn.Module):
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, self.activation, [], self.kind)
 
 
+def product(x: Tensor, weight: Tensor) -> Tensor:
+    """x [..., K] times weight [N, K] transposed, float32 on a CPU; without gradients."""
+    if not can_pack(x.dtype):
+        return x @ weight.mT
+    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+
+
 def pack(transformer: nn.Module) -> None:
     """Replaces the linear layers that run in every pass, in a network on a CPU; see `can_pack`.
 

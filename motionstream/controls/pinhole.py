@@ -154,10 +154,9 @@ class Surface:
         buffer = np.full((rows, columns), -1)
         order = np.argsort(-z)[: np.count_nonzero(z > 0)]  # far to near: of several writes the last one stays
         corner = np.floor(np.clip(at[order] / self._cell, -9, 9 + max(rows, columns)) - 0.5).astype(int)
-        covered = (corner[:, None] + [(0, 0), (1, 0), (0, 1), (1, 1)]).reshape(-1, 2)
-        owner = np.repeat(order, 4)
-        kept = ((covered >= 0) & (covered < (columns, rows))).all(axis=1)
-        buffer[covered[kept, 1], covered[kept, 0]] = owner[kept]
+        column, row = corner.T[..., None] + np.array([[[0, 1, 0, 1]], [[0, 0, 1, 1]]])
+        kept = (0 <= column) & (column < columns) & (0 <= row) & (row < rows)
+        buffer[row[kept], column[kept]] = np.broadcast_to(order[:, None], kept.shape)[kept]
         return buffer
 
     def _bounded(self, at: np.ndarray) -> np.ndarray:

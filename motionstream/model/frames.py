@@ -173,9 +173,9 @@ def trend_of(backward: np.ndarray, sure: np.ndarray, things: np.ndarray) -> np.n
     if known.all() or known.mean() < LEAST or moved[known].mean() < MOST:
         return np.zeros(1, np.float32)
     behind = known & ~showing(things, backward)
-    known = (behind if behind.mean() >= LEAST else known).ravel()
+    tell = np.flatnonzero(behind if behind.mean() >= LEAST else known)
     numbers = cell_numbers(*sure.shape)
-    away = (numbers - numbers[:, known].mean(1, keepdims=True)) / known.sum() ** 0.5
-    basis = np.vstack([np.ones(known.size), away])
-    affine = most_go(basis[:, known], backward.reshape(2, -1).T[known])
+    away = (numbers - numbers.take(tell, 1).mean(1, keepdims=True)) / len(tell) ** 0.5
+    basis = np.vstack([np.ones(sure.size), away])
+    affine = most_go(basis.take(tell, 1), backward.reshape(2, -1).take(tell, 1).T)
     return (affine.T @ basis).reshape(backward.shape).astype(np.float32)

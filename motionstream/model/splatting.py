@@ -32,16 +32,19 @@ def splat(displacement: np.ndarray, front: np.ndarray, height: int, width: int) 
     off, after = landed - corner, corner + 1
     sides = np.stack([1 - off, off])  # of the column and of the row that it lands on first, and of the next ones
     sides *= [(0 <= at) & (at < [[w], [h]]) for at in (corner, after)]
-    share = (sides[:, None, 1] * sides[None, :, 0]).ravel()
-    landing = np.flatnonzero(share > SLIVER)  # what stays lies on one cell, not on four
-    which, cell = np.divmod(landing, len(front))
+    shares = [row * column for row in sides[:, 1] for column in sides[:, 0]]
+    landing = [np.flatnonzero(share > SLIVER) for share in shares]  # what stays lies on one cell, not on four
+    which, cell = np.arange(4).repeat([len(cells) for cells in landing]), np.concatenate(landing)
     first = (corner[1] * w + corner[0]).astype(np.intp)
-    index, share = first.take(cell) + np.array([0, 1, w, w + 1]).take(which), share.take(landing) * covers.take(cell)
+    index = first.take(cell) + np.array([0, 1, w, w + 1]).take(which)
+    share = np.concatenate([share.take(cells) for share, cells in zip(shares, landing, strict=True)])
+    share *= covers.take(cell)
     motion, weight = motion.take(cell, 1), share * np.exp(FRONT * front).take(cell)
     if len(slope):
-        x, y = (np.stack([which % 2, which // 2]) - off.take(cell, 1)) * np.float32(CELL)
+        x, y = (np.float32([[0, 1, 0, 1], [0, 0, 1, 1]]).take(which, 1) - off.take(cell, 1)) * np.float32(CELL)
         a, b, c, d = slope.take(cell, 1)
-        motion += np.stack([a * x + b * y, c * x + d * y])
+        motion[0] += a * x + b * y
+        motion[1] += c * x + d * y
 
     def sums(values: np.ndarray) -> np.ndarray:
         return np.bincount(index, values, h * w).astype(np.float32).reshape(h, w)

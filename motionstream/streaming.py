@@ -267,7 +267,7 @@ class _Stream:
             self.prior = model.motion_prior.start(self.picture, shown) if model.motion_prior else None
             self.encoder, self.prior_encoder = model.vae.encoder_stream(), model.vae.encoder_stream()
             self.decoder = model.decoder.decoder_stream()
-            self.known = self.encode_picture(0)
+            self.known, self.noise = self.encode_picture(0), self.draw(0)
             self.cache = model.transformer.new_cache(
                 1, preset.chunk_size, height, width, sink=preset.sink, window=preset.window
             )
@@ -309,7 +309,7 @@ class _Stream:
                 write_cache(self.model.transformer, *self.clean, self.context, self.cache)
                 self.clean = None
             if index:
-                self.known = self.encode_picture(index)
+                self.known, self.noise = self.encode_picture(index), self.draw(index)
 
     def look(self) -> Tensor | None:
         """What the image encoder, if there is one, sees in the picture."""
@@ -317,6 +317,11 @@ class _Stream:
             return None
         with visiting(self.model.image_encoder, self.model.device) as encoder:
             return encoder.encode(self.picture).to(self.model.device)
+
+    def draw(self, index: int) -> list[Tensor]:
+        """Chunk `index`'s noise, one tensor a denoising step."""
+        noise = chunk_noise(self.seed, index, self.shape, self.model.device)
+        return [noise() for _ in range(self.model.preset.steps)]
 
     def encode_picture(self, index: int) -> Tensor | None:
         """Latents of the picture followed by blank frames, which "channel_concat" puts beside chunk `index`'s noise."""
@@ -388,8 +393,7 @@ class _Stream:
             parts = (condition, self.context, self.cache)
             return predict_x0(self.model.transformer, z, times, *parts, prediction=preset.prediction)
 
-        noise = chunk_noise(self.seed, self.index, self.shape, device)
-        return sample(predict, noise, sampling_timesteps(preset.steps, preset.shift))
+        return sample(predict, iter(self.noise).__next__, sampling_timesteps(preset.steps, preset.shift))
 
     def decode(self, x0: Tensor, condition: Condition, moved: Moved | None) -> Tensor:
         """Frames [T, 3, H, W] in [-1, 1].

@@ -9,7 +9,8 @@ tracks, motion prior). What differs from the stock class is how it is run:
   (Wan 2.2 TI2V) cost no more than one timestep;
 - weights in reduced precision are run without autocast, which would send every norm through float32 and back;
 - a block is a function of tensors and of a few small integers that settle once the cache is full. Until then it runs as
-  it is, so that `compile_repeated_blocks` compiles one block once for reading and once for writing, and never again.
+  it is, so that `compile_repeated_blocks` compiles one block once for reading and once for writing, and again only for
+  a text of another length.
 """
 
 import functools

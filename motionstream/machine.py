@@ -59,7 +59,7 @@ MAX_PROBE_TIMES = 4  # the picture of the size measurement is as sharp as any th
 HOPPER, ADA, AMPERE = (9, 0), (8, 9), (8, 0)  # compute capabilities
 # Of malloc.h: M_ARENA_MAX, M_MMAP_THRESHOLD and M_TRIM_THRESHOLD: one heap for all threads, for blocks of up to 1 GiB.
 MALLOC = {-8: 1, -3: 2**30, -1: 2**31 - 1}
-MAX_GRAPHS = 64  # kept of a compiled block, two for each size of picture and text: beyond PyTorch's limit of 8 it would raise
+MAX_GRAPHS = 64  # kept of a compiled block, two for each size of picture and text: PyTorch's own limit of 8 would raise
 MAX_VAE_GRAPHS = 256  # the same of the VAE, some fifty for each; PyTorch keeps no more in all
 MAX_CELLS = 4_096  # tokens per latent frame that `--resolution` may ask for
 

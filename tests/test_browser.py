@@ -312,13 +312,17 @@ def test_a_path_that_has_let_go_is_painted_no_more(page, site):
     wait_for_colours(page, "blue")  # as they were before the start
 
 
-def test_the_dots_of_grids_that_turn_a_thing_are_painted_as_they_have_turned(page, site):
+@pytest.mark.parametrize("tool, held", [("pin", "red"), ("path", "blue")])
+def test_the_dots_of_grids_that_turn_a_thing_are_painted_as_they_have_turned(page, site, tool, held):
     site.paste.things = lambda points: np.ones((2, len(points)), int)
     open_page(page, site)
     part(page, "clear").click()
     start(page)
-    page.locator("[data-tool=pin]").click()
-    page.mouse.click(*at(page, 0.4, 0.5))
+    page.locator(f"[data-tool={tool}]").click()
+    if tool == "pin":
+        page.mouse.click(*at(page, 0.4, 0.5))
+    else:
+        drag(page, (0.4, 0.5), (0.4, 0.52), seconds=3)  # hardly moves, and goes on doing so during the drag
     page.locator("[data-tool=drag]").click()
     drag(page, (0.7, 0.5), (0.66, 0.7), (0.58, 0.84), release=False)
     steps = 14 * (np.mgrid[:3, :3].reshape(2, -1).T[:, ::-1] - 1)
@@ -330,7 +334,7 @@ def test_the_dots_of_grids_that_turn_a_thing_are_painted_as_they_have_turned(pag
     for colour in ("green", "red"):  # under the pointer, and where it was left
         reach_frame(page, frame_number(page) + 40)
         overlay, dots = pixels(page, "overlay").astype(int), site.paste.chunks[-1].tracks.points[-1]
-        for grid, shown in ((dots[:9], "red"), (dots[9:], colour)):
+        for grid, shown in ((dots[:9], held), (dots[9:], colour)):
             assert painted(overlay, grid, shown) == [True] * 9
             assert painted(overlay, grid.mean(0) + steps, shown) == [False] * 4 + [True] + [False] * 4
         page.mouse.up()

@@ -61,8 +61,9 @@ def splat(displacement: np.ndarray, front: np.ndarray, height: int, width: int) 
 def laid_out(motion: np.ndarray, front: np.ndarray) -> np.ndarray:
     """Cells as they are laid on a new frame, finer where they are stretched, or there would be gaps between what was
     together: float32 [6, K], where each lands, in columns and rows of cells, its motion, how much of a cell it covers,
-    and how far in front it lies; where some are turned by more than a right angle, `slopes_seen` as well, [10, K], by
-    which those that land on one cell would move alike there. motion [2, h, w] pixels, front [h, w].
+    and how far in front it lies; where some are turned by more than a right angle, or stretched to more than twice,
+    `slopes_seen` as well, [10, K], by which those that land on one cell would move alike there. motion [2, h, w]
+    pixels, front [h, w].
     """
     change, parts = steps(motion)
     stretched = (change > STRETCHED) & ~parts
@@ -75,8 +76,8 @@ def laid_out(motion: np.ndarray, front: np.ndarray) -> np.ndarray:
         cv2.dilate(np.pad(corners.view(np.uint8), ((0, 1), (0, 1))), np.ones((2, 2), np.uint8)).view(bool)
         for corners in (stretched | parts, parts)
     )
-    turned_over = np.count_nonzero(stretched & (change > PARTS)) > some
-    also = np.stack([front, *(slopes_seen(motion, edge) if turned_over else ())])
+    steep = np.count_nonzero(stretched & (change > PARTS)) > some
+    also = np.stack([front, *(slopes_seen(motion, edge) if steep else ())])
     fine, *larger = (part.repeat(finer, -1).repeat(finer, -2) for part in (also, here))
     return np.hstack([
         _laid(motion, also, ~here),

@@ -10,9 +10,11 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 import struct
-import tempfile
+import uuid
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -116,14 +118,17 @@ class Mp4Writer:
     def __init__(self, path: str | Path, width: int, height: int, fps: float, recipe: dict | None = None):
         self.path, self.width, self.height, self.recipe = Path(path), width, height, recipe
         self.frames = 0
+        # Absolute, as in `_opened`: FFmpeg takes what is before a colon for a protocol.
+        self._folder = self.path.parent.absolute() / f".motionstream-{uuid.uuid4().hex}"
+        # Removed with the writer, whatever happens; asked for first, as Ctrl+C may come between any two steps.
+        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         try:
             if self.path.is_dir():
                 raise InputError(f"cannot write {self.path}: it is a folder")
-            # Absolute, as in `_opened`: FFmpeg takes what is before a colon for a protocol.
-            self._folder = tempfile.TemporaryDirectory(prefix=".motionstream-", dir=self.path.parent.absolute())
+            self._folder.mkdir(mode=0o700)
         except OSError as error:
             raise InputError(f"cannot write to {self.path.parent}: {error.strerror}") from error
-        self._container = av.open(f"{self._folder.name}/encoded.mp4", "w", format="mp4")
+        self._container = av.open(f"{self._folder}/encoded.mp4", "w", format="mp4")
         rate = Fraction(fps).limit_denominator(1001)
         self._stream = self._container.add_stream("libx264", rate, options={"preset": "veryfast", "crf": "18"})
         self._stream.width, self._stream.height = width + width % 2, height + height % 2
@@ -153,17 +158,17 @@ class Mp4Writer:
             with writing(self.path):
                 self._container.mux(self._stream.encode())
                 self._container.close()
-                finished = Path(self._folder.name, "finished.mp4")
+                finished = self._folder / "finished.mp4"
                 _finish(self._container.name, finished, self.recipe)
                 finished.replace(self.path)
         finally:
-            self._folder.cleanup()
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def discard(self) -> None:
         """Leaves nothing behind."""
         with suppress(OSError):  # a full disk: the file cannot be completed, nor is it wanted
             self._container.close()
-        self._folder.cleanup()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def __enter__(self) -> Mp4Writer:
         return self

@@ -1,14 +1,18 @@
 """Pictures, clips and MP4s: odd and hostile files that the tests make themselves."""
 
+import gc
 import io
 import json
+import os
 import resource
+import shutil
 import struct
 import subprocess
 import sys
 import time
 import zlib
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
@@ -314,6 +318,32 @@ def test_nothing_half_written_is_left(tmp_path):
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(InputError, match="cannot write to .*nowhere: No such file"):
         Mp4Writer(tmp_path / "nowhere" / "out.mp4", 32, 32, fps=16)
+
+
+def test_an_interrupt_as_the_folder_is_made_leaves_nothing(tmp_path, monkeypatch):
+    def mkdir(folder, mode):
+        os.mkdir(folder, mode)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        Mp4Writer(tmp_path / "out.mp4", 32, 32, fps=16)
+    del caught  # its frames know the writer
+    gc.collect()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupt_as_the_folder_is_removed_leaves_the_file_alone(tmp_path, monkeypatch):
+    def rmtree(*args, **options):
+        raise KeyboardInterrupt
+
+    path = tmp_path / "out.mp4"
+    with pytest.raises(KeyboardInterrupt) as caught, Mp4Writer(path, 32, 32, fps=16) as writer:
+        writer.write(np.zeros((9, 32, 32, 3), np.uint8))
+        monkeypatch.setattr(shutil, "rmtree", rmtree)
+    del caught, writer
+    gc.collect()
+    assert list(tmp_path.iterdir()) == [path] and len(read_clip(path)[0]) == 9
 
 
 @pytest.mark.parametrize("count", [1, 40])

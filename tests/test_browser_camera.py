@@ -15,7 +15,7 @@ from playwright.sync_api import Page, expect
 
 from motionstream.controls.paths import Keyframes
 from motionstream.controls.pinhole import Camera
-from motionstream.controls.planes import ScenePlanes
+from motionstream.controls.planes import ScenePlanes, Standing
 from motionstream.errors import InputError
 from motionstream.ui import camera
 
@@ -163,7 +163,7 @@ def test_the_fan_shows_where_the_tracks_will_go(guest):
 def test_a_start_waits_for_the_depth_of_its_picture(site, guest, monkeypatch):
     guest.depth()
     there, made = threading.Event(), np.full((4, 4), 3, np.float32)
-    monkeypatch.setattr(ScenePlanes, "estimate", lambda *args: there.wait(10) and made)
+    monkeypatch.setattr(Standing, "estimate", lambda *args: there.wait(10) and made)
     guest.say(png(np.zeros((70, 50, 3), np.uint8)))
     guest.expect("picture")
     guest.start(panel=PLAN)
@@ -181,7 +181,7 @@ def test_a_start_without_a_depth_is_refused(site, guest, monkeypatch):
     guest.depth()
     guest.say({"kind": "depth", "method": "planes", "bright_is_near": False})
     guest.depth()
-    monkeypatch.setattr(ScenePlanes, "estimate", fails)
+    monkeypatch.setattr(Standing, "estimate", fails)
     guest.say(png(np.zeros((70, 50, 3), np.uint8)))
     assert guest.expect("error")["text"] == "nothing is seen in it"
     guest.start(panel=PLAN)

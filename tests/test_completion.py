@@ -294,8 +294,13 @@ def test_background_that_goes_uncovers_what_lies_behind_a_thing_that_stays():
     found = Completion.empty(H, W)
     assert found.uncover(picture, front, front > 0.5, NOWHERE, moved)
     assert np.array_equal(found.things, box()) and found.filled[box(left=42)].all()
-    # Under dense tracks, what goes past may be a part of it.
+    # Under dense tracks, what goes past may be a part of it, unless it goes past all of it.
+    found = Completion.empty(H, W)
+    assert found.uncover(picture, front, front > 0.5, NOWHERE, moved, dense=True)
+    assert np.array_equal(found.things, box()) and found.filled[box(left=42)].all()
+    moved[1, 30:40, ..., 0] = 2.0 * 8  # half of it goes along
     assert not Completion.empty(H, W).uncover(picture, front, front > 0.5, NOWHERE, moved, dense=True)
+    assert Completion.empty(H, W).uncover(picture, front, front > 0.5, NOWHERE, moved)
 
 
 def test_what_goes_along_with_the_background_has_not_left_under_a_moving_camera():

@@ -38,7 +38,7 @@ from motionstream.controls.depth import (
 )
 from motionstream.controls.paths import rigid
 from motionstream.controls.pinhole import Camera, Surface, pixel_grid
-from motionstream.controls.planes import OPEN, ScenePlanes, guess_planes
+from motionstream.controls.planes import OPEN, ScenePlanes, Standing, guess_planes, upright
 from motionstream.errors import InputError
 from motionstream.machine import Choice, fit_pictures
 from motionstream.model.presets import PRESETS
@@ -289,6 +289,56 @@ def test_the_guess_finds_a_horizon_and_a_corridor():
     for way in ((1, 1), (-1, 1), (1, -1), (-1, -1)):
         cv2.line(few, *((80 + np.array(way) * far).tolist() for far in (15, 50)), (20, 20, 20), 2)
     assert guess_planes(few).left == 0  # a few short lines are no corridor
+
+
+def test_a_thing_stands_at_the_depth_of_its_foot():
+    depth = ScenePlanes(bottom=0.5).estimate(IMAGE, FACING, FACING, None)  # the floor begins at row 30
+    number = np.zeros((HEIGHT // 2, WIDTH // 2), int)
+    number[10:20, 5:9] = 1  # from above the floor's far edge to row 39
+    number[19, 30:34] = 2  # fewer than make a thing
+    number[2:9, 20:30] = 3  # in the air
+    number[12:, 36:] = 4  # cut off by the picture's edge
+    found = upright(depth, number)
+    thing = np.kron(number, np.ones((2, 2), int))
+    for which, foot in ((1, 38), (4, 58)):  # the upper of the two rows of the lowest cells
+        assert np.array_equal(found[thing == which], np.minimum(depth, depth[foot, 0])[thing == which])
+    rest = ~np.isin(thing, [1, 4])
+    assert np.array_equal(found[rest], depth[rest])
+    assert np.array_equal(upright(depth, 0 * number), depth)
+
+
+def test_a_thing_stays_nearer_where_a_wall_is():
+    depth = np.full((40, 40), 1.0)
+    depth[:, :10] = 0.3
+    number = np.zeros((20, 20), int)
+    number[5:15, 3:12] = 1
+    assert np.array_equal(upright(depth, number), depth)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 9), (16, 400), (192, 320), (1000, 60)])
+def test_things_are_sought_in_pictures_of_all_sizes(size):
+    picture = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    planes, camera = ScenePlanes(), Camera.facing(*size[::-1], 70.0)
+    depth, bare = (one.estimate(picture, camera, camera, None) for one in (Standing(planes), planes))
+    assert depth.shape == size and (depth > 0).all() and (depth <= bare).all()
+
+
+def test_the_example_car_stands_on_its_table():
+    photo = read_image(Path(__file__).parent.parent / "examples" / "car.jpg")
+    image, _ = fit_pictures(PRESETS["embedded"], Choice(240), photo)
+    height, width = image.shape[:2]
+    planes, camera = guess_planes(image), Camera.facing(width, height, 250.0)
+    made = pickle.loads(pickle.dumps(Standing(planes)))
+    assert made == Standing(planes)
+    depth, bare = (one.estimate(image, camera, camera, None) for one in (made, planes))
+
+    def at(x, y):
+        return int(y * height), int(x * width)
+
+    car = [at(0.45, 0.33), at(0.38, 0.6), at(0.6, 0.65), at(0.65, 0.75)]  # luggage, door, bonnet, front wheel
+    assert len({depth[place] for place in car}) == 1 and depth[car[0]] < 0.8 * bare[car[0]]
+    others = [at(0.1, 0.2), at(0.9, 0.3), at(0.1, 0.9), at(0.9, 0.95)]  # lights and table
+    assert all(depth[place] == bare[place] for place in others)
 
 
 @pytest.mark.parametrize("budget", [84, 190, 240])

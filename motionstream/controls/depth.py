@@ -2,7 +2,7 @@
 
 | class | what | needs |
 |---|---|---|
-| `ScenePlanes` | the single-view box, with two handles | nothing: the embedded default |
+| `Standing` | the single-view box, with two handles, and things that stand in it | nothing: the embedded default |
 | `DepthAnything` | Depth Anything V2 Small (Apache 2.0) | transformers and the weights, from the Hub or its cache |
 | `MoGe` | MoGe-2, metric | the package `moge`, if it is installed, and its weights |
 | `DepthMap` | an uploaded map: 8/16-bit PNG, NPY, EXR | the file |

@@ -4,17 +4,24 @@ Two handles in the picture, the top left and bottom right corners of the back wa
 at the picture's edge opens that side: no ceiling, no wall there. The vanishing point is the middle of the back wall;
 where only one side of an axis is closed, as outdoors, it lies behind that side so that the floor at the picture's edge
 is `OPEN` times nearer than where it meets the back wall. The back wall is at depth 1.
+
+What lies in front is no part of the box: it stands upright on it ("Automatic Photo Pop-up", 2005), like a cardboard
+figure, at the depth of its foot.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import cv2
 import numpy as np
 
 from motionstream.controls.pinhole import Camera, pixel_grid
 from motionstream.errors import InputError
+from motionstream.model.checkpoint import WEIGHTS, load_component
+from motionstream.model.motion_prior import MotionPrior
+from motionstream.model.silhouettes import FEW
 
 OPEN = 2.5  # how many times nearer an open scene's floor is at the picture's edge
 EDGE = 0.02  # share of the side within which a handle opens it
@@ -82,6 +89,34 @@ class ScenePlanes:
         return normals, np.array(distances) + normals @ place
 
 
+@dataclass(frozen=True)
+class Standing:
+    """Scene planes, and on them, upright, what the embedded student's motion prior sees in front. A `Depth`."""
+
+    planes: ScenePlanes
+    label = ScenePlanes.label
+
+    def estimate(self, image: np.ndarray, camera: Camera, start: Camera, known: np.ndarray | None) -> np.ndarray:
+        """Depth [H, W] of what `camera` sees: that of the planes, and of all of a thing that of its foot."""
+        return upright(self.planes.estimate(image, camera, start, known), _prior().things(image))
+
+
+def upright(depth: np.ndarray, number: np.ndarray) -> np.ndarray:
+    """depth [H, W] with all of a thing at its foot's, or nearer where it was.
+
+    number: int [h, w], of the thing that is in each cell of the picture, 0 where there is none.
+    """
+    cells = cv2.resize(depth, number.shape[::-1], interpolation=cv2.INTER_NEAREST)
+    stands = np.full(number.max() + 1, np.inf)
+    for thing in range(1, len(stands)):
+        rows, columns = np.nonzero(number == thing)
+        if len(rows) >= FEW:
+            foot = rows.max()
+            stands[thing] = cells[foot, int(np.median(columns[rows == foot]))]
+    within = cv2.resize(number.astype(np.float32), depth.shape[::-1], interpolation=cv2.INTER_NEAREST)
+    return np.minimum(depth, stands[within.astype(int)])
+
+
 def guess_planes(image: np.ndarray) -> ScenePlanes:
     """A first box for a picture uint8 [H, W, 3]: a corridor if many lines meet in a point, otherwise a floor whose far
     edge is the row that divides the picture best into two colours."""
@@ -130,3 +165,9 @@ def _vanishing(low: float, high: float) -> float:
     if open_low == open_high:
         return (low + high) / 2 if not open_low else 0.5
     return low + low / (OPEN - 1) if open_high else high - (1 - high) / (OPEN - 1)
+
+
+@cache
+def _prior() -> MotionPrior:
+    """What sees things, once a process."""
+    return load_component(WEIGHTS / "embedded" / "motion_prior")

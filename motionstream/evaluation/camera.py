@@ -26,7 +26,7 @@ import numpy as np
 from motionstream.controls.depth import Depth, DepthAnything, MoGe
 from motionstream.controls.paths import Keyframes
 from motionstream.controls.pinhole import Camera, Surface, pixel_grid
-from motionstream.controls.planes import guess_planes
+from motionstream.controls.planes import Standing, guess_planes
 from motionstream.errors import InputError
 from motionstream.evaluation import baselines, metrics
 from motionstream.evaluation.lpips import Lpips
@@ -169,7 +169,7 @@ def pick_depth(name: str) -> Callable[[np.ndarray], Depth]:
     learned = {"depth-anything": DepthAnything(), "moge": MoGe()}
     if name == "auto":
         name = next((name for name, model in learned.items() if model.ready()), "planes")
-    return (lambda image: learned[name]) if name in learned else guess_planes
+    return lambda image: learned[name] if name in learned else Standing(guess_planes(image))
 
 
 def methods(model: Model | None, size: tuple[int, int], prompt: str) -> dict[str, Callable]:

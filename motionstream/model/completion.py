@@ -77,16 +77,16 @@ class Completion:
         `moved` is turning alone, see `turning`: what a thing turns about has left its place, too.
 
         Other things that stay may be copied, and ground that lies across an edge, however far in front. A thing has
-        also left where what lies behind goes past it; but where tracks are dense, that may be a part of it, and what
-        goes along with what lies behind, as under a moving camera, has not left. But beyond the picture's edges one
-        sees what is behind things mirrored, not them once more.
+        also left where what lies behind goes past it; but where tracks are dense, what does not go past all of it may
+        be a part of it, and what goes along with what lies behind, as under a moving camera, has not left. But beyond
+        the picture's edges one sees what is behind things mirrored, not them once more.
         """
         straight = moved - turned
         things, far = things_in_front(front), np.sqrt(squared(straight).max(0))
         source = ground(things, front.shape)
-        apart, of_both = [far] * len(things), np.minimum if dense else np.maximum
+        apart = [far] * len(things)
         if (far[source] > LEAVES).any():
-            apart = [of_both(far, far_from_behind(thing, straight)) for thing in things]
+            apart = [far_apart(thing, far, straight, dense) for thing in things]
         beyond = seen_mirrored(moved)
         apart = [
             (thing, far, thing if (thing & beyond).any() and not cut_off(thing) else leaving_part(thing, far))
@@ -204,6 +204,15 @@ def far_from_behind(thing: np.ndarray, moved: np.ndarray) -> np.ndarray:
     far = np.zeros(thing.shape, np.float32)
     far[thing] = np.max([np.linalg.norm(apart, axis=-1) for apart in past_what_is_behind(thing, moved)], axis=0)
     return far
+
+
+def far_apart(thing: np.ndarray, far: np.ndarray, moved: np.ndarray, dense: bool) -> np.ndarray:
+    """How far a thing's cells have gone from their places, or what lies behind has from them, pixels [h, w]; where
+    tracks are `dense` the less of both, unless all of the thing goes past what lies behind. far: see `leaving_part`."""
+    past = far_from_behind(thing, moved)
+    if dense and (past[thing] > LEAVES).mean() <= WHOLE:
+        return np.minimum(far, past)
+    return np.maximum(far, past)
 
 
 def leaving_part(thing: np.ndarray, far: np.ndarray) -> np.ndarray:

@@ -340,6 +340,16 @@ class MotionPrior(ModelMixin, ConfigMixin):
         grips = self.read(state.found, times * cell_centres(*state.size)[None, cells])[1]
         return np.stack([held, bodies(self.alike(grips)[0].numpy(), held)])
 
+    @torch.inference_mode()
+    def things(self, picture: np.ndarray) -> np.ndarray:
+        """What lies in front in a picture, uint8 [H, W, 3], that nothing moves: see `numbered`, int [h, w] in cells of
+        the picture as it is at `LOOK`."""
+        image = torch.tensor(picture).movedim(2, 0) / 127.5 - 1
+        times = (LOOK / math.prod(image.shape[1:])) ** 0.5
+        size = [CELL * max(1, round(side * times / CELL)) for side in image.shape[1:]]
+        thin = self.closely(image, size)
+        return numbered(self.look(image, torch.zeros(0, 2), size, thin).seen[0], thin)
+
     @torch.no_grad()
     def motion(self, state: PriorState, tracks: Tracks) -> Tensor:
         """Displacement of every cell of the first frame, [T, P, 2] pixels, at each of the tracks' frames.

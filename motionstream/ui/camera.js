@@ -16,8 +16,8 @@ const AXES = {                           // key -> what it asks for: [part of th
   KeyX: ['zoom', 0, 1], KeyZ: ['zoom', 0, -1],
 };
 const NOTES = {
-  planes: 'A box seen from within. Drag the two blue handles to the corners of its back wall; at the edge there is '
-    + 'no ceiling, wall or floor.',
+  planes: 'A box seen from within, and things that stand in it. Drag the two blue handles to the corners of its back '
+    + 'wall; at the edge there is no ceiling, wall or floor.',
   upload: 'Your own map. Choose whether bright is near or far.',
 };
 

@@ -36,7 +36,7 @@ from motionstream.controls.depth import (
     read_depth,
 )
 from motionstream.controls.paths import ENDS, MOVES, PERIOD, Keyframes
-from motionstream.controls.planes import ScenePlanes, guess_planes
+from motionstream.controls.planes import ScenePlanes, Standing, guess_planes
 from motionstream.errors import InputError
 from motionstream.tracks import ChunkRequest
 from motionstream.ui.clip import ClipEncoder, jpeg
@@ -197,7 +197,7 @@ class CameraTab(CanvasTab):
         if view.method == UPLOAD:
             depth: Depth = DepthMap(depth_from_values(view.uploaded, view.bright_is_near))
         else:
-            depth = LEARNED.get(view.method, view.planes)
+            depth = LEARNED.get(view.method, Standing(view.planes))
         height, width = seat.picture.shape[:2]
         camera = Plan().camera(width, height)
         try:

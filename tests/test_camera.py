@@ -24,10 +24,10 @@ from motionstream.controls.paths import (
     progress,
     rigid,
 )
-from motionstream.controls.pinhole import Camera, Surface, pixel_grid
+from motionstream.controls.pinhole import UNSURE, Camera, Surface, pixel_grid
 from motionstream.controls.planes import ScenePlanes
 from motionstream.errors import InputError
-from motionstream.tracks import ChunkRequest
+from motionstream.tracks import MAX_TRACKS, ChunkRequest
 
 WIDTH, HEIGHT, FOCAL = 96, 64, 80.0
 IMAGE = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
@@ -149,6 +149,23 @@ def test_a_surface_that_comes_near_has_no_gaps():
 def test_a_depth_map_must_be_a_picture_of_positive_numbers(depth):
     with pytest.raises(InputError, match="depth map"):
         Surface(FACING, depth, WIDTH, HEIGHT)
+
+
+def test_a_grid_leaves_out_what_may_be_of_either_side_of_an_edge():
+    """In steps of any kind, but not at the crease between a wall and a floor, be it ever so steep."""
+    grid, reach = pixel_grid(WIDTH, HEIGHT, np.sqrt(WIDTH * HEIGHT / 200)), UNSURE * np.sqrt(WIDTH * HEIGHT / 200)
+    size = 15 * WIDTH, 15 * HEIGHT
+    for edge, ratio in ((40.3, 0.9), (41.0, 0.5), (WIDTH - 20.0, 1.4)):
+        step = np.where((np.arange(size[0]) + 0.5) / 15 < edge, 1.0, ratio)[None].repeat(size[1], 0)
+        places = Surface(FACING, step, WIDTH, HEIGHT).places(200)
+        assert np.array_equal(places, grid[np.abs(grid[:, 0] - edge) > reach]) and len(places) < len(grid)
+    camera = FACING.scaled((WIDTH, HEIGHT), size)
+    for bottom in (0.55, 0.7):
+        floor = ScenePlanes(bottom=bottom).estimate(np.zeros((*size[::-1], 3), np.uint8), camera, camera, None)
+        assert np.array_equal(Surface(FACING, floor, WIDTH, HEIGHT).places(200), grid)
+    noise = np.random.default_rng(0).uniform(0.1, 1, (HEIGHT, WIDTH))
+    assert len(surface(noise).places(200)) == len(grid)  # rather than none
+    assert len(surface(1.0).places(5_000)) == MAX_TRACKS
 
 
 # --- paths ---------------------------------------------------------------------------------------------------------

@@ -295,8 +295,8 @@ def test_a_thing_stands_at_the_depth_of_its_foot():
     depth = ScenePlanes(bottom=0.5).estimate(IMAGE, FACING, FACING, None)  # the floor begins at row 30
     number = np.zeros((HEIGHT // 2, WIDTH // 2), int)
     number[10:20, 5:9] = 1  # from above the floor's far edge to row 39
-    number[19, 30:34] = 2  # fewer than make a thing
-    number[2:9, 20:30] = 3  # in the air
+    number[8:19, 31] = 2  # fewer than make a thing
+    number[2:9, 18:28] = 3  # in the air
     number[12:, 36:] = 4  # cut off by the picture's edge
     found = upright(depth, number)
     thing = np.kron(number, np.ones((2, 2), int))

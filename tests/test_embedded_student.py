@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 import torch
 
+from motionstream.controls.camera import CameraRecipe, Plan
 from motionstream.controls.drag import DragSource
+from motionstream.controls.planes import Standing, guess_planes
 from motionstream.evaluation.motion import read_drags
 from motionstream.machine import Choice, fit_pictures
 from motionstream.model.checkpoint import Model, load_model
@@ -308,6 +310,21 @@ class Across:
     def tracks_for(self, request: ChunkRequest) -> Tracks:
         share = np.clip((request.start + np.arange(request.frames)) / 20, 0, 1)[:, None]
         return Tracks.rigid_grid(np.float32([50, 56]) + share * [70, 0], spacing=12, size=3, ids=np.arange(9))
+
+
+@pytest.mark.parametrize("budget", [84, 240])
+@pytest.mark.parametrize("name", ["balloon", "car", "ladybird"])
+def test_a_thing_stays_whole_while_a_camera_goes_past_it(student, name, budget):
+    image, _ = fit_pictures(student.preset, Choice(budget), read_image(EXAMPLES / f"{name}.jpg"))
+    source = CameraRecipe(Plan("truck"), Standing(guess_planes(image))).build()
+    state = student.motion_prior.start(torch.from_numpy(image).movedim(2, 0) / 127.5 - 1)
+    for index, (start, frames) in enumerate(((0, 9), (9, 12), (21, 12))):
+        request = ChunkRequest(index, start, frames, *image.shape[1::-1], student.preset.fps, {0: image})
+        student.motion_prior.motion(state, source.tracks_for(request))
+    number, gone = state.number.ravel(), state.latest.numpy()
+    thing = number == np.bincount(number)[1:].argmax() + 1
+    apart = np.linalg.norm(gone[thing] - np.median(gone[thing], axis=0), axis=1)
+    assert apart.max() < 1.5 < 10 < np.linalg.norm(np.median(gone[thing], axis=0))  # the luggage was left behind
 
 
 def ball_on_paper(at: int) -> tuple[np.ndarray, np.ndarray]:

@@ -102,7 +102,7 @@ def test_tracks_end_where_the_target_sees_the_same_thing(scene):
     assert np.abs(shift[near] + np.array([0.35, 0.2]) * FOCAL / NEAR).max() < 0.01
     assert np.abs(shift[~near] + np.array([0.35, 0.2]) * FOCAL / FAR).max() < 0.01
     most = evaluation.camera_tracks(surface, read.cameras[0], 2, 2_500).points[0]
-    assert len(most) == 2_500 and (most.max(0) > 0.98 * np.array(SIZE)).all()
+    assert 2_400 < len(most) <= 2_500 and (most.max(0) > 0.98 * np.array(SIZE)).all()
 
 
 def test_the_table_from_end_to_end(scene, tmp_path, capsys, monkeypatch):

@@ -23,6 +23,7 @@ from motionstream.model.tracked import (
     STEP,
     THING,
     each_by_itself,
+    going_as_one,
     in_one_piece,
     of_the_background,
     own_tracks,
@@ -168,8 +169,43 @@ def test_cells_of_a_thing_follow_the_tracks_that_hold_it():
 
 
 def together(motion: np.ndarray, number: np.ndarray) -> np.ndarray:
-    moved = torch.tensor(motion, dtype=torch.float32).flatten(1, 2)
-    return in_one_piece(moved, number).unflatten(1, number.shape).numpy()
+    moved, one = torch.tensor(motion, dtype=torch.float32).flatten(1, 2), np.ones((len(motion), number.max() + 1), bool)
+    return in_one_piece(moved, number, one).unflatten(1, number.shape).numpy()
+
+
+def test_only_what_goes_as_one_is_kept_in_one_piece():
+    number, rng = thing(), np.random.default_rng(0)
+    motion = torch.from_numpy(rng.normal(0, 20, (2, number.size, 2)).astype(np.float32))
+    found = in_one_piece(motion, number, np.array([[False, True], [False, False]]))
+    kept = torch.from_numpy(number.ravel() == 0)
+    assert torch.equal(found[1], motion[1]) and torch.equal(found[0, kept], motion[0, kept])
+    assert not torch.equal(found[0, ~kept], motion[0, ~kept])
+
+
+@given(st.integers(0, 1000))
+def test_things_go_as_one_where_their_own_tracks_do(seed):
+    rng, number = np.random.default_rng(seed), thing()
+    rows, columns = np.nonzero(number)
+    on = rng.choice(len(rows), 40, replace=False)
+    anchors = CELL * np.concatenate([np.stack([columns, rows], 1)[on] + 0.5, rng.uniform(0, 8, (5, 2))])
+    held, side = np.array([1] * 40 + [0] * 5), CELL * len(rows) ** 0.5
+    affine = rng.normal(0, 0.2, (2, 2, 2))
+    moved = (anchors - anchors.mean(0)) @ affine + rng.normal(0, 30, (2, 1, 2))
+    moved[:, 40:] = 0  # the background
+    visible = np.ones((2, 45), bool)
+
+    def one():
+        return going_as_one(anchors, moved, visible, held, number).tolist()
+
+    assert one() == [[False, True]] * 2
+    moved[1, :6] += [2 * side, 0]  # a few
+    assert one() == [[False, True]] * 2
+    moved[1, :20] += rng.normal(0, side, (20, 2))
+    assert one() == [[False, True], [False, False]]
+    visible[1, :20] = False
+    assert one() == [[False, True]] * 2
+    visible[0, :40] = False  # of which nothing is known
+    assert one() == [[False, False], [False, True]]
 
 
 @given(st.integers(0, 1000))

@@ -14,7 +14,6 @@ the same cameras again from the same messages. Messages are JSON objects:
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
@@ -24,7 +23,7 @@ import numpy as np
 from motionstream.controls.depth import Depth
 from motionstream.controls.layers import base_ids
 from motionstream.controls.paths import ENDS, MAX_KEYFRAMES, MOVES, SWING, Keyframes, Steering, lasts, progress, rigid
-from motionstream.controls.pinhole import Camera, Surface, pixel_grid
+from motionstream.controls.pinhole import Camera, Surface
 from motionstream.errors import InputError
 from motionstream.tracks import MAX_TRACKS, ChunkRequest, Tracks
 
@@ -225,8 +224,7 @@ class CameraSource:
             image = request.history[max(request.history)]
             depth = self.recipe.depth.estimate(image, camera, self._start, known)
         self._surface = Surface(camera, depth, request.width, request.height)
-        spacing = math.sqrt(request.width * request.height / self.recipe.count)
-        self._places = pixel_grid(request.width, request.height, spacing)[:MAX_TRACKS]
+        self._places = self._surface.places(self.recipe.count)
         self._points = self._surface.lift(self._places)
         self._ids = base_ids(len(self._places), self._rng, self._ids.tolist())
 

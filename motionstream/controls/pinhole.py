@@ -17,11 +17,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from motionstream.errors import InputError
-from motionstream.tracks import Tracks
+from motionstream.tracks import MAX_TRACKS, Tracks
 
 NEAR = 1e-6  # share of the distance: what is nearer than this to the camera's own plane counts as behind it
 ROTATION_TOLERANCE = 5e-3  # by which the axes of a pose may miss being orthonormal
 TOLERANCE = 0.05  # a point is hidden by what is nearer than it by more than this share of its depth
+UNSURE = 0.4  # of a grid's spacing: how near to a point of it the surface may not end
+STEP = 0.05  # share of a point's nearness: where that changes more unevenly, the surface ends
 SAMPLES = 8_000  # points of the surface that can hide others, at most
 REACH = 2.0  # cells: what was so near to a point in the first view is the same piece of surface, and doesn't hide it
 FAR_OUT = 4.0  # frame sides from the middle of the frame, where tracks that have left it far behind are kept
@@ -114,6 +116,26 @@ class Surface:
         column = np.clip(np.floor(pixels[:, 0] * columns / self.width).astype(int), 0, columns - 1)
         row = np.clip(np.floor(pixels[:, 1] * rows / self.height).astype(int), 0, rows - 1)
         return self.depth[row, column]
+
+    def places(self, count: int) -> np.ndarray:
+        """A grid of at most about `count` points, [N, 2] pixels, without those near an edge of the surface: where in
+        the picture that is, is not known so exactly, and they may be of either side."""
+        spacing = np.sqrt(self.width * self.height / count)
+        places = pixel_grid(self.width, self.height, spacing)
+        places = places[np.linspace(0, len(places) - 1, min(len(places), MAX_TRACKS)).round().astype(int)]
+        unsure = self.ends_at(places, UNSURE * spacing)
+        return places if unsure.all() else places[~unsure]
+
+    def ends_at(self, pixels: np.ndarray, reach: float) -> np.ndarray:
+        """Whether the surface ends within `reach` pixels of these [N, 2], bool [N].
+
+        Nearness, the inverse of depth, changes evenly along a plane. Where it changes by more about a point than it
+        does beside that, there is more than a crease.
+        """
+        ways = reach / 2 * np.array([(1, 0), (0, 1), (1, 1), (1, -1)])
+        far, fore, back, behind = (1 / self.depth_at(np.vstack(pixels + k * ways[:, None])) for k in (2, 1, -1, -2))
+        step = 2 * (fore - back) - (far - behind)
+        return (np.abs(step) > STEP * np.minimum(far, behind)).reshape(len(ways), -1).any(0)
 
     def lift(self, pixels: np.ndarray) -> np.ndarray:
         """World points [N, 3] of the frame's pixels [N, 2]."""

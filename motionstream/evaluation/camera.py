@@ -25,7 +25,7 @@ import numpy as np
 
 from motionstream.controls.depth import Depth, DepthAnything, MoGe
 from motionstream.controls.paths import Keyframes
-from motionstream.controls.pinhole import Camera, Surface, pixel_grid
+from motionstream.controls.pinhole import Camera, Surface
 from motionstream.controls.planes import Standing, guess_planes
 from motionstream.errors import InputError
 from motionstream.evaluation import baselines, metrics
@@ -157,9 +157,7 @@ def camera_tracks(surface: Surface, to: Camera, frames: int, count: int) -> Trac
     """Tracks of a grid of about `count` points while the camera goes straight from the surface's own to another."""
     way = Keyframes([surface.camera, to], np.array([0.0, 1.0]), SIZE)
     cameras = [way.at(share) for share in np.linspace(0, 1, frames)]
-    places = pixel_grid(*SIZE, np.sqrt(SIZE[0] * SIZE[1] / count))
-    if len(places) > MAX_TRACKS:  # about as many
-        places = places[np.linspace(0, len(places) - 1, MAX_TRACKS).round().astype(int)]
+    places = surface.places(count)
     ids = draw_ids(len(places), np.random.default_rng(0))
     return surface.tracks(places, surface.lift(places), cameras, ids)
 

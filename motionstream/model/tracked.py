@@ -2,7 +2,8 @@
 
 A tracker's corners lie where a thing ends before what is behind it, and are of either. What comes into sight beside a
 thing that has moved starts where nothing of the first frame is. How they move tells (`strays`). And what is missed of
-their motion adds up over the chunks: things must not fall to pieces over it (`in_one_piece`).
+their motion adds up over the chunks: things must not fall to pieces over it (`in_one_piece`). Nor must they where a
+camera moves and all else goes past them, if their own tracks say so (`going_as_one`).
 """
 
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ WITHIN = 2  # cells: what is farther than these from where a thing ends is surel
 THING = 0.03, 0.05, 1.05
 BACKGROUND = 0.15, 0.0, 1e6  # it is not of one piece, but lies near and far
 LEAST, MOST = 2.0, 4.0  # cells within which parts go alike
+WHOLE = 0.8  # of a thing's tracks that go as one
 SMALL = 12  # cells, fewer of which do not tell
 MANY = 8  # motions
 STEP = 0.05  # pixels by which two of them differ
@@ -117,17 +119,39 @@ def own_tracks(weights: Tensor, number: np.ndarray, held: np.ndarray) -> Tensor:
     return torch.cat([weights[:, :1], torch.where(takes, kept, weights[:, 1:])], 1)
 
 
-def in_one_piece(displacement: Tensor, number: np.ndarray) -> Tensor:
-    """Displacement [T, P, 2] of cells, pixels, where things, and the background, bend, but are not torn.
+def going_as_one(
+    anchors: np.ndarray, moved: np.ndarray, visible: np.ndarray, held: np.ndarray, number: np.ndarray
+) -> np.ndarray:
+    """Which things, bool [T, 1 + things], have tracks of their own that go as parts of one piece do, all but a few.
+
+    anchors [N, 2] and moved [T, N, 2], pixels; visible [T, N]; held [N]: of the thing that each lies on, in `number`
+    [h, w], see `pieces.numbered`. The background is none.
+    """
+    found = np.zeros((len(moved), number.max() + 1), bool)
+    for thing in np.unique(held[held > 0]):
+        side = (number == thing).sum() ** 0.5 * CELL
+        for frame, (gone, seen) in enumerate(zip(moved, visible & (held == thing), strict=True)):
+            if seen.any():
+                places = anchors[seen] / side
+                basis = np.vstack([np.ones(len(places)), (places - places.mean(0)).T])
+                rest = gone[seen] - basis.T @ most_go(basis, gone[seen], THING[0] * side / 2)
+                found[frame, thing] = (np.hypot(*rest.T) < THING[0] * side).mean() > WHOLE
+    return found
+
+
+def in_one_piece(displacement: Tensor, number: np.ndarray, one: np.ndarray) -> Tensor:
+    """Displacement [T, P, 2] of cells, pixels, where things that are `one`, bool [T, 1 + things], bend, but are not
+    torn; the background is the first of them.
 
     What strays far from the affine motion of most of a thing goes as what is around it, and parts that are near go
     alike. number [h, w]: of the thing that each cell is of, see `pieces.numbered`.
     """
     places, moved = cell_numbers(*number.shape), displacement.numpy().copy()
-    for thing in range(number.max() + 1):
+    for thing, frames in enumerate(one.T):
         cells = np.flatnonzero(number.ravel() == thing)
-        if len(cells) >= SMALL:
-            moved[:, cells] = _bent(moved[:, cells], places[:, cells], *(THING if thing else BACKGROUND))
+        if frames.any() and len(cells) >= SMALL:
+            there = np.ix_(frames, cells)
+            moved[there] = _bent(moved[there], places[:, cells], *(THING if thing else BACKGROUND))
     return torch.from_numpy(moved)
 
 

@@ -13,6 +13,7 @@ from app_kit import Site, Visitor, wait_for
 from PIL import Image
 from playwright.sync_api import Page, expect
 
+from motionstream.controls.layers import BASE_IDS
 from motionstream.controls.paths import Keyframes
 from motionstream.controls.pinhole import Camera
 from motionstream.controls.planes import ScenePlanes, Standing
@@ -408,12 +409,12 @@ def test_handles_fan_path_keys_and_drag(page, site):
     assert np.abs(motion(site)).max() < 0.1
     part(page, "route").select_option("zoom")  # while it runs
     reach_chunks(page, site, len(site.paste.chunks) + 3)
-    assert np.abs(motion(site)).max() > 1
+    assert np.abs(motion(site)).max() > 1 and site.paste.chunks[-1].tracks.ids.max() < BASE_IDS
     page.mouse.move(*at(page, 0.4, 0.4))
     page.mouse.down()
     page.mouse.move(*at(page, 0.5, 0.5), steps=5)
     reach_chunks(page, site, len(site.paste.chunks) + 2)
-    assert site.paste.chunks[-1].tracks.N > site.paste.chunks[0].tracks.N  # a drag on top
+    assert site.paste.chunks[-1].tracks.ids.max() >= BASE_IDS  # a drag on top
     page.mouse.up()
     part(page, "start").click()
     in_state(page, "idle")

@@ -14,6 +14,7 @@ import torch
 
 from motionstream.controls.camera import CameraRecipe, Plan
 from motionstream.controls.drag import DragSource
+from motionstream.controls.pinhole import pixel_grid
 from motionstream.controls.planes import Standing, guess_planes
 from motionstream.evaluation.motion import read_drags
 from motionstream.machine import Choice, fit_pictures
@@ -325,6 +326,22 @@ def test_a_thing_stays_whole_while_a_camera_goes_past_it(student, name, budget):
     thing = number == np.bincount(number)[1:].argmax() + 1
     apart = np.linalg.norm(gone[thing] - np.median(gone[thing], axis=0), axis=1)
     assert apart.max() < 1.5 < 10 < np.linalg.norm(np.median(gone[thing], axis=0))  # the luggage was left behind
+
+
+def test_a_camera_that_goes_on_beyond_the_picture_sees_the_same_things_in_it(student):
+    """Where most of its new grid starts outside, what is left of the picture would look as if it lay in front."""
+    image, _ = fit_pictures(student.preset, Choice(190), read_image(EXAMPLES / "balloon.jpg"))
+    height, width = image.shape[:2]
+    state = student.motion_prior.start(torch.from_numpy(image).movedim(2, 0) / 127.5 - 1)
+    first, places = pixel_grid(width, height, 14), pixel_grid(width, height, 15)
+    went = np.linspace(0, -width / 2, 12, dtype=np.float32)[:, None, None] * (1, 0)
+    for start, ids in ((first, 0), (places, 5_000)):
+        tracks = Tracks(np.float32(start + went), np.ones((12, len(start)), bool), ids + np.arange(len(start)))
+        student.motion_prior.motion(state, tracks)
+        if not ids:
+            number, front = state.number.copy(), state.front.clone()
+    assert state.latest.median(0).values.tolist() == pytest.approx([-width, 0], abs=0.1)
+    assert np.array_equal(state.number, number) and (state.front - front).abs().mean() < 0.01  # else more than 0.3
 
 
 def ball_on_paper(at: int) -> tuple[np.ndarray, np.ndarray]:

@@ -517,12 +517,12 @@ class MotionPrior(ModelMixin, ConfigMixin):
 
     def _look_anew(self, state: PriorState, anchors: Tensor) -> None:
         """What is seen, and goes along, under the tracks with these anchors [N, 2], pixels."""
-        found = state.found if state.tracked else None
+        found = None if state.by_hand else state.found
         weights, seen, bearer, alike, state.found = self.look(state.sharp, anchors, state.size, state.thin, found)
         rows, columns = seen[0].shape
         tracked = tracked_cells(anchors.numpy(), rows, columns)
         state.dense = state.dense or bool(len(anchors)) and are_dense(nearest_cells(tracked)[0])
-        if state.number is None or not state.tracked:
+        if state.number is None or state.by_hand:
             state.number = numbered(seen[0], state.thin)
         number, cell = state.number, cells_of(anchors, rows, columns)
         held = number.ravel()[cell]
@@ -547,7 +547,7 @@ class MotionPrior(ModelMixin, ConfigMixin):
         along = ((straight - straight[foremost]).norm(dim=1) < PARTS).view(rim.shape)
         rim &= along | state.tracked
         came = along & (straight.norm(dim=1) >= PARTS).view(rim.shape) & (not state.tracked)
-        if state.cells is None or not state.tracked:
+        if state.cells is None or state.by_hand:
             state.cells = np.stack([*seen.numpy(), np.float32(number > 0)])
         state.outlines = (outline, rim, foremost)
         rim, foremost = (rim | came).numpy(), foremost.numpy()

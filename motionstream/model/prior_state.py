@@ -55,11 +55,11 @@ class PriorState:
     pairs: Tensor | None = None  # [2, K]: see `straddling`
     dense: bool = False  # whether tracks are all over the picture, or were
     tracked: bool = False  # whether they are a tracker's, or were: see `each_by_itself`
-    number: np.ndarray | None = None  # int [h, w]: see `numbered`; under a tracker's tracks, as first seen
+    number: np.ndarray | None = None  # int [h, w]: see `numbered`; where no hand leads, as first seen
     parts: np.ndarray | None = None  # int [h, w]: the same, and the rims of things are of them
     held: Tensor | None = None  # [N, 2] how far each track had come when the present set began
     newest: Tensor | None = None  # [N, 2] each track's newest known displacement on top of that
-    found: Tensor | None = None  # see `Looked`; under a tracker's tracks, of the first look
+    found: Tensor | None = None  # see `Looked`; where no hand leads, of the first look
     weights: Tensor | None = None  # [P, 1 + N]
     bodies: Tensor | None = None  # bool [N, N]: which tracks hold the same thing, at places that look alike
     body: np.ndarray | None = None  # int [N]: see `bodies`; of what a visitor's hand leads
@@ -70,7 +70,7 @@ class PriorState:
     bearer: Tensor | None = None  # [P], see `limbs`, with their rims
     solid: Tensor | None = None  # bool [P]: what lies in front, ropes and feet as well, or has come along with a thing
     left: Tensor | None = None  # bool [P]: see `left_behind`
-    # [3, h, w] in [0, 1]: see `as_seen`, and 1 in the cells of things, see `numbered`; under a tracker's tracks, of the
+    # [3, h, w] in [0, 1]: see `as_seen`, and 1 in the cells of things, see `numbered`; where no hand leads, of the
     # first look
     cells: np.ndarray | None = None
     behind: Completion | None = None  # what lies behind things of the first frame that have left

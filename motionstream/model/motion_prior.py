@@ -53,7 +53,7 @@ from motionstream.model.pieces import (
 )
 from motionstream.model.prior_state import Moved, PriorState
 from motionstream.model.silhouettes import cut_off, cut_through, ground, lying_across, things_in_front
-from motionstream.model.tracked import each_by_itself, going_as_one, in_one_piece, of_the_background, own_tracks
+from motionstream.model.tracked import as_their_tracks, each_by_itself, in_one_piece, of_the_background, own_tracks
 from motionstream.model.turning import bodies, joined, straightened, turning, turns
 from motionstream.model.unet import UNet
 from motionstream.model.warping import (
@@ -397,11 +397,10 @@ class MotionPrior(ModelMixin, ConfigMixin):
         for number, leading in enumerate(~idle):
             here = frames == number
             motion[here] = self._led(state, leading, anchors, moved[here], counted[here])
-        if not state.by_hand:
-            one = np.ones((len(moved), state.number.max() + 1), bool)
-            if not state.tracked:
-                one = going_as_one(anchors.numpy(), moved.numpy(), counted.numpy(), held, state.number)
-            motion = in_one_piece(state.base + motion, state.parts, one) - state.base
+        if state.tracked:
+            motion = in_one_piece(state.base + motion, state.parts) - state.base
+        elif state.dense:
+            motion = as_their_tracks(motion, *map(Tensor.numpy, (anchors, moved, counted)), held, state.parts)
         turned = turning(cell_centres(*state.size) + state.base, motion, state.number, held, found)
         state.turned = state.turned_base + turned
         return state.base + motion + turned

@@ -3,7 +3,7 @@
 A tracker's corners lie where a thing ends before what is behind it, and are of either. What comes into sight beside a
 thing that has moved starts where nothing of the first frame is. How they move tells (`strays`). And what is missed of
 their motion adds up over the chunks: things must not fall to pieces over it (`in_one_piece`). Nor must they where a
-camera moves and all else goes past them, if their own tracks say so (`going_as_one`).
+camera moves and all else goes past them (`as_their_tracks`).
 """
 
 from collections.abc import Iterator
@@ -26,6 +26,7 @@ WITHIN = 2  # cells: what is farther than these from where a thing ends is surel
 # and how much longer one side may get, to the other.
 THING = 0.03, 0.05, 1.05
 BACKGROUND = 0.15, 0.0, 1e6  # it is not of one piece, but lies near and far
+FROM_ALL_SIDES = 0.07, 0.05, 1e6  # a thing that a camera moves about: near parts of it are larger, and it gets narrow
 LEAST, MOST = 2.0, 4.0  # cells within which parts go alike
 WHOLE = 0.8  # of a thing's tracks that go as one
 SMALL = 12  # cells, fewer of which do not tell
@@ -119,50 +120,67 @@ def own_tracks(weights: Tensor, number: np.ndarray, held: np.ndarray) -> Tensor:
     return torch.cat([weights[:, :1], torch.where(takes, kept, weights[:, 1:])], 1)
 
 
-def going_as_one(
-    anchors: np.ndarray, moved: np.ndarray, visible: np.ndarray, held: np.ndarray, number: np.ndarray
-) -> np.ndarray:
-    """Which things, bool [T, 1 + things], have tracks of their own that go as parts of one piece do, all but a few.
-
-    anchors [N, 2] and moved [T, N, 2], pixels; visible [T, N]; held [N]: of the thing that each lies on, in `number`
-    [h, w], see `pieces.numbered`. The background is none.
-    """
-    found = np.zeros((len(moved), number.max() + 1), bool)
-    for thing in np.unique(held[held > 0]):
-        side = (number == thing).sum() ** 0.5 * CELL
-        for frame, (gone, seen) in enumerate(zip(moved, visible & (held == thing), strict=True)):
-            if seen.any():
-                places = anchors[seen] / side
-                basis = np.vstack([np.ones(len(places)), (places - places.mean(0)).T])
-                rest = gone[seen] - basis.T @ most_go(basis, gone[seen], THING[0] * side / 2)
-                found[frame, thing] = (np.hypot(*rest.T) < THING[0] * side).mean() > WHOLE
-    return found
-
-
-def in_one_piece(displacement: Tensor, number: np.ndarray, one: np.ndarray) -> Tensor:
-    """Displacement [T, P, 2] of cells, pixels, where things that are `one`, bool [T, 1 + things], bend, but are not
-    torn; the background is the first of them.
+def in_one_piece(displacement: Tensor, number: np.ndarray) -> Tensor:
+    """Displacement [T, P, 2] of cells, pixels, where things, and the background, bend, but are not torn.
 
     What strays far from the affine motion of most of a thing goes as what is around it, and parts that are near go
     alike. number [h, w]: of the thing that each cell is of, see `pieces.numbered`.
     """
     places, moved = cell_numbers(*number.shape), displacement.numpy().copy()
-    for thing, frames in enumerate(one.T):
+    for thing in range(number.max() + 1):
         cells = np.flatnonzero(number.ravel() == thing)
-        if frames.any() and len(cells) >= SMALL:
-            there = np.ix_(frames, cells)
-            moved[there] = _bent(moved[there], places[:, cells], *(THING if thing else BACKGROUND))
+        if len(cells) >= SMALL:
+            moved[:, cells] = _bent(moved[:, cells], places[:, cells], *(THING if thing else BACKGROUND))
     return torch.from_numpy(moved)
 
 
-def _bent(moved: np.ndarray, places: np.ndarray, limit: float, spread: float, longer: float) -> np.ndarray:
+def as_their_tracks(
+    motion: Tensor, anchors: np.ndarray, moved: np.ndarray, visible: np.ndarray, held: np.ndarray, number: np.ndarray
+) -> Tensor:
+    """Motion [T, P, 2] of cells, pixels, where a thing whose own tracks go as one piece, all but a few, goes so.
+
+    Where a camera moves and all else goes past it, no part of it is left behind that looks like something else, nor one
+    that has left the frame, of which nothing is known. anchors [N, 2] and moved [T, N, 2], pixels; visible [T, N]; held
+    [N]: of the thing that each lies on; number [h, w]: of the thing that each cell is of.
+    """
+    places, found, at = cell_numbers(*number.shape), motion.numpy().copy(), anchors.T / CELL - 0.5
+    for thing in np.unique(held[held > 0]):
+        cells = np.flatnonzero(number.ravel() == thing)
+        limit = FROM_ALL_SIDES[0] * CELL * len(cells) ** 0.5
+        for gone, seen, going in zip(moved, visible & (held == thing), found, strict=True):
+            if len(cells) < SMALL or not seen.any():
+                continue
+            basis = _basis(at[:, seen], places[:, cells])
+            affine = most_go(basis, gone[seen], limit / 2)
+            if (np.hypot(*(gone[seen] - basis.T @ affine).T) < limit).mean() > WHOLE:
+                going[cells] = _bent(going[None, cells], places[:, cells], *FROM_ALL_SIDES, affine[None])
+    return torch.from_numpy(found)
+
+
+def _basis(at: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """[3, N]: 1, and where these [2, N] are from the middle of a thing, with cells at `places` [2, K], by its size."""
+    return np.vstack([np.ones(at.shape[1]), (at - places.mean(1, keepdims=True)) / places.shape[1] ** 0.5])
+
+
+def _bent(
+    moved: np.ndarray,
+    places: np.ndarray,
+    limit: float,
+    spread: float,
+    longer: float,
+    affine: np.ndarray | None = None,
+) -> np.ndarray:
     """Motion [T, K, 2] of the cells of one thing, at places [2, K], where none strays further than `limit` of its size,
-    those within `spread` of that go alike, and it is not sheared so that one side gets so much `longer` to another."""
+    those within `spread` of that go alike, and it is not sheared so that one side gets so much `longer` to another.
+
+    affine: how most of it goes, [T, 3, 2] by `_basis`; None for how most of its cells do.
+    """
     cells = places.shape[1]
     side = cells**0.5
     most = limit * CELL * side
-    basis = np.vstack([np.ones(cells), (places - places.mean(1, keepdims=True)) / side])
-    affine = most_go(basis, moved, most / 2)
+    basis = _basis(places, places)
+    if affine is None:
+        affine = most_go(basis, moved, most / 2)
     rest = np.float32(moved - basis.T @ affine)
     keeps = np.square(rest).sum(2, keepdims=True) < most**2
     column, row = (places - places.min(1, keepdims=True)).astype(int)

@@ -3,6 +3,7 @@
 import json
 import math
 import pickle
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from motionstream.controls.camera import KEYFRAMES, LEFT, CameraRecipe, Plan, pivot_of, recorded
 from motionstream.controls.depth import DepthMap
-from motionstream.controls.layers import BASE_IDS
+from motionstream.controls.layers import BASE_IDS, make_source
 from motionstream.controls.paths import (
     ENDS,
     MAX_ZOOM,
@@ -512,3 +513,44 @@ def test_a_camera_file_does_not_move_the_picture_when_it_takes_over():
     np.testing.assert_allclose(rig.frames(1, 16.0)[0].middle, FACING.middle)
     rig = CameraRecipe(Plan(route=KEYFRAMES), DepthMap(np.ones((2, 2))), keyframes=keyframes).rig(WIDTH, HEIGHT, 1.0)
     np.testing.assert_allclose(rig.frames(2, 16.0)[1].middle, away.middle)
+
+
+@dataclass
+class Nine:
+    """`ChunkRequest.things` where all left of `edge` is one thing, and beyond it none."""
+
+    edge: float
+
+    def __call__(self, points):
+        return np.int64([points[:, 0] < self.edge] * 2)
+
+
+def test_a_thing_that_a_drag_holds_goes_with_it_alone():
+    layers = make_source(CameraRecipe(Plan(route="truck", ends="on"), ScenePlanes(), count=60), 0, "let_go")
+
+    def visible(index, edge):
+        """Of the grid's points in the frame, those that are seen, and where they are."""
+        tracks = layers.tracks_for(replace(request(index), things=Nine(edge)))
+        base = (tracks.ids < BASE_IDS) & ((tracks.points[0] >= 0) & (tracks.points[0] < (WIDTH, HEIGHT))).all(1)
+        return dict(zip(tracks.ids[base].tolist(), tracks.visible[0, base].tolist(), strict=True)), tracks
+
+    seen, tracks = visible(0, 48)
+    assert all(seen.values())
+    layers.apply({"kind": "pin", "id": 1, "x": 80, "y": 30, "frame": 8})  # beside the thing
+    seen, _ = visible(1, 48)
+    assert sum(seen.values()) > 0.8 * len(seen)
+    layers.apply({"kind": "remove", "id": 1})
+    assert all(visible(2, 48)[0].values())
+    layers.apply({"kind": "pin", "id": 2, "x": 10, "y": 30, "frame": 32})  # on it
+    seen, tracks = visible(3, 48)
+    at = dict(zip(tracks.ids.tolist(), tracks.points[0, :, 0].tolist(), strict=True))
+    on = {track for track in seen if at[track] < 48}
+    assert on and not any(seen[track] for track in on)
+    assert sum(seen[track] for track in seen.keys() - on) > 0.8 * len(seen.keys() - on)
+    seen, _ = visible(4, 10)  # it has gone to the left
+    assert not any(seen[track] for track in on & seen.keys())
+    seen, tracks = visible(5, 80)  # to the right: what it covers tells nothing of what lies behind
+    at = dict(zip(tracks.ids.tolist(), tracks.points[0, :, 0].tolist(), strict=True))
+    assert not any(seen[track] for track in seen if at[track] < 80)
+    layers.apply({"kind": "remove", "id": 2})
+    assert all(visible(6, 48)[0].values())

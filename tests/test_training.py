@@ -1,6 +1,7 @@
 """Training data and stages: scenes whose tracks are true, effects, shards, real clips, autoencoder and motion prior."""
 
 import contextlib
+import gc
 import hashlib
 import io
 import itertools
@@ -860,6 +861,7 @@ def test_a_data_worker_names_a_clip_though_the_lock_of_progress_bars_was_held_wh
             held.set()
             done.wait(60)
 
+    gc.collect()  # or the worker inherits what earlier tests have left, and waits for locks as it clears that up
     holder, threads = threading.Thread(target=hold), cv2.getNumThreads()
     holder.start()
     cv2.setNumThreads(0)  # as `made_samples` does: OpenCV's own do not survive the fork, with whatever locks they hold

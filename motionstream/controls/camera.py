@@ -181,6 +181,7 @@ class CameraSource:
 
     kinds = frozenset({"camera", "steer"})
     unrecorded: frozenset[str] = frozenset()
+    whole = True
 
     def __init__(self, recipe: CameraRecipe):
         self.recipe = recipe

@@ -70,6 +70,7 @@ class DragSource:
         self._spacing, self._size = 16.0, 1
         self._given_up: list[int] = []
         self._together: list[list[_Pin]] = []  # controls that hold one thing
+        self._on: dict[_Pin, set[int]] = {}  # things that most points of each were on when the newest came
         self._set_release({"mode": release})
 
     def apply(self, message: dict) -> None:
@@ -118,15 +119,20 @@ class DragSource:
         turned = ((key, control) for key, control in self._controls.items() if control.turned.any())
         return {key: np.broadcast_to(control.turned, len(control.centers)) for key, control in turned}
 
+    def held(self) -> set[int]:
+        """Numbers of the things that controls hold, see `ChunkRequest`; for drags on top of another source."""
+        return set().union(*(self._on.get(control, ()) for control in self._controls.values()))
+
     def _take_hold(self, new: list[_Pin], request: ChunkRequest) -> None:
         """Ends what is held on the things that new drags and paths begin to move, and finds which controls hold one."""
-        if len(self._controls) == 1:
+        if len(self._controls) == 1 and not self._reserved:
             return
         controls = list(self._controls.values())
         points = [control.points(request) for control in controls]
         things, bodies = request.things(np.concatenate(points))
         ends = np.cumsum([len(part) for part in points])[:-1]
         on = {control: _most(own, 1 / 2) for control, own in zip(controls, np.split(things, ends), strict=True)}
+        self._on = on
         moved = set().union(*(on[control] for control in new if control.moves))
         again = [key for key, one in self._controls.items() if one.rests(request.fps) and on[one] & moved]
         self._controls = {key: control for key, control in self._controls.items() if key not in again}

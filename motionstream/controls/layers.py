@@ -2,14 +2,14 @@
 
 What lies underneath is described by a `SourceRecipe`: a small picklable value that crosses into a forked worker, is
 written into the video's recipe, and builds the `BaseSource` where the generator runs. `Layers` makes one `TrackSource`
-of both. A drag wins: near its points the tracks underneath are invisible. IDs never meet: a base source draws its own
-with `base_ids`, drags draw from the rest.
+of both. A drag wins: near its points the tracks underneath are invisible, and those of a camera on all of a thing that
+it holds. IDs never meet: a base source draws its own with `base_ids`, drags draw from the rest.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Protocol
 
@@ -26,10 +26,12 @@ CLEARANCE = 1 / 12  # of the picture's height: how near to a drag's points the t
 class BaseSource(TrackSource, Protocol):
     """A `TrackSource` that drags may be laid on.
 
-    kinds: of the control messages that are meant for it; unrecorded: those of them that stay out of the video's recipe.
+    kinds: of the control messages that are meant for it; unrecorded: those of them that stay out of the video's recipe;
+    whole: whether things that drags hold go with these alone.
     """
 
     kinds: frozenset[str]
+    whole: bool
     unrecorded: frozenset[str]
 
     def apply(self, message: dict) -> None:
@@ -60,6 +62,7 @@ class Layers:
 
     base: BaseSource
     drags: DragSource
+    _on: dict[int, int] = field(default_factory=dict, init=False)  # things, by the IDs of the base's tracks on them
 
     def apply(self, message: dict) -> None:
         """Hands one control message to the source that it is meant for."""
@@ -73,7 +76,22 @@ class Layers:
             raise ValueError(f"{type(self.base).__name__} uses track ID {under.ids.max()}; its limit is {BASE_IDS}")
         room = slice(MAX_TRACKS - over.N)
         under = Tracks(under.points[:, room], under.visible[:, room], under.ids[room])
-        return Tracks.concatenate([give_way(under, over, request.width, request.height), over])
+        under = give_way(under, over, request.width, request.height)
+        if self.base.whole:
+            under = self._off_things(under, request)
+        return Tracks.concatenate([under, over])
+
+    def _off_things(self, under: Tracks, request: ChunkRequest) -> Tracks:
+        """`under`, invisible on things that drags hold, and where these have come to: they are not to be torn."""
+        held, before = self.drags.held(), self._on
+        self._on = {}
+        if not held:
+            return under
+        tracks = under.ids.tolist()
+        seen = dict(zip(tracks, request.things(under.points[0])[0].tolist(), strict=True))
+        self._on = seen | {track: thing for track, thing in before.items() if track in seen}
+        free = [not {seen[track], self._on[track]} & held for track in tracks]
+        return Tracks(under.points, under.visible & np.array(free, bool), under.ids)
 
 
 def make_source(recipe: SourceRecipe | None, seed: int, release: str) -> DragSource | Layers:

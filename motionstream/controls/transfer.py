@@ -244,6 +244,7 @@ class ClipMotion:
     """
 
     kinds: frozenset[str] = frozenset()
+    whole = False
     unrecorded: frozenset[str] = frozenset()
 
     def __init__(self, blocks: Iterator[Tracks], size: tuple[int, int], settings: Settings, another: bool = False):
@@ -307,6 +308,7 @@ class WebcamMotion:
     """
 
     kinds = unrecorded = frozenset({"webcam"})
+    whole = False
 
     def __init__(self, settings: Settings, tracker: Tracker | None = None):
         self._tracker = tracker or settings.open_tracker()

@@ -516,7 +516,7 @@ def test_a_camera_file_does_not_move_the_picture_when_it_takes_over():
 
 
 @dataclass
-class Nine:
+class LeftOf:
     """`ChunkRequest.things` where all left of `edge` is one thing, and beyond it none."""
 
     edge: float
@@ -530,7 +530,7 @@ def test_a_thing_that_a_drag_holds_goes_with_it_alone():
 
     def visible(index, edge):
         """Of the grid's points in the frame, those that are seen, and where they are."""
-        tracks = layers.tracks_for(replace(request(index), things=Nine(edge)))
+        tracks = layers.tracks_for(replace(request(index), things=LeftOf(edge)))
         base = (tracks.ids < BASE_IDS) & ((tracks.points[0] >= 0) & (tracks.points[0] < (WIDTH, HEIGHT))).all(1)
         return dict(zip(tracks.ids[base].tolist(), tracks.visible[0, base].tolist(), strict=True)), tracks
 

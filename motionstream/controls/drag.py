@@ -125,14 +125,13 @@ class DragSource:
 
     def _take_hold(self, new: list[_Pin], request: ChunkRequest) -> None:
         """Ends what is held on the things that new drags and paths begin to move, and finds which controls hold one."""
-        if len(self._controls) == 1 and not self._reserved:
+        if len(self._controls) == 1 and not self._reserved:  # nobody asks what it holds
             return
         controls = list(self._controls.values())
         points = [control.points(request) for control in controls]
         things, bodies = request.things(np.concatenate(points))
         ends = np.cumsum([len(part) for part in points])[:-1]
-        on = {control: _most(own, 1 / 2) for control, own in zip(controls, np.split(things, ends), strict=True)}
-        self._on = on
+        on = self._on = {one: _most(own, 1 / 2) for one, own in zip(controls, np.split(things, ends), strict=True)}
         moved = set().union(*(on[control] for control in new if control.moves))
         again = [key for key, one in self._controls.items() if one.rests(request.fps) and on[one] & moved]
         self._controls = {key: control for key, control in self._controls.items() if key not in again}
